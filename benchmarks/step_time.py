@@ -1,0 +1,131 @@
+"""How much longer a distillation step takes than the work it cannot do without.
+
+    python benchmarks/step_time.py [--method=kd] [--teacher=wrn_40_2] [--student=wrn_16_2]
+
+All measured steps run in one process, in turn, so that whatever else the machine does slows them
+alike; what is printed are medians and ratios of medians. The floor is the student's own training
+step plus the teacher's inference on the same batch. `--method` takes ids as configs do, several
+separated by commas, or `all`.
+"""
+
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from absl import app, flags
+
+import tfkd
+from tfkd import config as tfkd_config
+from tfkd.errors import UsageError
+
+flags.DEFINE_string("method", "kd", "Methods, as in configs: kd, at, kd+at; or all.")
+flags.DEFINE_string("teacher", "wrn_40_2", "Id of the teacher.")
+flags.DEFINE_string("student", "wrn_16_2", "Id of the student.")
+flags.DEFINE_integer("batch_size", 64, "Images per step.", 1)
+flags.DEFINE_integer("rounds", 30, "How often each step is measured.", 3)
+flags.DEFINE_integer("classes", 100, "Number of classes.", 2)
+flags.DEFINE_boolean("keras", True, "Whether to measure keras.distillation.Distiller too.")
+
+FLAGS = flags.FLAGS
+
+
+def compiled(model):
+    """Compiles a model or distiller as users would."""
+    model.compile(
+        tfkd.optimizers.SGD(0.01, momentum=0.9, weight_decay=5e-4),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=tfkd.runtime.jit_compile(),
+    )
+    return model
+
+
+def training_step(model, data):
+    """Returns a function that takes one training step of a compiled model."""
+    batches = iter(data)
+    model.make_train_function()
+    return lambda: tf.nest.map_structure(lambda x: x.numpy(), model.train_function(batches))
+
+
+def inference(model, images):
+    """Returns a function that runs a model's inference once."""
+    forward = tf.function(
+        lambda x: model(x, training=False), jit_compile=tfkd.runtime.jit_compile()
+    )
+    return lambda: forward(images).numpy()
+
+
+def keras_distiller(student, teacher):
+    """The same step by Keras' own distiller, its loss mended to be a KL divergence."""
+    return keras.distillation.Distiller(
+        teacher=teacher,
+        student=student,
+        distillation_losses=keras.distillation.LogitsDistillation(
+            temperature=4.0, loss=keras.losses.KLDivergence()
+        ),
+        student_loss_weight=0.1,
+    )
+
+
+def measure(steps, rounds):
+    """Runs all steps in turn and returns `{name: [seconds, ...]}`."""
+    for step in steps.values():
+        step()
+        step()
+    seconds = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def main(arguments):
+    """Measures and prints."""
+    del arguments
+    methods = FLAGS.method.split(",")
+    if methods == ["all"]:
+        methods = list(tfkd.losses.available())
+    shape = (32, 32, 3)
+
+    def create(name):
+        return tfkd.models.create(name, num_classes=FLAGS.classes, input_shape=shape)
+
+    random = np.random.default_rng(0)
+    images = tf.constant(random.normal(size=(FLAGS.batch_size, *shape)), "float32")
+    labels = tf.constant(random.integers(0, FLAGS.classes, FLAGS.batch_size))
+    data = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    teacher = create(FLAGS.teacher)
+    steps = {
+        "student step": training_step(compiled(create(FLAGS.student)), data),
+        "teacher inference": inference(teacher, images),
+    }
+    for method in methods:
+        settings = tfkd_config.default_config(method, FLAGS.teacher, FLAGS.student)
+        distiller = tfkd_config.make_distiller(settings, create(FLAGS.student), teacher)
+        steps[method] = training_step(compiled(distiller), data)
+    if FLAGS.keras:
+        distiller = compiled(keras_distiller(create(FLAGS.student), create(FLAGS.teacher)))
+        steps["keras.distillation"] = training_step(distiller, data)
+
+    seconds = measure(steps, FLAGS.rounds)
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    floor = medians["student step"] + medians["teacher inference"]
+    for method in [*methods, *(["keras.distillation"] if FLAGS.keras else [])]:
+        print(f"{method}: step over floor {medians[method] / floor:.3f}")
+    print(
+        f"\n{FLAGS.teacher} -> {FLAGS.student}, batch {FLAGS.batch_size}, "
+        f"{FLAGS.rounds} rounds, milliseconds:"
+    )
+    for name, values in seconds.items():
+        low, middle, high = np.percentile(values, [10, 50, 90]) * 1000
+        print(f"{name:20s} median {middle:8.1f}   10..90 % {low:8.1f} .. {high:8.1f}")
+
+
+if __name__ == "__main__":
+    try:
+        app.run(main)
+    except UsageError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -1,0 +1,37 @@
+"""Installs tfkd: TensorFlow/Keras Knowledge Distillation."""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+
+setup(
+    name="tfkd",
+    version="0.1.0",
+    description="TensorFlow/Keras Knowledge Distillation: train small models under large ones.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["tfkd", "tfkd.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "tensorflow>=2.20,<2.22",
+        "keras>=3.12,<3.16",
+        "tensorflow-datasets>=4.9.9",
+        "keras-tuner>=1.4.7",
+        "absl-py>=2.1",
+        "ml_collections>=1.0",
+        "numpy>=1.26",
+        "scikit-learn>=1.5",
+        "matplotlib>=3.8",
+    ],
+    extras_require={
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.5"],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,31 @@
+"""Set-up that must precede the first use of TensorFlow, and fixtures for all tests."""
+
+import os
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import tensorflow as tf  # noqa: E402, I001
+
+import tfkd  # noqa: E402, F401  (sets what TensorFlow reads when it is imported)
+
+# Four logical devices for the tests of several replicas, which cannot be had later.
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4
+)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One process per core: more threads each would only compete.
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def same_start():
+    """Every test starts from the same random state and policy."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("float32")

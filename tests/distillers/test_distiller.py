@@ -1,0 +1,411 @@
+"""What holds for every distiller: the nine properties of the design, on KnowledgeDistiller."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+from keras import ops
+from tiny import Hint, Relational
+
+import tfkd
+from tfkd.errors import UsageError
+
+
+def make(losses=("kd",), student=None, teacher=None, optimizer=None, compile_arguments=None, **kw):
+    student = student or tiny.model(seed=1)
+    teacher = teacher or tiny.model(width=8, name="teacher", seed=2)
+    distiller = tfkd.KnowledgeDistiller(student, teacher, losses=list(losses), **kw)
+    distiller.compile(
+        optimizer or keras.optimizers.SGD(0.1), metrics=["accuracy"], **(compile_arguments or {})
+    )
+    return distiller
+
+
+def values(model):
+    return [variable.numpy() for variable in model.variables]
+
+
+def assert_equal(before, after):
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def count_calls(model):
+    """Counts how often the forward pass of a model is traced, by its first convolution."""
+    layer = next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
+    calls, call = [], layer.call
+
+    def counting(*args, **kwargs):
+        calls.append(1)
+        return call(*args, **kwargs)
+
+    layer.call = counting
+    return calls
+
+
+@pytest.mark.parametrize("losses", [["kd"], ["kd", Hint()]])
+def test_one_forward_pass_of_each_model(losses):
+    distiller = make(losses)
+    x, y = tiny.data(8)
+    distiller.train_on_batch(x, y)
+    # Keras may have traced for other reasons before: count a trace of the step alone.
+    student, teacher = count_calls(distiller.student), count_calls(distiller.teacher)
+    step = tf.function(distiller.train_step)
+    step.get_concrete_function((tf.constant(x), tf.constant(y)))
+    assert len(student) == 1 and len(teacher) == 1
+    evaluation = tf.function(distiller.test_step)
+    evaluation.get_concrete_function((tf.constant(x), tf.constant(y)))
+    assert len(student) == 2 and len(teacher) == 1
+
+
+def test_evaluate_predict_and_call_run_the_student_alone_and_change_nothing():
+    distiller = make(["kd", Hint()])
+    x, y = tiny.data()
+    expected = distiller.student(x, training=False)
+    before = values(distiller.student) + values(distiller.teacher)
+    teacher = count_calls(distiller.teacher)
+    logs = distiller.evaluate(x, y, verbose=0, return_dict=True)
+    np.testing.assert_allclose(distiller.predict(x, verbose=0), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(distiller(x), expected)
+    assert_equal(before, values(distiller.student) + values(distiller.teacher))
+    assert not teacher and set(logs) == {"loss", "accuracy"}
+
+
+def test_no_teacher_variable_changes():
+    distiller = make()
+    before = values(distiller.teacher)
+    x, y = tiny.data()
+    distiller.fit(x, y, epochs=2, batch_size=8, verbose=0)
+    assert_equal(before, values(distiller.teacher))
+    tracked = {id(variable) for variable in distiller.variables}
+    assert not tracked & {id(variable) for variable in distiller.teacher.variables}
+
+
+def test_a_student_that_shares_variables_with_its_teacher_is_an_error():
+    model = tiny.model()
+    head = keras.layers.Dense(tiny.CLASSES)(model.get_layer("pooled").output)
+    with pytest.raises(UsageError, match="share 25 variables"):
+        tfkd.KnowledgeDistiller(keras.Model(model.input, head), model)
+    with pytest.raises(UsageError, match="share"):
+        tfkd.KnowledgeDistiller(model, model)
+
+
+def test_the_exported_student_is_the_plain_student(tmp_path):
+    student = tiny.model(seed=1)
+    parameters, config = student.count_params(), student.get_config()
+    distiller = make(["kd", Hint()], student)
+    x, y = tiny.data()
+    distiller.fit(x, y, verbose=0)
+    assert distiller.student is student and student.get_config() == config
+    distiller.save(tmp_path / "student.keras")
+    saved = keras.models.load_model(tmp_path / "student.keras")
+    assert saved.count_params() == parameters
+    np.testing.assert_allclose(saved(x), student(x), rtol=1e-6)
+
+
+def test_weight_files_hold_connectors_but_no_teacher(tmp_path):
+    # The teacher is far larger than everything else: it would show.
+    teacher = tiny.model(width=128, name="teacher", seed=2)
+    distiller = make(["kd", Hint()], teacher=teacher)
+    x, y = tiny.data()
+    distiller.fit(x, y, verbose=0)
+    distiller.save_weights(tmp_path / "state.weights.h5")
+    assert (tmp_path / "state.weights.h5").stat().st_size < teacher.count_params()
+    again = make(["kd", Hint()], tiny.model(seed=5), teacher)
+    again.load_weights(tmp_path / "state.weights.h5")
+    assert_equal(values(distiller.distillation_losses[1]), values(again.distillation_losses[1]))
+    assert_equal(values(distiller.student), values(again.student))
+
+
+def test_regularizers_take_part():
+    """One step with L2 moves each kernel by an extra learning rate · 2 · factor · kernel."""
+    factor, x_y = 0.3, tiny.data()
+    plain, regularized = (
+        make(student=tiny.model(seed=1, regularizer=regularizer))
+        for regularizer in (None, keras.regularizers.L2(factor))
+    )
+    start = plain.student.layers[1].kernel.numpy()
+    logs = [d.train_on_batch(*x_y, return_dict=True) for d in (plain, regularized)]
+    moved = [d.student.layers[1].kernel.numpy() - start for d in (plain, regularized)]
+    np.testing.assert_allclose(moved[1] - moved[0], -0.1 * 2 * factor * start, rtol=1e-3, atol=1e-6)
+    assert logs[1]["loss"] > logs[0]["loss"] + 0.1
+    assert logs[1]["student_loss"] == pytest.approx(logs[0]["student_loss"], rel=1e-5)
+
+
+def test_samples_of_weight_zero_do_not_train():
+    distiller = make(["kd"], student=tiny.model(seed=1))
+    x, y = tiny.data()
+    before = [v.numpy() for v in distiller.student.trainable_variables]
+    distiller.fit(x, y, sample_weight=np.zeros(len(x)), verbose=0)
+    assert_equal(before, [v.numpy() for v in distiller.student.trainable_variables])
+
+
+def test_sample_weights_weigh_every_loss():
+    """Weights of 1 on half of the batch give half of that half's loss."""
+    x, y = tiny.data()
+    weights = np.array([1.0, 0.0] * 16)
+    distiller = make(["kd"])
+    logits = distiller.student(x, training=True)
+    teacher = distiller.teacher(x)
+    logs = make(["kd"]).train_on_batch(x, y, sample_weight=weights, return_dict=True)
+    kd = tfkd.losses.get("kd")
+    assert logs["kd_loss"] == pytest.approx(float(kd([logits[::2]], [teacher[::2]])) / 2, rel=1e-4)
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    assert logs["student_loss"] == pytest.approx(float(cross_entropy(y[::2], logits[::2])) / 2)
+
+
+def test_class_weights_are_sample_weights():
+    x, y = tiny.data()
+    class_weight = {label: 0.5 + label for label in range(tiny.CLASSES)}
+    by_class, by_sample = make(), make()
+    by_class.fit(x, y, class_weight=class_weight, shuffle=False, verbose=0)
+    by_sample.fit(x, y, sample_weight=0.5 + y, shuffle=False, verbose=0)
+    for a, b in zip(values(by_class.student), values(by_sample.student)):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_logs_name_each_part_and_callbacks_work(tmp_path):
+    distiller = make(["kd", Hint()])
+    x, y = tiny.data()
+    callbacks = [
+        keras.callbacks.EarlyStopping("val_loss", patience=1, restore_best_weights=True),
+        keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", save_best_only=True),
+        keras.callbacks.BackupAndRestore(tmp_path / "backup"),
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+    ]
+    history = distiller.fit(
+        x, y, validation_data=(x, y), epochs=2, verbose=0, callbacks=callbacks
+    ).history
+    assert set(history) == {
+        *("loss", "student_loss", "distillation_loss", "kd_loss", "hint_for_tests_loss"),
+        *("accuracy", "val_loss", "val_accuracy"),
+    }
+    loss = history["student_loss"][0] + history["distillation_loss"][0]
+    assert history["loss"][0] == pytest.approx(loss, rel=1e-5)
+    weighted = 0.9 * history["kd_loss"][0] + history["hint_for_tests_loss"][0]
+    assert history["distillation_loss"][0] == pytest.approx(weighted, rel=1e-5)
+    best = keras.models.load_model(tmp_path / "best.keras", compile=False)
+    assert best.count_params() == distiller.student.count_params()
+
+
+def test_same_seed_same_result_with_dropout():
+    def train(seed):
+        keras.utils.set_random_seed(seed)
+        distiller = make(student=tiny.model(seed=1, dropout=0.5))
+        distiller.fit(*tiny.data(), batch_size=8, verbose=0)
+        return values(distiller.student)
+
+    assert_equal(train(3), train(3))
+    different = zip(train(3), train(4))
+    assert any(not np.array_equal(a, b) for a, b in different)
+
+
+def test_xla_gives_the_same_step():
+    results = []
+    for jit_compile in (False, True):
+        distiller = make(["kd", Hint()], compile_arguments={"jit_compile": jit_compile})
+        keras.utils.set_random_seed(0)
+        for variable in distiller.distillation_losses[1].variables:
+            variable.assign(ops.ones_like(variable) * 0.1)
+        distiller.train_on_batch(*tiny.data())
+        results.append(values(distiller))
+    for a, b in zip(*results):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+
+
+def test_xla_is_off_by_default_where_it_is_slower():
+    gpu = bool(tf.config.list_physical_devices("GPU"))
+    assert make().jit_compile == gpu
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_losses_are_float32_under_mixed_precision(policy):
+    keras.config.set_dtype_policy(policy)
+    student, teacher = tiny.model(seed=1), tiny.model(width=8, seed=2)
+    distiller = make(["kd", Hint()], student, teacher)
+    assert distiller.student.compute_dtype != "float32"
+    before = [v.numpy() for v in distiller.trainable_variables]
+    x, y = tiny.data()
+    seen = []
+    loss = distiller.distillation_losses[0]
+    compare = loss.compare
+
+    def spying(spot, student_tap, teacher_tap, *args):
+        seen.append((student_tap.dtype, teacher_tap.dtype))
+        return compare(spot, student_tap, teacher_tap, *args)
+
+    loss.compare = spying
+    logs = distiller.train_on_batch(x, y, return_dict=True)
+    assert seen[0] == ("float32", "float32") and np.isfinite(logs["loss"])
+    is_scaled = isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert is_scaled == (policy == "mixed_float16")
+    # The step is the float32 step, to the precision of the policy; loss scaling cancels out.
+    keras.config.set_dtype_policy("float32")
+    reference = make(["kd", Hint()], tiny.model(seed=1), tiny.model(width=8, seed=2))
+    for mine, other in zip(
+        reference.distillation_losses[1].variables, distiller.distillation_losses[1].variables
+    ):
+        mine.assign(before[[v.shape for v in distiller.trainable_variables].index(other.shape)])
+    expected = reference.train_on_batch(x, y, return_dict=True)
+    assert logs["student_loss"] == pytest.approx(expected["student_loss"], rel=0.03)
+    kernel = distiller.student.get_layer("logits").kernel.numpy()
+    target = reference.student.get_layer("logits").kernel.numpy()
+    start = tiny.model(seed=1).get_layer("logits").kernel.numpy()
+    np.testing.assert_allclose(
+        kernel - start, target - start, atol=0.1 * np.abs(target - start).max()
+    )
+
+
+def one_step(replicas, losses, data, batch_size, **kw):
+    """Trains a fresh distiller for one epoch on some replicas; returns weights and logs."""
+    with tfkd.runtime.strategy("mirrored", replicas).scope():
+        keras.utils.set_random_seed(0)
+        student = tiny.model(seed=1, regularizer=keras.regularizers.L2(0.01))
+        distiller = make(losses(), student, tiny.model(width=8, seed=2), **kw)
+        logs = distiller.fit(
+            tf.data.Dataset.from_tensor_slices(data).batch(batch_size), shuffle=False, verbose=0
+        ).history
+    return values(distiller.student), {key: value[0] for key, value in logs.items()}
+
+
+def largest_difference(a, b):
+    """The largest difference of two lists of arrays, relative to the largest value of each."""
+    return max(np.abs(x - y).max() / np.abs(x).max() for x, y in zip(a, b))
+
+
+@pytest.mark.parametrize("replicas, loss", [(2, "function"), (4, "instance")])
+def test_replicas_give_the_update_of_one(replicas, loss):
+    label_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if loss == "function":
+        label_loss = lambda y, p: keras.losses.sparse_categorical_crossentropy(  # noqa: E731
+            y, p, from_logits=True
+        )
+        label_loss.__name__ = "from_logits"
+    run = {
+        "losses": lambda: ["kd", Relational(weight=0.1)],
+        "data": tiny.data(16),
+        "batch_size": 16,
+        "compile_arguments": {"loss": label_loss},
+    }
+    expected, expected_logs = one_step(1, **run)
+    found, logs = one_step(replicas, **run)
+    assert largest_difference(expected, found) < 1e-5
+    assert logs == pytest.approx(expected_logs, rel=1e-4)
+
+
+def test_a_last_batch_that_divides_unequally_counts_right():
+    run = {
+        "losses": lambda: ["kd", Relational(weight=0.1)],
+        "data": tiny.data(23),
+        "batch_size": 16,
+    }
+    expected, expected_logs = one_step(1, **run)
+    found, logs = one_step(2, **run)
+    assert largest_difference(expected, found) < 1e-5
+    assert logs == pytest.approx(expected_logs, rel=1e-4)
+
+
+def test_relational_losses_can_stay_on_the_replica():
+    run = {"losses": lambda: [Relational()], "data": tiny.data(16), "batch_size": 16}
+    expected, _ = one_step(1, **run)
+    found, _ = one_step(2, relational_scope="replica", **run)
+    assert largest_difference(expected, found) > 1e-4
+
+
+def test_a_student_whose_graph_is_unknown_trains():
+    student = tiny.Subclassed()
+    loss = tfkd.losses.get(Hint(spots=[("body", "stage1")]))
+    distiller = make(["kd", loss], student)
+    x, y = tiny.data()
+    distiller.fit(x, y, verbose=0)
+    assert student.built and loss.connector.kernel.shape == (4, 8)
+    assert {v.path for v in loss.trainable_variables} <= {
+        v.path for v in distiller.trainable_variables
+    }
+
+
+class Softmaxed(tiny.Subclassed):
+    def call(self, inputs):
+        return ops.softmax(super().call(inputs))
+
+
+def with_end(layer):
+    model = tiny.model()
+    return keras.Model(model.input, layer(model.output), name="ended")
+
+
+def dense_with_softmax():
+    model = tiny.model()
+    dense = keras.layers.Dense(tiny.CLASSES, activation="softmax")
+    return keras.Model(model.input, dense(model.get_layer("pooled").output))
+
+
+def nested_softmax():
+    inputs = keras.Input(tiny.SHAPE)
+    return keras.Model(inputs, with_end(keras.layers.Softmax())(inputs))
+
+
+@pytest.mark.parametrize(
+    "make_model",
+    [
+        lambda: with_end(keras.layers.Softmax()),
+        lambda: with_end(keras.layers.Activation("softmax")),
+        lambda: with_end(keras.layers.Activation("sigmoid")),
+        lambda: with_end(ops.softmax),
+        dense_with_softmax,
+        nested_softmax,
+    ],
+)
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_probabilities_are_an_error(make_model, role):
+    models = {"student": tiny.model(), "teacher": tiny.model(seed=1)}
+    models[role] = make_model()
+    with pytest.raises(UsageError, match=f"{role.title()} .* outputs probabilities .*needs logits"):
+        tfkd.KnowledgeDistiller(**models)
+
+
+def test_probabilities_of_a_subclassed_model_are_an_error_at_the_first_batch():
+    distiller = make(teacher=Softmaxed())
+    x, y = tiny.data()
+    for data in ([x, y], [tf.data.Dataset.from_tensor_slices((x, y)).batch(8)]):
+        with pytest.raises(UsageError, match="rows that add up to 1"):
+            distiller.fit(*data, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "models, message",
+    [
+        ((tiny.model, lambda: tiny.model(classes=7)), "5 classes and teacher 'tiny' 7"),
+        ((tiny.model, lambda: "resnet20"), "teacher must be a keras.Model; received str"),
+        ((tiny.model, lambda: with_end(keras.layers.Reshape((1, 5)))), "shape .batch, classes."),
+        (
+            (tiny.model, lambda: tfkd.models.create("resnet8", 5, (32, 32, 3))),
+            r"takes inputs of shape \(None, 8, 8, 3\) and teacher 'resnet8' \(None, 32, 32, 3\)",
+        ),
+    ],
+)
+def test_models_that_do_not_fit(models, message):
+    student, teacher = (make_model() for make_model in models)
+    with pytest.raises(UsageError, match=message):
+        tfkd.KnowledgeDistiller(student, teacher)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    ["sparse_categorical_crossentropy", keras.losses.SparseCategoricalCrossentropy()],
+)
+def test_a_loss_of_probabilities_is_an_error(loss):
+    with pytest.raises(UsageError, match="from_logits=True"):
+        make(compile_arguments={"loss": loss})
+
+
+@pytest.mark.parametrize("label", [-1, tiny.CLASSES])
+def test_labels_outside_the_classes(label):
+    x, y = tiny.data()
+    y[3] = label
+    message = f"label {label}, and student 'tiny' has 5 classes: .* 0 to 4"
+    with pytest.raises(UsageError, match=message):
+        make().fit(x, y, verbose=0)
+    with pytest.raises(UsageError, match=message):
+        make().evaluate(x, y, verbose=0)

@@ -1,0 +1,178 @@
+import keras
+import numpy as np
+import pytest
+import tiny
+from keras import layers
+
+from tfkd import models, taps
+from tfkd.errors import UsageError
+
+
+def nested():
+    """A tiny backbone inside a model, as transfer learning makes them."""
+    backbone = tiny.model(name="backbone")
+    inputs = keras.Input(tiny.SHAPE)
+    outputs = layers.Dense(3, name="head")(backbone(layers.Rescaling(2.0)(inputs), training=False))
+    return keras.Model(inputs, outputs, name="nested")
+
+
+def test_zoo_taps_are_the_named_ones():
+    found = taps.of(models.create("resnet8", num_classes=10))
+    assert found == {
+        "stem": (None, 32, 32, 16),
+        "stage1": (None, 32, 32, 16),
+        "stage2": (None, 16, 16, 32),
+        "stage3": (None, 8, 8, 64),
+        "pooled": (None, 64),
+        "logits": (None, 10),
+    }
+
+
+def test_every_layer_of_another_model_is_a_tap_inside_nested_models_too():
+    found = taps.of(nested())
+    assert found["backbone/stage1"] == (None, 8, 8, 4)
+    assert found["backbone/pooled"] == (None, 8)
+    assert found["backbone"] == (None, tiny.CLASSES)
+    assert list(found)[-1] == "head"
+
+
+def test_operations_that_are_no_layers_and_second_calls_are_taps():
+    inputs = keras.Input((4, 4, 2))
+    shared = layers.Conv2D(2, 1, name="shared")
+    model = keras.Model(inputs, layers.Flatten()(shared(shared(inputs)) + 1.0))
+    found = list(taps.of(model))
+    assert found[:2] == ["shared", "shared:1"] and found[2].startswith("add")
+    x = np.ones((1, 4, 4, 2), "float32")
+    read = taps.extractor(model, ["shared", "shared:1"])(x)
+    np.testing.assert_allclose(read["shared:1"], shared(shared(x)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [tiny.model, nested, tiny.Subclassed])
+def test_extractor_gives_the_models_own_logits(make):
+    model = make()
+    x, _ = tiny.data(3)
+    expected = model(x)
+    tap = {tiny.model: "stage1", nested: "backbone/stage1", tiny.Subclassed: "body"}[make]
+    read = taps.extractor(model, [tap])(x)
+    assert set(read) == {tap, "logits"}
+    np.testing.assert_array_equal(read["logits"], expected)
+    assert read[tap].shape == (3, 8, 8, 4)
+
+
+def test_extractor_reads_the_tensor_that_the_layer_makes():
+    model = tiny.model()
+    x, _ = tiny.data(3)
+    expected = keras.Model(model.input, model.get_layer("stage1").output)(x)
+    np.testing.assert_array_equal(taps.extractor(model, ["stage1"])(x)["stage1"], expected)
+
+
+def test_reading_a_subclassed_model_leaves_it_as_it_was():
+    model = tiny.Subclassed()
+    x, _ = tiny.data(3)
+    before = dict(vars(model.body))
+    features = taps.extractor(model, ["body"])(x)["body"]
+    assert "call" not in vars(model.body) and set(before) <= set(vars(model.body))
+    np.testing.assert_array_equal(features, model.body(x))
+
+
+def test_training_mode_reaches_nested_layers():
+    model = nested()
+    x, _ = tiny.data(8)
+    read = taps.extractor(model, ["backbone/stage1"])
+    np.testing.assert_allclose(
+        read(x, training=True)["logits"], model(x, training=True), rtol=1e-5, atol=1e-6
+    )
+    difference = np.abs(read(x, training=True)["logits"] - read(x, training=False)["logits"])
+    assert difference.max() > 1e-3
+
+
+def test_a_wrong_name_says_which_names_exist():
+    with pytest.raises(UsageError, match=r"no tap 'stage9'; it has stem, stage1, stage2, pooled"):
+        taps.extractor(tiny.model(), ["stage9"])
+    subclassed = tiny.Subclassed()
+    subclassed(tiny.data(1)[0])
+    with pytest.raises(UsageError, match=r"no tap 'neck'; it has body, pool, head"):
+        taps.extractor(subclassed, ["neck"])
+    with pytest.raises(UsageError, match="no tap 'backbone/stage9'"):
+        taps.extractor(nested(), ["backbone/stage9"])
+
+
+def test_segments_share_weights_and_compose_to_the_model():
+    model = tiny.model()
+    x, _ = tiny.data(3)
+    first = taps.segment(model, end="stage1")
+    middle = taps.segment(model, "stage1", "stage2")
+    last = taps.segment(model, "stage2")
+    np.testing.assert_allclose(last(middle(first(x))), model(x), rtol=1e-5, atol=1e-6)
+    own = {id(variable) for variable in model.variables}
+    parts = [variable for part in (first, middle, last) for variable in part.variables]
+    assert {id(variable) for variable in parts} == own and len(parts) == len(own)
+
+
+def test_segments_reach_into_nested_models():
+    model = nested()
+    x, _ = tiny.data(3)
+    first = taps.segment(model, end="backbone/stage1")
+    rest = taps.segment(model, "backbone/stage1")
+    np.testing.assert_allclose(rest(first(x)), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_segments_that_cannot_be_cut_say_why():
+    with pytest.raises(UsageError, match="subclassed"):
+        taps.segment(tiny.Subclassed(), end="body")
+    model = tiny.model()
+    inside_a_branch = next(
+        layer.name for layer in model.layers[4:] if isinstance(layer, layers.Conv2D)
+    )
+    with pytest.raises(UsageError, match="cannot be cut .* proposes stage1, stage2, pooled"):
+        taps.segment(model, inside_a_branch, "stage2")
+
+
+def test_suggest_finds_the_last_bottleneck_of_each_resolution():
+    model = keras.applications.MobileNetV2(
+        input_shape=(64, 64, 3), weights=None, classes=10, classifier_activation=None
+    )
+    found = taps.suggest(model)
+    sizes = [shape[1] for shape in found.values() if len(shape) == 4]
+    assert sizes == [32, 16, 8, 4, 2]
+    *_, pooled, logits = found
+    assert pooled.startswith("global_average_pooling2d") and logits == "predictions"
+    for tap in found:
+        if len(found[tap]) == 4:
+            taps.segment(model, tap)
+
+
+def test_suggest_skips_branches_paddings_and_dropout():
+    inputs = keras.Input((16, 16, 3))
+    x = layers.Conv2D(4, 3, padding="same", name="conv")(inputs)
+    a = layers.Conv2D(4, 3, padding="same", name="branch")(x)
+    x = layers.Add(name="joined")([x, a])
+    x = layers.ZeroPadding2D(1)(x)
+    x = layers.Conv2D(8, 3, strides=2, name="down")(x)
+    x = layers.GlobalAveragePooling2D(name="vector")(x)
+    x = layers.Dropout(0.5)(x)
+    model = keras.Model(inputs, layers.Dense(3, name="out")(x))
+    assert list(taps.suggest(model)) == ["joined", "down", "vector", "out"]
+
+
+def test_spots_by_name():
+    model = models.create("vgg8", num_classes=10)
+    assert taps.at_spots(model, "stages") == ["stage1", "stage2", "stage3", "stage4"]
+    assert taps.at_spots(model, "hint") == ["stage2"]
+    assert taps.at_spots(model, "last_map") == ["stage4"]
+    assert taps.at_spots(model, "pooled") == ["pooled"]
+    assert taps.at_spots(model, "logits") == ["logits"]
+
+
+def test_a_spot_that_is_not_there():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.Dense(3)(inputs))
+    with pytest.raises(UsageError, match="no place that would serve as 'stages'"):
+        taps.at_spots(model, "stages")
+
+
+def test_several_outputs_are_refused():
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, [layers.Dense(3)(inputs), layers.Dense(2)(inputs)])
+    with pytest.raises(UsageError, match="2 outputs"):
+        taps.of(model)

@@ -1,0 +1,20 @@
+"""tfkd: TensorFlow/Keras Knowledge Distillation."""
+
+import os
+
+# Before TensorFlow is imported: its start-up chatter about CPU features and missing GPUs buries
+# what a user should read. Who wants it sets the variable to 0.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from tfkd import losses, models, optimizers, runtime, taps  # noqa: E402
+from tfkd.distillers import Distiller, KnowledgeDistiller  # noqa: E402
+
+__all__ = [
+    "Distiller",
+    "KnowledgeDistiller",
+    "losses",
+    "models",
+    "optimizers",
+    "runtime",
+    "taps",
+]

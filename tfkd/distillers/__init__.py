@@ -1,0 +1,6 @@
+"""How a training step runs: one method per file."""
+
+from tfkd.distillers.distiller import Distiller
+from tfkd.distillers.knowledge import KnowledgeDistiller
+
+__all__ = ["Distiller", "KnowledgeDistiller"]

@@ -1,0 +1,172 @@
+"""Finds what is wrong with models, losses and data before, or as, training starts."""
+
+import contextlib
+import re
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfkd import taps
+from tfkd.errors import UsageError
+
+_PROBABILITIES = (
+    "{role} {name!r} outputs probabilities ({how}); tfkd needs logits: end it without an "
+    "activation, and leave the softmax to the loss (from_logits=True)."
+)
+
+
+def check_pair(student, teacher):
+    """Checks that two models can be student and teacher.
+
+    Args:
+        student: A `keras.Model`.
+        teacher: A `keras.Model`.
+
+    Raises:
+        UsageError: If either is no model, they share variables, differ in input shape or number
+            of classes, or output probabilities.
+    """
+    for role, model in (("student", student), ("teacher", teacher)):
+        if not isinstance(model, keras.Model):
+            raise UsageError(f"The {role} must be a keras.Model; received {type(model).__name__}.")
+    own = {id(variable) for variable in student.variables}
+    shared = [variable.path for variable in teacher.variables if id(variable) in own]
+    if shared or student is teacher:
+        raise UsageError(
+            f"Student and teacher share {len(shared)} variables, {', '.join(shared[:3])} first: "
+            "build two models, or the teacher would change as the student learns."
+        )
+    shapes = {}
+    for role, model in (("Student", student), ("Teacher", teacher)):
+        output = taps.output(model)
+        if output is None:
+            continue
+        how = _activation(output)
+        if how is not None:
+            raise UsageError(_PROBABILITIES.format(role=role, name=model.name, how=how))
+        if len(output.shape) != 2:
+            raise UsageError(
+                f"{role} {model.name!r} outputs shape {tuple(output.shape)}; tfkd needs logits of "
+                "shape (batch, classes)."
+            )
+        shapes[role] = (tuple(output.shape), model.input_shape)
+    if len(shapes) == 2:
+        (classes, inputs), (teacher_classes, teacher_inputs) = shapes.values()
+        if classes[-1] != teacher_classes[-1]:
+            raise UsageError(
+                f"Student {student.name!r} has {classes[-1]} classes and teacher {teacher.name!r} "
+                f"{teacher_classes[-1]}: both must be built for the same classes."
+            )
+        if not _agree(inputs, teacher_inputs):
+            raise UsageError(
+                f"Student {student.name!r} takes inputs of shape {inputs} and teacher "
+                f"{teacher.name!r} {teacher_inputs}: both must take the same."
+            )
+
+
+def _agree(shape, other):
+    if not (isinstance(shape, tuple) and isinstance(other, tuple)):
+        return True
+    return len(shape) == len(other) and all(
+        a == b or a is None or b is None for a, b in zip(shape, other)
+    )
+
+
+def _activation(output):
+    """Names the operation that makes probabilities of the last tensor, or returns None."""
+    operation = output._keras_history.operation
+    names = {"softmax": "a softmax", "sigmoid": "a sigmoid", "log_softmax": "a log-softmax"}
+    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(operation).__name__).lower()
+    activation = getattr(getattr(operation, "activation", None), "__name__", None)
+    return names.get(kind) or names.get(activation)
+
+
+def check_first_batch(models, x):
+    """Looks for probabilities in the outputs of models whose graph cannot be looked at.
+
+    Args:
+        models: The student and the teacher.
+        x: What was given to `fit`: a `tf.data.Dataset`, an array or a tensor. Anything else is
+            left alone, since looking at it would use it up.
+
+    Raises:
+        UsageError: If the outputs for some of the data are probabilities.
+    """
+    hidden = [model for model in models if taps.output(model) is None]
+    if not hidden:
+        return
+    if isinstance(x, tf.data.Dataset):
+        element = next(iter(x.take(1)))
+        x = element[0] if isinstance(element, tuple) else element
+    if not isinstance(x, (np.ndarray, tf.Tensor)):
+        return
+    for model in hidden:
+        outputs = keras.ops.convert_to_numpy(model(x[:8], training=False)).astype("float32")
+        if outputs.min() >= 0 and np.allclose(outputs.sum(axis=-1), 1.0, atol=1e-3):
+            how = "rows that add up to 1"
+            raise UsageError(_PROBABILITIES.format(role="Model", name=model.name, how=how))
+
+
+def label_loss(loss):
+    """Returns the student's loss on the labels as a Keras loss object of logits.
+
+    Args:
+        loss: A `keras.losses.Loss`, a function `(labels, logits) -> (batch,)`, the name of a
+            Keras loss, or None for sparse categorical cross-entropy.
+
+    Returns:
+        A `keras.losses.Loss`.
+
+    Raises:
+        UsageError: If it is known to expect probabilities, or the name is unknown.
+    """
+    if loss is None:
+        return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if isinstance(loss, str):
+        try:
+            loss = keras.losses.deserialize(loss)
+        except ValueError as error:
+            raise UsageError(f"Unknown loss {loss!r}: pass a keras.losses.Loss.") from error
+    of_probabilities = (
+        loss.get_config().get("from_logits") is False
+        if isinstance(loss, keras.losses.Loss)
+        else "crossentropy" in getattr(loss, "__name__", "")
+    )
+    if of_probabilities:
+        raise UsageError(
+            "The loss expects probabilities, and students output logits: use "
+            "keras.losses.SparseCategoricalCrossentropy(from_logits=True), or the like."
+        )
+    return loss if isinstance(loss, keras.losses.Loss) else _FunctionLoss(loss)
+
+
+class _FunctionLoss(keras.losses.Loss):
+    """A function as a loss object, which reduces and scales like Keras' own."""
+
+    def __init__(self, function):
+        super().__init__(name=getattr(function, "__name__", "loss"))
+        self.function = function
+
+    def call(self, y_true, y_pred):
+        return self.function(y_true, y_pred)
+
+
+@contextlib.contextmanager
+def clear_label_errors(student):
+    """Turns TensorFlow's complaint about a label outside the classes into one line.
+
+    Args:
+        student: The `keras.Model` that is trained, for its number of classes.
+    """
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        found = re.search(r"label value of (-?\d+) .*?range of \[0, (\d+)\)", str(error))
+        if found is None:
+            raise
+        label, classes = found.groups()
+        raise UsageError(
+            f"The data has label {label}, and student {student.name!r} has {classes} classes: "
+            f"labels must be whole numbers from 0 to {int(classes) - 1}."
+        ) from None

@@ -1,0 +1,374 @@
+"""What all distillers share: everything in a training step that is not the algorithm."""
+
+import dataclasses
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfkd import runtime, taps
+from tfkd.distillers import checks
+from tfkd.errors import UsageError
+
+
+@dataclasses.dataclass
+class Batch:
+    """One replica's part of a training batch.
+
+    Attributes:
+        inputs: What the models take, `(batch, height, width, channels)` for images.
+        labels: The labels as the data set gives them.
+        sample_weight: Float tensor `(batch,)`, or None. Class weights arrive here too.
+        size: Integer tensor, the number of samples.
+    """
+
+    inputs: object
+    labels: object
+    sample_weight: object
+    size: object
+
+
+class _Untracked:
+    """Keeps models out of the distiller's variables, so out of its checkpoints and optimizers."""
+
+    def __init__(self, **values):
+        self.__dict__.update(values)
+
+
+class Distiller(keras.Model):
+    """Trains a student under a teacher; the base class of every method.
+
+    `fit` trains the student; `evaluate`, `predict` and calling the distiller run the student
+    alone. `distiller.student` is, and stays, the plain Keras model that was passed in, and
+    `distiller.save(path)` saves that model.
+
+    A method implements `train_step` from the pieces of this class:
+
+    ```python
+    def train_step(self, data):
+        batch = self.unpack(data)
+        teacher = self.observe_teacher(batch)
+        with tf.GradientTape() as tape:
+            student = self.observe_student(batch)
+            objective = self.objective(batch, {"student_loss": (1.0, ...), ...})
+        self.update(tape, objective, self.optimizer, self.trainable_variables)
+        return self.logs(batch, student["logits"])
+    ```
+
+    Args:
+        student: A `keras.Model` that outputs logits `(batch, classes)`.
+        teacher: A trained `keras.Model` that outputs logits `(batch, classes)`. It is run in
+            inference mode, without gradients, and never changed.
+        relational_scope: `"global"`: losses that compare samples with each other see the whole
+            batch of all replicas, so that N devices give what one gives. `"replica"`: only the
+            replica's own part, which saves the exchange.
+        name: String, optional.
+
+    Raises:
+        UsageError: If the models share variables, differ in their number of classes or in the
+            shape of their inputs, or output probabilities instead of logits.
+    """
+
+    def __init__(self, student, teacher, relational_scope="global", name=None):
+        # The distiller only passes inputs on: casting them is up to each of the two models.
+        super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
+        if relational_scope not in ("global", "replica"):
+            raise UsageError(
+                f"relational_scope must be 'global' or 'replica'; received {relational_scope!r}."
+            )
+        checks.check_pair(student, teacher)
+        self.student = student
+        self.relational_scope = relational_scope
+        self._frozen = _Untracked(teacher=teacher)
+        self._observers = _Untracked(student=None, teacher=None)
+        self._watched = _Untracked(student=[], teacher=[])
+        self._trackers = {}
+        self._evaluating = False
+        runtime.synchronize_batch_normalization(student)
+        self.watch()
+
+    @property
+    def teacher(self):
+        """The teacher, frozen."""
+        return self._frozen.teacher
+
+    def __dir__(self):
+        # Keras saves whatever it finds here that has weights; the teacher stays out of files.
+        return [name for name in super().__dir__() if name != "teacher"]
+
+    # Construction: what a method asks for before training.
+
+    def watch(self, student=(), teacher=()):
+        """Asks for taps that `observe_student` and `observe_teacher` then return.
+
+        Args:
+            student: Iterable of taps of the student.
+            teacher: Iterable of taps of the teacher.
+
+        Raises:
+            UsageError: If a model has no such tap; the message says which it has.
+        """
+        for role, model, wanted in (
+            ("student", self.student, student),
+            ("teacher", self.teacher, teacher),
+        ):
+            watched = getattr(self._watched, role)
+            watched.extend(tap for tap in wanted if tap not in watched)
+            setattr(self._observers, role, taps.extractor(model, watched))
+
+    def add_tracker(self, name):
+        """Adds a value to the training logs: its mean over the epoch, under this name."""
+        if name not in self._trackers:
+            self._trackers[name] = keras.metrics.Mean(name=name)
+
+    def tap_shapes(self, input_shape):
+        """Returns the shapes of all watched taps.
+
+        Args:
+            input_shape: Shape of the models' input, the batch included.
+
+        Returns:
+            `{tap: shape}` of the student and of the teacher.
+        """
+        inputs = tf.TensorSpec(input_shape, keras.config.floatx())
+
+        def shapes(observe):
+            outputs = getattr(observe, "output", None)
+            if outputs is None or any(None in tensor.shape[1:] for tensor in outputs.values()):
+                # A subclassed model, or one for any input size, tells its shapes when it runs.
+                step = tf.function(lambda x: observe(x, training=False))
+                outputs = step.get_concrete_function(inputs).structured_outputs
+            return {tap: tuple(tensor.shape) for tap, tensor in outputs.items()}
+
+        return shapes(self._observers.student), shapes(self._observers.teacher)
+
+    # What Keras calls.
+
+    def compile(
+        self,
+        optimizer="sgd",
+        loss=None,
+        metrics=None,
+        weighted_metrics=None,
+        jit_compile="auto",
+        run_eagerly=False,
+        **kwargs,
+    ):
+        """Configures training.
+
+        Args:
+            optimizer: Optimizer of the student, and of connectors trained with it.
+            loss: The student's loss on the labels, a Keras loss of logits. Defaults to
+                `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`.
+            metrics: List of metrics of the student, as in `keras.Model.compile`.
+            weighted_metrics: The same, weighted by `sample_weight`.
+            jit_compile: Whether to compile with XLA; `"auto"` for what is faster on the device.
+            run_eagerly: Whether to run steps without compiling them, for debugging.
+            **kwargs: Other arguments of `keras.Model.compile`.
+
+        Raises:
+            UsageError: If the loss expects probabilities.
+        """
+        self.label_loss = checks.label_loss(loss)
+        if jit_compile == "auto":
+            jit_compile = runtime.jit_compile() and not run_eagerly
+        super().compile(
+            optimizer=optimizer,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            jit_compile=jit_compile,
+            run_eagerly=run_eagerly,
+            **kwargs,
+        )
+
+    def optimizers(self):
+        """Returns `{name: (optimizer, variables it updates)}`; what a resumed run restores."""
+        return {"optimizer": (self.optimizer, self.trainable_variables)}
+
+    def call(self, inputs, training=None):
+        """Runs the student."""
+        return self.student(inputs, training=training)
+
+    def fit(self, x=None, *args, **kwargs):
+        """Trains the student; the arguments are those of `keras.Model.fit`.
+
+        Raises:
+            UsageError: If a label is outside the classes, or a model turns out to output
+                probabilities.
+        """
+        checks.check_first_batch((self.student, self.teacher), x)
+        with checks.clear_label_errors(self.student):
+            return super().fit(x, *args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        """Evaluates the student; the arguments are those of `keras.Model.evaluate`."""
+        return self._while_evaluating(super().evaluate, *args, **kwargs)
+
+    def test_on_batch(self, *args, **kwargs):
+        """Evaluates the student on one batch, as `keras.Model.test_on_batch`."""
+        return self._while_evaluating(super().test_on_batch, *args, **kwargs)
+
+    def _while_evaluating(self, function, *args, **kwargs):
+        # The values tracked in training have no meaning there: `metrics` leaves them out.
+        self._evaluating = True
+        try:
+            with checks.clear_label_errors(self.student):
+                return function(*args, **kwargs)
+        finally:
+            self._evaluating = False
+
+    @property
+    def metrics(self):
+        """The metrics of the student, and in training the values that the method tracks."""
+        metrics = super().metrics
+        if self._evaluating:
+            trackers = {id(tracker) for tracker in self._trackers.values()}
+            metrics = [metric for metric in metrics if id(metric) not in trackers]
+        return metrics
+
+    def test_step(self, data):
+        """Evaluates the student on one batch; called by `evaluate`."""
+        batch = self.unpack(data)
+        logits = ops.cast(self.student(batch.inputs, training=False), "float32")
+        value = self.student_loss(batch, logits) + self._regularization()
+        self._loss_tracker.update_state(value, sample_weight=batch.size)
+        return self.logs(batch, logits)
+
+    def save(self, filepath, **kwargs):
+        """Saves the plain student: see `keras.Model.save`.
+
+        The state of training (connectors, optimizers) is in `save_weights`; the teacher in
+        neither.
+        """
+        self.student.save(filepath, **kwargs)
+
+    def export(self, filepath, **kwargs):
+        """Exports the plain student: see `keras.Model.export`."""
+        self.student.export(filepath, **kwargs)
+
+    # The pieces of a training step.
+
+    def unpack(self, data):
+        """Returns the `Batch` of what `fit` hands to `train_step`."""
+        inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        size = ops.shape(tf.nest.flatten(inputs)[0])[0]
+        return Batch(inputs, labels, sample_weight, size)
+
+    def observe_teacher(self, batch):
+        """Runs the teacher once, in inference mode and without gradient.
+
+        Returns:
+            `{tap: tensor}` of all watched taps and `"logits"`.
+        """
+        observed = self._observers.teacher(batch.inputs, training=False)
+        return {tap: tf.stop_gradient(tensor) for tap, tensor in observed.items()}
+
+    def observe_student(self, batch, training=True):
+        """Runs the student once.
+
+        Returns:
+            `{tap: tensor}` of all watched taps and `"logits"`.
+        """
+        return self._observers.student(batch.inputs, training=training)
+
+    def student_loss(self, batch, logits):
+        """Returns the loss on the labels: the mean over this replica's samples.
+
+        Args:
+            batch: The `Batch`.
+            logits: Tensor `(batch, classes)`.
+
+        Returns:
+            A float32 scalar. It is not yet scaled for several replicas: `objective()` does that,
+            once, for all losses.
+        """
+        value = self.label_loss(batch.labels, ops.cast(logits, "float32"), batch.sample_weight)
+        # A Keras loss divides by the number of replicas by itself.
+        return value * runtime.num_replicas()
+
+    def distillation_loss(self, loss, batch, student_taps, teacher_taps):
+        """Returns the unweighted value of a distillation loss for this replica's samples.
+
+        Samples of weight 0 do not take part; other sample weights scale the losses that are a
+        mean over samples. Relational losses see the batch of all replicas.
+
+        Args:
+            loss: A `tfkd.losses.DistillationLoss`.
+            batch: The `Batch`.
+            student_taps: List of the student's tensors, one per spot.
+            teacher_taps: List of the teacher's tensors, one per spot.
+
+        Returns:
+            A float32 scalar, to be scaled by `objective()`.
+        """
+        labels = batch.labels if loss.needs_labels else None
+        mask = batch.sample_weight
+        if loss.relational and mask is not None:
+            mask = ops.cast(mask > 0, "float32")
+        gather = loss.relational and self.relational_scope == "global"
+        if gather:
+            student_taps, teacher_taps, labels, mask = runtime.gather_batch(
+                (student_taps, teacher_taps, labels, mask)
+            )
+        value = loss(student_taps, teacher_taps, labels=labels, sample_mask=mask, training=True)
+        if gather and runtime.num_replicas() > 1:
+            # Every replica has computed the same value: each counts for 1/N of it, whatever its
+            # share of the batch, by which `objective()` is going to multiply.
+            value /= runtime.num_replicas() * runtime.share_of_batch(batch.size)
+        return value
+
+    def objective(self, batch, terms):
+        """Adds up weighted losses and regularizers, scales them for the replicas and logs them.
+
+        This is the only place where losses are scaled.
+
+        Args:
+            batch: The `Batch`.
+            terms: `{name: (weight, value)}`; the values are means over the replica's samples.
+                Those that have a tracker are logged, unweighted; the tracker
+                `distillation_loss` logs the weighted sum of all but `student_loss`.
+
+        Returns:
+            The scalar whose gradients, added up over the replicas, are those of the loss on the
+            global batch.
+        """
+        for name, (_, value) in terms.items():
+            self.track(name, value, batch)
+        weighted = {name: weight * value for name, (weight, value) in terms.items()}
+        student_loss = weighted.pop("student_loss")
+        distillation_loss = sum(weighted.values(), start=tf.zeros(()))
+        self.track("distillation_loss", distillation_loss, batch)
+        total = student_loss + distillation_loss
+        regularization = self._regularization()
+        self._loss_tracker.update_state(total + regularization, sample_weight=batch.size)
+        share = runtime.share_of_batch(batch.size)
+        return total * share + regularization / runtime.num_replicas()
+
+    def _regularization(self):
+        return sum((ops.sum(ops.cast(loss, "float32")) for loss in self.losses), start=0.0)
+
+    def update(self, tape, objective, optimizer, variables):
+        """Takes one step of one optimizer on its own variables, and on no others.
+
+        Args:
+            tape: The `tf.GradientTape` that recorded the objective.
+            objective: Scalar, from `objective()`.
+            optimizer: A Keras optimizer.
+            variables: List of the variables that it updates.
+        """
+        # Under mixed_float16 the scale enters where the gradient starts, so that nothing
+        # underflows on the way back; the optimizer divides it out again.
+        scale = optimizer.scale_loss(tf.ones_like(objective))
+        gradients = tape.gradient(objective, variables, output_gradients=scale)
+        optimizer.apply_gradients(zip(gradients, variables))
+
+    def track(self, name, value, batch):
+        """Adds the mean over this replica's samples to the logs, if `name` has a tracker."""
+        if name in self._trackers:
+            self._trackers[name].update_state(value, sample_weight=batch.size)
+
+    def logs(self, batch, logits):
+        """Updates the metrics of the student and returns all logs as `{name: scalar}`."""
+        return self.compute_metrics(
+            batch.inputs, batch.labels, ops.cast(logits, "float32"), batch.sample_weight
+        )

@@ -1,0 +1,122 @@
+"""KnowledgeDistiller: one teacher, one student, any list of losses."""
+
+import tensorflow as tf
+
+from tfkd import losses as losses_module
+from tfkd import taps
+from tfkd.distillers.distiller import Distiller
+from tfkd.errors import UsageError
+
+
+class KnowledgeDistiller(Distiller):
+    """Trains a student on its labels and on any list of distillation losses.
+
+    `loss = student_loss_weight · student_loss + Σ weight_i · loss_i (+ regularizers)`
+
+    Args:
+        student: A `keras.Model` that outputs logits `(batch, classes)`.
+        teacher: A trained `keras.Model` that outputs logits `(batch, classes)`.
+        losses: List of `tfkd.losses.DistillationLoss` objects or ids such as `"kd"`. Each is
+            multiplied by its own `weight`.
+        student_loss_weight: Number, the weight of the loss on the labels. Defaults to 0.1 where
+            `kd` is the only loss and to 1 otherwise, as in the CRD benchmark.
+        relational_scope: `"global"` or `"replica"`; see `Distiller`.
+        name: String, optional.
+
+    Raises:
+        UsageError: If the models do not fit each other (see `Distiller`), or a loss finds no
+            spot in one of them.
+
+    Example:
+    ```python
+    distiller = tfkd.KnowledgeDistiller(
+        student, teacher, losses=[tfkd.losses.KnowledgeDistillation(temperature=4.0)]
+    )
+    distiller.compile(
+        optimizer="sgd",
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    distiller.fit(train, validation_data=validation, epochs=30)
+    distiller.student.save("student.keras")
+    ```
+
+    Logs: `loss`, `student_loss`, `distillation_loss` (the weighted sum) and each loss under its
+    own name with `_loss` appended, unweighted: `kd_loss`.
+
+    References:
+        - [Distilling the Knowledge in a Neural Network](https://arxiv.org/abs/1503.02531)
+        - Protocol and default weights: the
+          [CRD benchmark](https://arxiv.org/abs/1910.10699).
+    """
+
+    def __init__(
+        self,
+        student,
+        teacher,
+        losses=("kd",),
+        student_loss_weight=None,
+        relational_scope="global",
+        name=None,
+    ):
+        super().__init__(student, teacher, relational_scope, name=name)
+        self.distillation_losses = [losses_module.get(loss) for loss in losses]
+        names = [loss.name for loss in self.distillation_losses]
+        if len(set(names)) < len(names):
+            raise UsageError(f"Losses need different names to be logged; received {names}.")
+        if student_loss_weight is None:
+            student_loss_weight = 0.1 if names == ["kd"] else 1.0
+        self.student_loss_weight = student_loss_weight
+        self._spots = [self._pair(loss) for loss in self.distillation_losses]
+        for pairs in self._spots:
+            self.watch([student for student, _ in pairs], [teacher for _, teacher in pairs])
+        for tracker in ("student_loss", "distillation_loss", *(f"{name}_loss" for name in names)):
+            self.add_tracker(tracker)
+        if taps.output(student) is not None:
+            self.build(student.input_shape)
+
+    def _pair(self, loss):
+        """Returns `[(student tap, teacher tap), ...]`: where a loss distils."""
+        if not isinstance(loss.spots, str):
+            return loss.spots
+        student = taps.at_spots(self.student, loss.spots)
+        teacher = taps.at_spots(self.teacher, loss.spots)
+        if len(student) != len(teacher):
+            raise UsageError(
+                f"Loss {loss.name!r} pairs the {loss.spots} of both models, and the student has "
+                f"{len(student)} ({', '.join(student)}), the teacher {len(teacher)} "
+                f"({', '.join(teacher)}): pass spots=[('student tap', 'teacher tap'), ...]."
+            )
+        return list(zip(student, teacher))
+
+    def build(self, input_shape):
+        """Creates the weights of the losses for inputs of this shape."""
+        student, teacher = self.tap_shapes(input_shape)
+        for loss, pairs in zip(self.distillation_losses, self._spots):
+            if not loss.built:
+                loss.build([student[tap] for tap, _ in pairs], [teacher[tap] for _, tap in pairs])
+        self.built = True
+
+    def train_step(self, data):
+        """Runs both models once and takes one step on the weighted sum of all losses."""
+        batch = self.unpack(data)
+        teacher = self.observe_teacher(batch)
+        with tf.GradientTape() as tape:
+            student = self.observe_student(batch)
+            terms = {
+                "student_loss": (
+                    self.student_loss_weight,
+                    self.student_loss(batch, student["logits"]),
+                )
+            }
+            for loss, pairs in zip(self.distillation_losses, self._spots):
+                value = self.distillation_loss(
+                    loss,
+                    batch,
+                    [student[tap] for tap, _ in pairs],
+                    [teacher[tap] for _, tap in pairs],
+                )
+                terms[f"{loss.name}_loss"] = (loss.weight, value)
+            objective = self.objective(batch, terms)
+        self.update(tape, objective, self.optimizer, self.trainable_variables)
+        return self.logs(batch, student["logits"])

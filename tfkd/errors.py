@@ -1,0 +1,34 @@
+"""What tfkd raises when the user, not the code, is mistaken."""
+
+
+class UsageError(ValueError):
+    """A mistake in what the user passed: an argument, a name, a shape, a file.
+
+    Its message is one line that says what is wrong and what would be right. The command line
+    prints that line alone; every other exception is a defect of ours and keeps its traceback.
+    """
+
+
+def unknown(kind, name, known):
+    """Returns the error for a name that is not among those that exist.
+
+    Args:
+        kind: String, what the name should have named, such as `"model"`.
+        name: The name as given.
+        known: Iterable of the names that exist.
+
+    Returns:
+        A `UsageError`, to be raised by the caller.
+    """
+    return UsageError(f"Unknown {kind} {name!r}: it must be one of {', '.join(known)}.")
+
+
+def check_positive(name, value):
+    """Raises a `UsageError` unless `value` is a number greater than 0.
+
+    Args:
+        name: String, the argument's name, for the message.
+        value: The argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise UsageError(f"{name} must be a number greater than 0; received {value!r}.")

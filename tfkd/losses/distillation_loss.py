@@ -1,0 +1,233 @@
+"""The contract that every distillation loss keeps."""
+
+import keras
+from keras import ops
+
+from tfkd.errors import UsageError
+from tfkd.losses.keras_interface import KerasInterface
+
+#: Where a loss can ask to distil, in the words of the design: see `tfkd.taps.at_spots`.
+SPOTS = ("stages", "hint", "last_map", "pooled", "logits")
+
+
+class DistillationLoss(keras.layers.Layer, KerasInterface):
+    """Compares what a student and a teacher compute at one or several spots.
+
+    A loss is a Keras layer, so that trainable connectors (an adapter, an embedding) are its
+    weights: they are built from the shapes it first sees, trained with the student, and never
+    part of the student that is exported.
+
+    Subclasses set `id` and `spots`, and implement `compare()`, which handles one spot. A loss
+    whose spots depend on each other overrides `call()` instead. Connectors are made in
+    `build_spot()`, from the shapes of one spot.
+
+    A loss that needs a stage before training sets `preparation`, and the distiller then first
+    minimises `preparation_loss()` over `preparation_variables`, and over the student's own
+    variables where `prepares_student` is set.
+
+    It can also be handed to `keras.distillation.Distiller`, as `KerasInterface` describes.
+
+    Args:
+        weight: Number, by which the *distiller* multiplies the value. Defaults to the weight of
+            the published protocol, named by each subclass.
+        spots: Where to distil: one of `"stages"`, `"hint"`, `"last_map"`, `"pooled"`,
+            `"logits"`, or a list of pairs `[("student tap", "teacher tap"), ...]`. Defaults to
+            the class's own.
+        name: String, the name under which the value is logged. Defaults to the class's `id`.
+
+    Attributes:
+        id: String, the short name in configs and logs.
+        needs_labels: Whether `call()` needs `labels`.
+        needs_indices: Whether `call()` takes and needs `indices`, the positions of the samples
+            in the training set.
+        tap_rank: Integer, the rank that taps must have: 2 for vectors, 4 for maps; None for any.
+        relational: Whether samples are compared with each other, so that the value depends on
+            which samples share a batch. Distillers then pass the global batch of all replicas.
+        preparation: None, or a dictionary with the defaults of the stage before training:
+            `epochs`, and `learning_rate`, `momentum` and `weight_decay` of its SGD.
+        prepares_student: Whether that stage trains the student too.
+    """
+
+    id = None
+    spots = "logits"
+    needs_labels = False
+    needs_indices = False
+    tap_rank = None
+    relational = False
+    preparation = None
+    prepares_student = False
+
+    def __init__(self, weight=1.0, spots=None, name=None, dtype="float32", **kwargs):
+        # float32 whatever the global policy: softmax, norms and similarity matrices lose their
+        # meaning in half precision. Keras casts the taps on entry.
+        super().__init__(name=name or self.id, dtype=dtype, **kwargs)
+        self.weight = weight
+        if spots is not None:
+            self.spots = spots if isinstance(spots, str) else [tuple(pair) for pair in spots]
+        if isinstance(self.spots, str) and self.spots not in SPOTS:
+            raise UsageError(
+                f"{type(self).__name__}: spots={self.spots!r} must be one of {', '.join(SPOTS)}, "
+                "or a list of pairs of tap names."
+            )
+
+    def build(self, student_taps_shape, teacher_taps_shape):
+        """Checks the shapes of the taps and makes the connectors.
+
+        Args:
+            student_taps_shape: List of the shapes of the student's taps, batch included.
+            teacher_taps_shape: List of the shapes of the teacher's taps.
+
+        Raises:
+            UsageError: If the loss cannot compare taps of these shapes.
+        """
+        if len(student_taps_shape) != len(teacher_taps_shape):
+            raise UsageError(
+                f"Loss {self.name!r} received {len(student_taps_shape)} student taps and "
+                f"{len(teacher_taps_shape)} teacher taps: every spot needs one of each."
+            )
+        for spot, shapes in enumerate(zip(student_taps_shape, teacher_taps_shape)):
+            student_shape, teacher_shape = map(tuple, shapes)
+            for side, shape in (("student", student_shape), ("teacher", teacher_shape)):
+                self._check_shape(f"{side} tap {spot}", shape)
+            if self.spots == "logits" and student_shape[1:] != teacher_shape[1:]:
+                raise UsageError(
+                    f"Loss {self.name!r} compares logits class by class, and received student "
+                    f"logits {student_shape} and teacher logits {teacher_shape}: both models need "
+                    "the same classes."
+                )
+            self.build_spot(spot, student_shape, teacher_shape)
+
+    def _check_shape(self, what, shape):
+        form = {None: "(batch, ...)", 2: "(batch, features)"}.get(
+            self.tap_rank, "(batch, height, width, channels)"
+        )
+        if len(shape) < 2 or len(shape) != (self.tap_rank or len(shape)) or None in shape[1:]:
+            raise UsageError(
+                f"Loss {self.name!r} needs taps {form}, of which all but the batch is known; "
+                f"{what} has shape {shape}."
+            )
+
+    def build_spot(self, spot, student_shape, teacher_shape):
+        """Makes the connectors of one spot; by default there are none.
+
+        Args:
+            spot: Integer, the position of the spot.
+            student_shape: Shape of the student's tap, batch included.
+            teacher_shape: Shape of the teacher's tap.
+
+        Raises:
+            UsageError: If the loss cannot compare taps of these shapes.
+        """
+
+    def call(self, student_taps, teacher_taps, labels=None, sample_mask=None, training=None):
+        """Computes the unweighted loss.
+
+        Args:
+            student_taps: List of channels-last tensors `(batch, ...)`, one per spot.
+            teacher_taps: List of the teacher's tensors at the same spots. No gradient reaches
+                them.
+            labels: Integer tensor `(batch,)`, or None where the loss needs none.
+            sample_mask: None, a `(batch,)` tensor, or a list of one per spot. With zeros and ones
+                it means the loss on the selected samples times the selected fraction. Losses
+                that are a mean over samples also take any non-negative weights.
+            training: Whether connectors run in training mode.
+
+        Returns:
+            A float32 scalar, the sum over the spots.
+
+        Raises:
+            UsageError: If labels are missing, or the masks do not fit the spots.
+        """
+        if self.needs_labels and labels is None:
+            raise UsageError(f"Loss {self.name!r} needs the labels of the batch: pass labels=.")
+        masks = self.masks_of_spots(sample_mask, len(student_taps))
+        values = [
+            self.compare(spot, student, ops.stop_gradient(teacher), labels, mask, training)
+            for spot, (student, teacher, mask) in enumerate(zip(student_taps, teacher_taps, masks))
+        ]
+        return sum(values[1:], values[0])
+
+    def masks_of_spots(self, sample_mask, spots):
+        """Returns one mask per spot.
+
+        Args:
+            sample_mask: None, one mask for all spots, or a list of one per spot.
+            spots: Integer, the number of spots.
+
+        Returns:
+            A list of `spots` masks, each a tensor `(batch,)` or None.
+
+        Raises:
+            UsageError: If a list has another length.
+        """
+        if not isinstance(sample_mask, (list, tuple)):
+            return [sample_mask] * spots
+        if len(sample_mask) != spots:
+            raise UsageError(
+                f"Loss {self.name!r} received {len(sample_mask)} masks for {spots} spots: pass "
+                "one mask per spot, or a single one for all."
+            )
+        return list(sample_mask)
+
+    def compare(self, spot, student_tap, teacher_tap, labels, sample_mask, training):
+        """Computes the loss of one spot.
+
+        Args:
+            spot: Integer, the position of the spot in the lists given to `call()`; it selects
+                the connector where there is one per spot.
+            student_tap: Float32 tensor `(batch, ...)`.
+            teacher_tap: Float32 tensor `(batch, ...)`.
+            labels: Integer tensor `(batch,)` or None.
+            sample_mask: Tensor `(batch,)` or None.
+            training: Whether connectors run in training mode.
+
+        Returns:
+            A float32 scalar.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement compare().")
+
+    def preparation_loss(self, student_taps, teacher_taps, training=None):
+        """Computes what the stage before training minimises.
+
+        Args:
+            student_taps: As in `call()`.
+            teacher_taps: As in `call()`.
+            training: Whether connectors run in training mode.
+
+        Returns:
+            A float32 scalar. By default the loss itself.
+        """
+        return self(student_taps, teacher_taps, training=training)
+
+    @property
+    def preparation_variables(self):
+        """List of the loss's own variables that the stage before training updates."""
+        return self.trainable_variables
+
+    def compute_output_spec(self, *args, **kwargs):
+        """Declares the float32 scalar that every loss returns."""
+        return keras.KerasTensor((), dtype="float32")
+
+    def get_config(self):
+        """Returns what `from_config()` needs to make an equal loss."""
+        spots = self.spots if isinstance(self.spots, str) else [list(pair) for pair in self.spots]
+        return {**super().get_config(), "weight": self.weight, "spots": spots}
+
+
+def masked_mean(values, sample_mask):
+    """Averages one value per sample, counting only selected samples.
+
+    Args:
+        values: Float tensor `(batch,)`.
+        sample_mask: None, or `(batch,)` weights; 0/1 select.
+
+    Returns:
+        A scalar: `sum(mask * values) / batch`, which for a 0/1 mask equals the mean over the
+        selected samples times the selected fraction. Samples of weight 0 contribute exactly 0
+        to the value and to the gradient, even where their own value is not finite.
+    """
+    if sample_mask is not None:
+        sample_mask = ops.cast(sample_mask, values.dtype)
+        selected = sample_mask > 0
+        values = ops.where(selected, values, ops.zeros_like(values)) * sample_mask
+    return ops.mean(values)
