@@ -1,0 +1,199 @@
+"""Layers that the families share, padded, normalised and initialised as in PyTorch."""
+
+import math
+import zlib
+
+import keras
+from keras import layers
+
+
+class Builder:
+    """Adds layers with weights to a functional model, each with its own random seed.
+
+    Args:
+        seed: Integer, from which the seed of every layer is derived together with the layer's
+            name; or None, where the global Keras random state decides.
+        kernels: How convolutions start: `"normal"`, He-normal on the fan-out
+            `N(0, sqrt(2 / (size² · filters)))`, as the published ResNets, WRNs, VGGs and
+            MobileNetV2; or `"uniform"`, PyTorch's default `U(±1 / sqrt(fan_in))`, as the
+            published ShuffleNets.
+    """
+
+    def __init__(self, seed, kernels="normal"):
+        self.seed = seed
+        self.kernels = kernels
+
+    def convolution(self, x, filters, size, name, stride=1, use_bias=False):
+        """Adds a convolution with a padding of `size // 2` on every side.
+
+        Args:
+            x: Tensor `(batch, height, width, channels)`.
+            filters: Integer, the number of output channels.
+            size: Integer, 1 or 3, the side of the kernel.
+            name: String, the layer's name.
+            stride: Integer.
+            use_bias: Boolean. The bias starts at zero.
+
+        Returns:
+            A tensor `(batch, ceil(height / stride), ceil(width / stride), filters)`.
+        """
+        channels = x.shape[-1]
+        return layers.Conv2D(
+            filters,
+            size,
+            strides=stride,
+            padding="same" if stride == 1 else "valid",
+            use_bias=use_bias,
+            kernel_initializer=self._kernel(name, size**2 * channels, size**2 * filters),
+            name=name,
+        )(_padded(x, size, stride, name))
+
+    def depthwise_convolution(self, x, name, stride=1):
+        """Adds a 3x3 convolution of each channel by itself, padded by 1 on every side.
+
+        Args:
+            x: Tensor `(batch, height, width, channels)`.
+            name: String, the layer's name.
+            stride: Integer.
+
+        Returns:
+            A tensor `(batch, ceil(height / stride), ceil(width / stride), channels)`.
+        """
+        # The published initialiser counts all channels in the fan-out of a depthwise kernel.
+        return layers.DepthwiseConv2D(
+            3,
+            strides=stride,
+            padding="same" if stride == 1 else "valid",
+            use_bias=False,
+            depthwise_initializer=self._kernel(name, 9, 9 * x.shape[-1]),
+            name=name,
+        )(_padded(x, 3, stride, name))
+
+    def grouped_convolution(self, x, filters, groups, name):
+        """Adds a 1x1 convolution in groups: each group of outputs sees one group of inputs.
+
+        Written as one matrix product per group, because TensorFlow has no grouped convolution
+        on CPUs: Keras sends `Conv2D(groups=...)` through XLA there, which takes several times
+        as long.
+
+        Args:
+            x: Tensor `(batch, height, width, channels)`.
+            filters: Integer, the number of output channels, divisible by `groups`.
+            groups: Integer, which divides the number of input channels.
+            name: String, the layer's name.
+
+        Returns:
+            A tensor `(batch, height, width, filters)`.
+        """
+        _, height, width, channels = x.shape
+        inputs, outputs = channels // groups, filters // groups
+        x = layers.Reshape((height, width, groups, inputs), name=f"{name}_split")(x)
+        x = layers.EinsumDense(
+            "bhwgi,gio->bhwgo",
+            output_shape=(height, width, groups, outputs),
+            kernel_initializer=self._kernel(name, inputs, filters),
+            name=name,
+        )(x)
+        return layers.Reshape((height, width, filters), name=f"{name}_join")(x)
+
+    def classifier(self, x, num_classes, kernel="uniform", bias="uniform"):
+        """Adds the taps `pooled` and `logits`: global average pooling and a dense layer.
+
+        Args:
+            x: Tensor `(batch, height, width, channels)`.
+            num_classes: Integer.
+            kernel: `"uniform"`, PyTorch's default `U(±1 / sqrt(channels))`, or `"normal"`,
+                `N(0, 0.01)`.
+            bias: `"uniform"`, as the kernel's, or `"zeros"`.
+
+        Returns:
+            A tensor `(batch, num_classes)`, the logits.
+        """
+        x = layers.GlobalAveragePooling2D(name="pooled")(x)
+        limit = 1 / math.sqrt(x.shape[-1])
+        kernel_seed, bias_seed = self._seed_of("logits"), self._seed_of("logits/bias")
+        kernels = {
+            "uniform": keras.initializers.RandomUniform(-limit, limit, seed=kernel_seed),
+            "normal": keras.initializers.RandomNormal(stddev=0.01, seed=kernel_seed),
+        }
+        biases = {
+            "uniform": keras.initializers.RandomUniform(-limit, limit, seed=bias_seed),
+            "zeros": keras.initializers.Zeros(),
+        }
+        return layers.Dense(
+            num_classes,
+            kernel_initializer=kernels[kernel],
+            bias_initializer=biases[bias],
+            name="logits",
+        )(x)
+
+    def _kernel(self, name, fan_in, fan_out):
+        seed = self._seed_of(name)
+        if self.kernels == "normal":
+            return keras.initializers.RandomNormal(stddev=math.sqrt(2 / fan_out), seed=seed)
+        limit = 1 / math.sqrt(fan_in)
+        return keras.initializers.RandomUniform(-limit, limit, seed=seed)
+
+    def _seed_of(self, name):
+        # From the name rather than from a counter, so that a layer starts alike wherever a
+        # network gains or loses another one.
+        return None if self.seed is None else zlib.crc32(f"{self.seed}/{name}".encode())
+
+
+def normalization(x, name):
+    """Adds batch normalisation with PyTorch's momentum and epsilon.
+
+    Args:
+        x: Tensor `(batch, height, width, channels)`.
+        name: String, the layer's name.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    return layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)(x)
+
+
+def relu(x, name):
+    """Adds a ReLU; `name` is the layer's name, the shape stays."""
+    return layers.ReLU(name=name)(x)
+
+
+def channel_shuffle(x, groups, name):
+    """Interleaves groups of channels: the first of each group, then the second of each.
+
+    Args:
+        x: Tensor `(batch, height, width, channels)`.
+        groups: Integer, which divides `channels`.
+        name: String, the name of the last layer, whose output is the result.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    _, height, width, channels = x.shape
+    x = layers.Reshape((height, width, groups, channels // groups), name=f"{name}_split")(x)
+    x = layers.Permute((1, 2, 4, 3), name=f"{name}_interleave")(x)
+    return layers.Reshape((height, width, channels), name=name)(x)
+
+
+def unit_names(stage, units):
+    """Yields the names of a stage's units.
+
+    Args:
+        stage: Integer, counted from 1.
+        units: Integer, the number of units of the stage.
+
+    Yields:
+        `(prefix, output)`: what the names of the unit's layers start with, and the name of the
+        layer that ends it, which is the stage's tap for the last unit.
+    """
+    for unit in range(1, units + 1):
+        prefix = f"stage{stage}_unit{unit}"
+        yield prefix, f"stage{stage}" if unit == units else f"{prefix}_output"
+
+
+def _padded(x, size, stride, name):
+    # Keras' "same" pads a strided convolution on one side only where the input is even;
+    # PyTorch pads both sides alike.
+    if stride == 1 or size == 1:
+        return x
+    return layers.ZeroPadding2D(size // 2, name=f"{name}_pad")(x)

@@ -1,0 +1,294 @@
+"""Weights of the published PyTorch networks, read into the zoo's models."""
+
+import argparse
+import collections.abc
+import os
+import pickle
+import re
+
+import keras
+import numpy as np
+
+from tfkd.errors import UsageError
+from tfkd.models import families
+
+#: Where training scripts put the state dict in what they save.
+_WRAPPERS = ("model", "state_dict")
+
+
+def load_torch_weights(model, source):
+    """Copies the weights of a published PyTorch network into a model of the zoo.
+
+    The names are those of the CRD benchmark (RepDistiller), whose networks the zoo equals.
+    Convolution kernels change from `(out, in, height, width)` to `(height, width, in, out)`,
+    dense ones from `(out, in)` to `(in, out)`. Either everything fits or nothing is changed.
+
+    Args:
+        model: A `keras.Model` from `tfkd.models.create()`, or such a model saved and loaded,
+            with images `(batch, height, width, channels)`.
+        source: A state dict, `{name: array}`, of NumPy arrays or PyTorch tensors; or the path of
+            a `.pth`, `.pt` or `.safetensors` file with one. What training scripts put around
+            it is understood: a dict with `"model"` or `"state_dict"`, names that start with
+            `module.`, `num_batches_tracked`. Files need `pip install tfkd[torch]`; PyTorch files
+            are read as plain data, and no code in them is run.
+
+    Returns:
+        The model, changed in place.
+
+    Raises:
+        UsageError: If the model is not of the zoo, if the file cannot be read, or if names or
+            shapes differ, with the list of all differences.
+
+    Example:
+    ```python
+    teacher = tfkd.models.create("wrn_40_2", num_classes=100)
+    tfkd.models.load_torch_weights(teacher, "wrn_40_2_vanilla/ckpt_epoch_240.pth")
+    ```
+
+    References:
+        - [Contrastive Representation Distillation](https://arxiv.org/abs/1910.10699), section 4,
+          whose trained teachers are public.
+    """
+    wanted = _wanted(model)
+    given = _state_dict(source)
+    missing = [name for name in wanted if name not in given]
+    extra = [name for name in given if name not in wanted]
+    wrong, values = [], {}
+    for name in [name for name in wanted if name in given]:
+        kind, variable = wanted[name]
+        expected = kind.torch_shape(tuple(variable.shape))
+        array = _array(given[name])
+        if array is None:
+            wrong.append(f"{name} is not an array of numbers")
+        elif array.shape != expected:
+            wrong.append(f"{name} is {array.shape} instead of {expected}")
+        else:
+            values[name] = kind.keras_array(array, tuple(variable.shape))
+    differences = [
+        f"{what}: {', '.join(names)}"
+        for what, names in (("missing", missing), ("unexpected", extra), ("wrong", wrong))
+        if names
+    ]
+    if differences:
+        raise UsageError(
+            f"The PyTorch weights do not fit model {model.name!r}: {'; '.join(differences)}."
+        )
+    for name, value in values.items():
+        wanted[name][1].assign(value)
+    return model
+
+
+def torch_names(model):
+    """Names the PyTorch modules that a zoo model's layers equal.
+
+    A model is recognised by the names of its layers, which survive saving and renaming.
+
+    Args:
+        model: A `keras.Model`, whatever its input and output shapes.
+
+    Returns:
+        `{layer name: module name}` of the layers that have weights; None if the model is not of
+        the zoo.
+    """
+    with_weights = [layer for layer in model.layers if layer.weights]
+    if not with_weights or not all(type(layer) in _VARIABLES for layer in with_weights):
+        return None
+    for family in families.FAMILIES:
+        modules = {
+            layer.name: _module_name(family.TORCH_NAMES, layer.name) for layer in with_weights
+        }
+        if None not in modules.values():
+            return modules
+    return None
+
+
+def _module_name(rules, layer_name):
+    """Applies the first rule that fits; `{unit}` counts from 1, `{unit_index}` from 0."""
+    for pattern, module in rules.items():
+        match = re.fullmatch(re.sub(r"{(\w+)}", r"(?P<\1>\\d+)", pattern), layer_name)
+        if match:
+            numbers = {key: int(text) for key, text in match.groupdict().items()}
+            indices = {f"{key}_index": number - 1 for key, number in numbers.items()}
+            return module.format(**numbers, **indices)
+    return None
+
+
+class _Vector:
+    """A variable that is the same in both frameworks."""
+
+    @staticmethod
+    def torch_shape(shape):
+        return shape
+
+    @staticmethod
+    def keras_array(array, shape):
+        return array
+
+
+class _ConvolutionKernel:
+    """`(height, width, in, out)` here, `(out, in, height, width)` there."""
+
+    @staticmethod
+    def torch_shape(shape):
+        height, width, inputs, outputs = shape
+        return (outputs, inputs, height, width)
+
+    @staticmethod
+    def keras_array(array, shape):
+        return array.transpose(2, 3, 1, 0)
+
+
+class _DepthwiseKernel:
+    """`(height, width, channels, 1)` here, `(channels, 1, height, width)` there."""
+
+    @staticmethod
+    def torch_shape(shape):
+        height, width, channels, _ = shape
+        return (channels, 1, height, width)
+
+    @staticmethod
+    def keras_array(array, shape):
+        return array.transpose(2, 3, 0, 1)
+
+
+class _GroupedKernel:
+    """`(groups, in, out)` here, counted per group; `(groups · out, in, 1, 1)` there."""
+
+    @staticmethod
+    def torch_shape(shape):
+        groups, inputs, outputs = shape
+        return (groups * outputs, inputs, 1, 1)
+
+    @staticmethod
+    def keras_array(array, shape):
+        groups, inputs, outputs = shape
+        return array.reshape(groups, outputs, inputs).transpose(0, 2, 1)
+
+
+class _DenseKernel:
+    """`(in, out)` here, `(out, in)` there."""
+
+    @staticmethod
+    def torch_shape(shape):
+        return shape[::-1]
+
+    @staticmethod
+    def keras_array(array, shape):
+        return array.T
+
+
+#: For each type of layer: our variable, PyTorch's name of it, and how the layouts differ.
+_VARIABLES = {
+    keras.layers.Conv2D: [("kernel", "weight", _ConvolutionKernel), ("bias", "bias", _Vector)],
+    keras.layers.DepthwiseConv2D: [("kernel", "weight", _DepthwiseKernel)],
+    keras.layers.EinsumDense: [("kernel", "weight", _GroupedKernel)],
+    keras.layers.Dense: [("kernel", "weight", _DenseKernel), ("bias", "bias", _Vector)],
+    keras.layers.BatchNormalization: [
+        ("gamma", "weight", _Vector),
+        ("beta", "bias", _Vector),
+        ("moving_mean", "running_mean", _Vector),
+        ("moving_variance", "running_var", _Vector),
+    ],
+}
+
+
+def _wanted(model):
+    """Returns `{PyTorch name: (kind, variable)}` of everything that the model needs."""
+    if not isinstance(model, keras.Model):
+        raise UsageError(
+            f"model must be a keras.Model from tfkd.models.create(); received {model!r}."
+        )
+    modules = torch_names(model)
+    if modules is None:
+        raise UsageError(
+            f"Model {model.name!r} is not of tfkd.models, so its layers cannot be matched with a "
+            "published PyTorch network: make it with tfkd.models.create()."
+        )
+    wanted = {}
+    for layer_name, module in modules.items():
+        layer = model.get_layer(layer_name)
+        for attribute, suffix, kind in _VARIABLES[type(layer)]:
+            variable = getattr(layer, attribute)
+            if variable is not None:
+                wanted[f"{module}.{suffix}"] = (kind, variable)
+    return wanted
+
+
+def _state_dict(source):
+    """Returns `{name: array}` without what training scripts put around it."""
+    content = source if isinstance(source, collections.abc.Mapping) else _read(source)
+    for wrapper in _WRAPPERS:
+        if isinstance(content, collections.abc.Mapping) and isinstance(
+            content.get(wrapper), collections.abc.Mapping
+        ):
+            content = content[wrapper]
+    if not isinstance(content, collections.abc.Mapping):
+        raise UsageError(
+            f"{source!r} holds a {type(content).__name__}, not a state dict: save "
+            "model.state_dict() rather than the model."
+        )
+    return {
+        str(name).removeprefix("module."): value
+        for name, value in content.items()
+        if not str(name).endswith("num_batches_tracked")
+    }
+
+
+def _array(value):
+    """Returns a float32 NumPy array; None if the value is not made of numbers."""
+    if hasattr(value, "detach"):
+        # NumPy has no bfloat16, so PyTorch must convert.
+        value = value.detach().cpu().float().numpy()
+    try:
+        return np.asarray(value, dtype="float32")
+    except (TypeError, ValueError):
+        return None
+
+
+def _read(path):
+    try:
+        path = os.fsdecode(path)
+    except TypeError:
+        raise UsageError(
+            "source must be a state dict (a mapping of names to arrays) or the path of a file; "
+            f"received {type(path).__name__}."
+        ) from None
+    extension = os.path.splitext(path)[1]
+    if extension not in _READERS:
+        raise UsageError(f"{path!r} must end in one of {', '.join(_READERS)}.")
+    if not os.path.isfile(path):
+        raise UsageError(f"There is no file {path!r}.")
+    try:
+        return _READERS[extension](path)
+    except ImportError as error:
+        raise UsageError(
+            f"Reading {path!r} needs a package that is not installed ({error}): "
+            "pip install tfkd[torch]."
+        ) from error
+    except Exception as error:  # Damaged files fail in many ways, each library in its own.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(
+            f"{path!r} cannot be read as a state dict, it may be damaged: {reason}"
+        ) from error
+
+
+def _read_torch(path):
+    import torch
+
+    # `weights_only` admits plain data alone. The CRD benchmark's training script saves its
+    # command line next to the weights, as an `argparse.Namespace`, which is plain data too.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        try:
+            return torch.load(path, weights_only=True, map_location="cpu")
+        except pickle.UnpicklingError as error:
+            # PyTorch's own message advises to load the file without this protection.
+            raise ValueError("it holds something else than tensors and plain values") from error
+
+
+def _read_safetensors(path):
+    import safetensors.numpy
+
+    return safetensors.numpy.load_file(path)
+
+
+_READERS = {".pth": _read_torch, ".pt": _read_torch, ".safetensors": _read_safetensors}
