@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from tfkd import schedules
 from tfkd.errors import UsageError
 from tfkd.losses.keras_interface import KerasInterface
 
@@ -25,11 +26,15 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
     minimises `preparation_loss()` over `preparation_variables`, and over the student's own
     variables where `prepares_student` is set.
 
+    An argument that may change with the epoch passes `schedules.number_or_schedule()` in the
+    constructor, is read by `value_of()`, and goes through `keras.saving.serialize_keras_object`
+    in `get_config()`.
+
     It can also be handed to `keras.distillation.Distiller`, as `KerasInterface` describes.
 
     Args:
-        weight: Number, by which the *distiller* multiplies the value. Defaults to the weight of
-            the published protocol, named by each subclass.
+        weight: Number or `tfkd.schedules.Schedule`, by which the *distiller* multiplies the
+            value. Defaults to the weight of the published protocol, named by each subclass.
         spots: Where to distil: one of `"stages"`, `"hint"`, `"last_map"`, `"pooled"`,
             `"logits"`, or a list of pairs `[("student tap", "teacher tap"), ...]`. Defaults to
             the class's own.
@@ -57,11 +62,13 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
     preparation = None
     prepares_student = False
 
+    _epoch = None
+
     def __init__(self, weight=1.0, spots=None, name=None, dtype="float32", **kwargs):
         # float32 whatever the global policy: softmax, norms and similarity matrices lose their
         # meaning in half precision. Keras casts the taps on entry.
         super().__init__(name=name or self.id, dtype=dtype, **kwargs)
-        self.weight = weight
+        self.weight = schedules.number_or_schedule("weight", weight)
         if spots is not None:
             self.spots = spots if isinstance(spots, str) else [tuple(pair) for pair in spots]
         if isinstance(self.spots, str) and self.spots not in SPOTS:
@@ -69,6 +76,33 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
                 f"{type(self).__name__}: spots={self.spots!r} must be one of {', '.join(SPOTS)}, "
                 "or a list of pairs of tap names."
             )
+
+    def __setattr__(self, name, value):
+        if isinstance(value, schedules.Schedule) and self._epoch is None:
+            # As a variable, so that a compiled step sees it change.
+            self._epoch = self.add_weight(
+                shape=(),
+                initializer="zeros",
+                trainable=False,
+                aggregation="only_first_replica",
+                name="epoch",
+            )
+        super().__setattr__(name, value)
+
+    def start_epoch(self, epoch):
+        """Tells which epoch begins, for the arguments that are schedules.
+
+        Args:
+            epoch: Number, counted from 0. Until it is told, a loss is in epoch 0.
+        """
+        if self._epoch is not None:
+            self._epoch.assign(epoch)
+
+    def value_of(self, number_or_schedule):
+        """Returns a number as it is, and a schedule's value at the current epoch."""
+        if isinstance(number_or_schedule, schedules.Schedule):
+            return number_or_schedule(self._epoch)
+        return number_or_schedule
 
     def build(self, student_taps_shape, teacher_taps_shape):
         """Checks the shapes of the taps and makes the connectors.
@@ -211,7 +245,8 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
     def get_config(self):
         """Returns what `from_config()` needs to make an equal loss."""
         spots = self.spots if isinstance(self.spots, str) else [list(pair) for pair in self.spots]
-        return {**super().get_config(), "weight": self.weight, "spots": spots}
+        weight = keras.saving.serialize_keras_object(self.weight)
+        return {**super().get_config(), "weight": weight, "spots": spots}
 
 
 def masked_mean(values, sample_mask):

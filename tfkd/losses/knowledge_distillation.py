@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from tfkd.errors import check_positive
 from tfkd.losses.distillation_loss import DistillationLoss, masked_mean
+from tfkd.schedules import number_or_schedule
 
 
 def kl_divergence(student_logits, teacher_logits, temperature=1.0):
@@ -33,8 +33,9 @@ class KnowledgeDistillation(DistillationLoss):
     changes.
 
     Args:
-        temperature: Positive number. Defaults to 4, as in the CRD benchmark.
-        weight: Number. Defaults to 0.9, next to 0.1 times the cross-entropy: the CRD benchmark's
+        temperature: Positive number, or a schedule of such. Defaults to 4, as in the CRD
+            benchmark.
+        weight: Number or schedule. Defaults to 0.9, next to 0.1 times the cross-entropy: the CRD benchmark's
             weights for KD alone. As a companion of another loss its protocol uses 1.
         spots: Defaults to `"logits"`.
 
@@ -58,14 +59,15 @@ class KnowledgeDistillation(DistillationLoss):
 
     def __init__(self, temperature=4.0, weight=0.9, **kwargs):
         super().__init__(weight=weight, **kwargs)
-        check_positive("temperature", temperature)
-        self.temperature = temperature
+        self.temperature = number_or_schedule("temperature", temperature, positive=True)
 
     def compare(self, spot, student_tap, teacher_tap, labels, sample_mask, training):
         """Compares `(batch, classes)` logits; see the class."""
-        divergence = kl_divergence(student_tap, teacher_tap, self.temperature)
-        return self.temperature**2 * masked_mean(divergence, sample_mask)
+        temperature = self.value_of(self.temperature)
+        divergence = kl_divergence(student_tap, teacher_tap, temperature)
+        return temperature**2 * masked_mean(divergence, sample_mask)
 
     def get_config(self):
         """Returns what `from_config()` needs to make an equal loss."""
-        return {**super().get_config(), "temperature": self.temperature}
+        temperature = keras.saving.serialize_keras_object(self.temperature)
+        return {**super().get_config(), "temperature": temperature}

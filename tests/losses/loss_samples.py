@@ -1,0 +1,79 @@
+"""Every loss with taps to run it on, for tests that hold for all of them."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfkd import losses
+
+MAPS = [((8, 8, 4), (8, 8, 5)), ((4, 4, 6), (2, 2, 3))]
+SHAPES = {
+    "stages": MAPS,
+    "hint": [((8, 8, 4), (4, 4, 5))],
+    "last_map": [((2, 2, 6), (4, 4, 8))],
+    "pooled": [((6,), (9,))],
+    "logits": [((5,), (5,))],
+    "fsp": [((8, 8, 4), (4, 4, 4)), ((4, 4, 6), (4, 4, 6))],
+}
+ARGUMENTS = {
+    "crd": {"num_examples": 12, "negatives": 7, "embedding_size": 8, "seed": 3},
+    "cc": {"embedding_size": 8},
+}
+#: Losses that compare samples with each other, and so need two.
+PAIRWISE = ("sp", "cc", "rkd", "pkt")
+IDS = (
+    *("kd", "dkd", "fitnet", "at", "sp", "cc", "vid"),
+    *("rkd", "pkt", "ft", "fsp", "nst", "ab", "crd"),
+)
+
+
+class Sample:
+    """A loss, built or not, and taps of six samples."""
+
+    batch = 6
+
+    def __init__(self, name, build=True):
+        self.loss = losses.get(name, **ARGUMENTS.get(name, {}))
+        shapes = SHAPES.get(name) or SHAPES[self.loss.spots]
+        random = np.random.default_rng(0)
+
+        def taps(side):
+            return [
+                tf.constant(random.normal(size=(self.batch, *pair[side])), "float32")
+                for pair in shapes
+            ]
+
+        self.student, self.teacher = taps(0), taps(1)
+        self.extra = {}
+        if self.loss.needs_labels:
+            self.extra["labels"] = tf.constant([0, 1, 2, 3, 4, 0])
+        if self.loss.needs_indices:
+            self.loss.set_examples(np.arange(12) % 3)
+            self.extra["indices"] = tf.constant([0, 4, 8, 3, 11, 6])
+        if build:
+            taps = (self.student, self.teacher)
+            self.loss.build(*([tap.shape for tap in side] for side in taps))
+
+    def value(self, student=None, teacher=None, mask=None, extra=None, training=False):
+        student = self.student if student is None else student
+        teacher = self.teacher if teacher is None else teacher
+        extra = self.extra if extra is None else extra
+        return self.loss(student, teacher, sample_mask=mask, training=training, **extra)
+
+    def value_and_gradients(self, student, teacher, mask, training=False):
+        """Returns the value, and the gradients of student taps and trainable variables."""
+        variables = [variable.value for variable in self.loss.trainable_variables]
+        with tf.GradientTape() as tape:
+            tape.watch(student)
+            value = self.value(student, teacher, mask, training=training)
+        gradients = tape.gradient(
+            value, [*student, *variables], unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        return value, gradients
+
+    def rows(self, rows):
+        """Returns taps and extras of some of the samples."""
+        extra = {key: tf.gather(values, rows) for key, values in self.extra.items()}
+        student, teacher = (
+            [tf.gather(tap, rows) for tap in taps] for taps in (self.student, self.teacher)
+        )
+        return {"student": student, "teacher": teacher, "extra": extra}

@@ -1,0 +1,242 @@
+"""The contract that every loss keeps."""
+
+import inspect
+import re
+import textwrap
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from loss_samples import IDS, PAIRWISE, Sample
+
+import tfkd
+from tfkd import losses
+from tfkd.errors import UsageError
+
+PUBLISHED_WEIGHTS = {
+    "kd": 0.9,
+    "dkd": 1,
+    "fitnet": 1,
+    "at": 1000,
+    "sp": 3000,
+    "cc": 0.02,
+    "vid": 1,
+    "rkd": 1,
+    "pkt": 30000,
+    "ft": 200,
+    "fsp": 50,
+    "nst": 50,
+    "ab": 0,
+    "crd": 0.8,
+}
+SPOTS = {
+    "kd": "logits",
+    "dkd": "logits",
+    "fitnet": "hint",
+    "at": "stages",
+    "sp": "last_map",
+    "cc": "pooled",
+    "vid": "stages",
+    "rkd": "pooled",
+    "pkt": "pooled",
+    "ft": "last_map",
+    "fsp": "stages",
+    "nst": "stages",
+    "ab": "stages",
+    "crd": "pooled",
+}
+
+
+def test_ids_weights_spots():
+    assert set(IDS) <= set(losses.available())
+    assert {name: losses.get(name).weight for name in IDS} == PUBLISHED_WEIGHTS
+    assert {name: losses.get(name).spots for name in IDS} == SPOTS
+    relational = {name for name in IDS if losses.available()[name].relational}
+    assert relational == {"sp", "cc", "rkd", "pkt", "crd"}
+
+
+@pytest.mark.parametrize("name", sorted(set(IDS) - {"crd"}))  # CRD: in its own file
+@pytest.mark.parametrize("rows", [[1], [0, 5], [1, 2, 4], [0, 1, 2, 3, 4, 5]])
+def test_mask_means_loss_on_the_selected_times_their_fraction(name, rows):
+    sample = Sample(name)
+    mask = np.isin(np.arange(sample.batch), rows)
+    expected = sample.value(**sample.rows(rows)) * len(rows) / sample.batch
+    if len(rows) == 1 and name in PAIRWISE:
+        expected = 0.0
+    for form in (mask, mask.astype("int32"), mask.astype("float32")):
+        np.testing.assert_allclose(sample.value(mask=tf.constant(form)), expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_one_mask_for_all_equals_the_same_mask_for_each_spot(name):
+    sample = Sample(name)
+    mask = tf.constant([1, 0, 1, 1, 0, 1])
+    keras.utils.set_random_seed(1)
+    once = sample.value(mask=mask)
+    if name != "crd":  # draws anew
+        each = sample.value(mask=[mask] * len(sample.student))
+        np.testing.assert_array_equal(once, each)
+    with pytest.raises(UsageError, match="one mask per spot"):
+        sample.value(mask=[mask] * 3)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_config_makes_an_equal_loss(name):
+    loss = losses.get(name, weight=2.5, spots=[("a", "b")], name="mine")
+    config = loss.get_config()
+    assert set(inspect.signature(type(loss)).parameters) - {"kwargs"} <= set(config)
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert type(copy) is type(loss)
+    assert copy.get_config() == config
+    assert (copy.weight, copy.spots, copy.name) == (2.5, [("a", "b")], "mine")
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_first_call_and_build_make_the_same_connectors(name):
+    weights = []
+    for build in (True, False):
+        keras.utils.set_random_seed(7)
+        sample = Sample(name, build=build)
+        assert sample.loss.built == build
+        sample.value()
+        weights.append([np.array(weight) for weight in sample.loss.weights])
+    for built, called in zip(*weights, strict=True):
+        np.testing.assert_array_equal(built, called)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize("name", IDS)
+def test_half_precision_taps_are_compared_in_float32(name, policy):
+    expected = Sample(name).value()
+    keras.config.set_dtype_policy(policy)
+    try:
+        keras.utils.set_random_seed(0)
+        sample = Sample(name)
+        half = policy.removeprefix("mixed_")
+        student, teacher = (
+            [tf.cast(tap, half) for tap in taps] for taps in (sample.student, sample.teacher)
+        )
+        value = sample.value(student, teacher)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert value.dtype == tf.float32
+    assert {variable.dtype for variable in sample.loss.weights} <= {"float32"}
+    rounded = sample.value(
+        [tf.cast(tap, "float32") for tap in student], [tf.cast(tap, "float32") for tap in teacher]
+    )
+    if name != "crd":  # draws new negatives
+        np.testing.assert_array_equal(value, rounded)
+    if name not in ("fitnet", "cc", "vid", "ft", "ab", "crd"):  # connectors start at random
+        np.testing.assert_allclose(value, expected, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_teacher_gets_no_gradient(name):
+    sample = Sample(name)
+    with tf.GradientTape() as tape:
+        tape.watch(sample.teacher)
+        value = sample.value()
+    assert tape.gradient(value, sample.teacher) == [None] * len(sample.teacher)
+
+
+@pytest.mark.parametrize("name", sorted(set(IDS) - {"crd"}))
+def test_batch_of_unknown_size(name):
+    sample = Sample(name)
+    specs = [
+        [tf.TensorSpec((None, *tap.shape[1:])) for tap in taps]
+        for taps in (sample.student, sample.teacher)
+    ]
+
+    @tf.function(input_signature=[*specs, tf.TensorSpec((None,))])
+    def value(student, teacher, mask):
+        return sample.value(student, teacher, mask)
+
+    mask = tf.constant([1.0, 0.0, 1.0, 1.0, 1.0, 0.0])
+    expected = sample.value(mask=mask)
+    np.testing.assert_allclose(value(sample.student, sample.teacher, mask), expected, rtol=1e-5)
+
+
+def shapes(*shapes):
+    return [(4, *shape) for shape in shapes]
+
+
+@pytest.mark.parametrize(
+    "name, student, teacher, message",
+    [
+        *(
+            (name, shapes((3,)), shapes((3,), (3,)), "1 student taps and 2")
+            for name in ("kd", "rkd")
+        ),
+        *((name, shapes((3,)), shapes((3,)), "needs taps") for name in ("at", "nst", "vid", "ft")),
+        ("at", [(4, None, None, 3)], shapes((8, 8, 3)), "student tap 0"),
+        ("kd", shapes((3,)), shapes((4,)), "the same classes"),
+        ("dkd", shapes((3,)), shapes((4,)), "the same classes"),
+        ("dkd", shapes((2, 3)), shapes((2, 3)), "needs taps"),
+        ("fitnet", shapes((8, 8, 3)), shapes((3,)), "fitnet_adapter_0"),
+        ("fitnet", shapes((8, 4, 3)), shapes((4, 8, 3)), "smaller along the other"),
+        ("fsp", shapes((8, 8, 3)), shapes((8, 8, 3)), "at least two spots"),
+        ("fsp", shapes((8, 8, 3), (4, 4, 3)), shapes((8, 8, 3), (4, 4, 5)), "same channels"),
+        ("ft", shapes((4, 4, 3)), shapes((4, 4, 1)), "leaves none"),
+        ("crd", shapes((3,), (3,)), shapes((3,), (3,)), "one spot"),
+        ("crd", shapes((3,)), shapes((3,)), "num_examples="),
+    ],
+)
+def test_wrong_shapes_give_one_clear_line(name, student, teacher, message):
+    with pytest.raises(UsageError, match=message) as error:
+        losses.get(name).build(student, teacher)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["kd", "at", "sp", "rkd", "pkt", "nst", "fsp", "dkd"])
+def test_zero_between_equal_features(name):
+    sample = Sample(name)
+    if name == "dkd":
+        value = sample.value(sample.teacher, sample.teacher)
+    else:
+        loss = losses.get(name)
+        value = loss(sample.student, sample.student)
+    assert abs(value) < 1e-6
+    assert abs(sample.value()) > 1e-4
+
+
+@pytest.mark.parametrize(
+    "name, arguments",
+    [
+        ("dkd", {"temperature": 0}),
+        ("ab", {"margin": -1.0}),
+        ("ft", {"rate": 0}),
+        ("ft", {"rate": 1.5}),
+        ("crd", {"negatives": 0}),
+        ("crd", {"temperature": -0.07}),
+        ("crd", {"momentum": 1.5}),
+        ("at", {"spots": "everywhere"}),
+        ("at", {"power": 2}),
+    ],
+)
+def test_arguments_out_of_range(name, arguments):
+    with pytest.raises(UsageError):
+        losses.get(name, **arguments)
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_example_in_the_docstring_runs(name):
+    example = re.search(
+        r"Example:\n    ```python\n(.*?)```", losses.available()[name].__doc__, re.S
+    )
+    random = np.random.default_rng(0)
+    namespace = {
+        key: tf.constant(random.normal(size=shape), "float32")
+        for side in ("student", "teacher")
+        for key, shape in {
+            f"{side}_logits": (4, 5),
+            f"{side}_vector": (4, 6),
+            f"{side}_map": (4, 8, 8, 3),
+            f"later_{side}_map": (4, 4, 4, 5),
+        }.items()
+    }
+    labels = np.arange(20) % 5
+    namespace |= {"labels": labels[:4], "training_labels": labels, "indices": np.arange(4)}
+    exec(textwrap.dedent(example[1]), {"tfkd": tfkd}, namespace)
+    assert namespace["value"].shape == ()
+    assert np.isfinite(namespace["value"])

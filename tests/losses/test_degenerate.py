@@ -1,0 +1,73 @@
+"""Nothing that a batch can contain makes a loss or its gradients infinite or undefined."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from loss_samples import IDS, PAIRWISE, Sample
+
+
+def mask(*selected):
+    return tf.constant([1.0 if row in selected else 0.0 for row in range(Sample.batch)])
+
+
+def constant(taps, value):
+    return [tf.fill(tap.shape, value) for tap in taps]
+
+
+def equal_rows(taps):
+    return [tf.repeat(tap[:1], Sample.batch, axis=0) for tap in taps]
+
+
+def half_dead(taps):
+    """Zeros in every second channel and every second sample."""
+    random = np.random.default_rng(1)
+    return [
+        tap
+        * tf.constant(random.integers(0, 2, tap.shape[-1:]), tap.dtype)
+        * tf.reshape(tf.constant([1.0, 0.0] * (Sample.batch // 2)), (-1,) + (1,) * (tap.ndim - 1))
+        for tap in taps
+    ]
+
+
+def situations(sample):
+    """Yields `(name, student taps, teacher taps, mask)`."""
+    student, teacher, everything = sample.student, sample.teacher, mask(*range(Sample.batch))
+    yield "none selected", student, teacher, mask()
+    yield "one selected", student, teacher, mask(2)
+    yield "two selected", student, teacher, mask(1, 4)
+    yield "all selected", student, teacher, everything
+    yield "equal samples", equal_rows(student), equal_rows(teacher), everything
+    yield "equal students", equal_rows(student), teacher, everything
+    yield "two equal selected", equal_rows(student), teacher, mask(0, 5)
+    yield "student of zeros", constant(student, 0.0), teacher, everything
+    yield "teacher of zeros", student, constant(teacher, 0.0), everything
+    yield "zeros", constant(student, 0.0), constant(teacher, 0.0), everything
+    yield "one of zeros selected", constant(student, 0.0), constant(teacher, 0.0), mask(3)
+    yield "dead channels", half_dead(student), half_dead(teacher), everything
+    yield "tiny", [1e-8 * tap for tap in student], [1e-8 * tap for tap in teacher], everything
+    yield "large", [1e3 * tap for tap in student], [1e3 * tap for tap in teacher], everything
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_value_and_gradients_stay_finite(name):
+    sample = Sample(name)
+    compiled = tf.function(sample.value_and_gradients, jit_compile=True)
+    for situation, student, teacher, selected in situations(sample):
+        for function in (sample.value_and_gradients, compiled):
+            value, gradients = function(student, teacher, selected)
+            assert np.isfinite(value), situation
+            assert all(np.isfinite(gradient).all() for gradient in gradients), situation
+            if situation == "none selected" or (
+                name in PAIRWISE and situation in ("one selected", "one of zeros selected")
+            ):
+                assert value == 0, situation
+                assert all(not np.any(gradient) for gradient in gradients), situation
+
+
+@pytest.mark.parametrize("name", ["sp", "cc", "rkd", "pkt", "at", "nst"])
+def test_gradients_of_zeros_stay_moderate(name):
+    # A norm clamped at 1e-12 alone would let gradients of 1e12 through, which end a training.
+    sample = Sample(name)
+    student = [tf.concat([tap[:3], tf.zeros_like(tap[3:])], axis=0) for tap in sample.student]
+    _, gradients = sample.value_and_gradients(student, sample.teacher, None)
+    assert max(np.abs(gradient).max() for gradient in gradients) < 1e3

@@ -1,0 +1,5 @@
+"""Trainable parts that methods put around the models."""
+
+from tfkd.layers.adapter import Adapter
+
+__all__ = ["Adapter"]

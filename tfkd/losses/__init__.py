@@ -1,0 +1,95 @@
+"""What is compared: one distillation loss per file."""
+
+import keras
+
+from tfkd.errors import UsageError, unknown
+from tfkd.losses.activation_boundary import ActivationBoundary
+from tfkd.losses.attention_transfer import AttentionTransfer
+from tfkd.losses.contrastive_representation_distillation import (
+    ContrastiveRepresentationDistillation,
+)
+from tfkd.losses.correlation_congruence import CorrelationCongruence
+from tfkd.losses.decoupled_knowledge_distillation import DecoupledKnowledgeDistillation
+from tfkd.losses.distillation_loss import DistillationLoss, masked_mean
+from tfkd.losses.factor_transfer import FactorTransfer
+from tfkd.losses.fitnet import FitNet
+from tfkd.losses.flow_of_solution_procedure import FlowOfSolutionProcedure
+from tfkd.losses.hierarchical_context import hierarchical_context_loss
+from tfkd.losses.keras_distillation_loss import KerasDistillationLoss
+from tfkd.losses.knowledge_distillation import KnowledgeDistillation, kl_divergence
+from tfkd.losses.neuron_selectivity_transfer import NeuronSelectivityTransfer
+from tfkd.losses.probabilistic_knowledge_transfer import ProbabilisticKnowledgeTransfer
+from tfkd.losses.relational_knowledge_distillation import RelationalKnowledgeDistillation
+from tfkd.losses.similarity_preserving import SimilarityPreserving
+from tfkd.losses.variational_information_distillation import VariationalInformationDistillation
+
+
+def available():
+    """Returns `{id: class}` of every loss, those that users have defined included."""
+    found, classes = {}, [DistillationLoss]
+    while classes:
+        for cls in classes.pop().__subclasses__():
+            classes.append(cls)
+            if cls.id is not None:
+                found[cls.id] = cls
+    return dict(sorted(found.items()))
+
+
+def get(identifier, **arguments):
+    """Makes a loss from its id, its config, or itself.
+
+    Args:
+        identifier: A `DistillationLoss`, an id such as `"kd"`, a loss class, or a
+            `keras.distillation.DistillationLoss`, which is wrapped.
+        **arguments: Constructor arguments, where an id or a class is given.
+
+    Returns:
+        A `DistillationLoss`.
+
+    Raises:
+        UsageError: If the id is unknown or an argument is not one of the loss's.
+
+    Example:
+    ```python
+    loss = tfkd.losses.get("kd", temperature=2.0)
+    ```
+    """
+    if isinstance(identifier, DistillationLoss):
+        return identifier
+    if isinstance(identifier, keras.distillation.DistillationLoss):
+        return KerasDistillationLoss(identifier, **arguments)
+    known = available()
+    cls = identifier if isinstance(identifier, type) else known.get(identifier)
+    if cls is None:
+        raise unknown("loss", identifier, known)
+    try:
+        return cls(**arguments)
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:  # Keras rejects unknown arguments with either.
+        raise UsageError(f"Loss {cls.id!r}: {error}.") from error
+
+
+__all__ = [
+    "ActivationBoundary",
+    "AttentionTransfer",
+    "ContrastiveRepresentationDistillation",
+    "CorrelationCongruence",
+    "DecoupledKnowledgeDistillation",
+    "DistillationLoss",
+    "FactorTransfer",
+    "FitNet",
+    "FlowOfSolutionProcedure",
+    "KerasDistillationLoss",
+    "KnowledgeDistillation",
+    "NeuronSelectivityTransfer",
+    "ProbabilisticKnowledgeTransfer",
+    "RelationalKnowledgeDistillation",
+    "SimilarityPreserving",
+    "VariationalInformationDistillation",
+    "available",
+    "get",
+    "hierarchical_context_loss",
+    "kl_divergence",
+    "masked_mean",
+]

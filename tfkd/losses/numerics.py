@@ -1,0 +1,165 @@
+"""Arithmetic that losses share: norms, pooling and selection, finite in value and gradient."""
+
+import math
+
+import numpy as np
+from keras import ops
+
+from tfkd.errors import UsageError
+
+
+def norm_or_one(vectors, axis=-1):
+    """L2 norms, with 1 in place of 0.
+
+    The square root has no finite gradient at 0; with 1 in its place a vector of zeros can be
+    divided by its norm and gets a finite gradient.
+
+    Args:
+        vectors: Float32 tensor.
+        axis: Integer, the axis along which a vector lies.
+
+    Returns:
+        A tensor of the same rank, of size 1 along `axis`.
+    """
+    squared = ops.sum(ops.square(vectors), axis=axis, keepdims=True)
+    return ops.sqrt(ops.where(squared > 0, squared, ops.ones_like(squared)))
+
+
+def normalize(vectors, axis=-1, epsilon=1e-12):
+    """Divides vectors by their L2 norm, as `torch.nn.functional.normalize`.
+
+    Args:
+        vectors: Float32 tensor.
+        axis: Integer, the axis along which a vector lies.
+        epsilon: Number, the least norm to divide by.
+
+    Returns:
+        A tensor of the same shape. Vectors of zeros stay zero.
+    """
+    return vectors / ops.maximum(norm_or_one(vectors, axis), epsilon)
+
+
+def smooth_l1(difference):
+    """Half the square up to 1 and linear beyond, elementwise (the Huber function, delta 1)."""
+    # One clip instead of a choice between two branches: fewer large temporaries.
+    clipped = ops.clip(difference, -1.0, 1.0)
+    return clipped * (difference - 0.5 * clipped)
+
+
+def flatten(features):
+    """Returns `(batch, ...)` features as `(batch, everything else)`."""
+    return ops.reshape(features, (ops.shape(features)[0], math.prod(features.shape[1:])))
+
+
+def positions_first(features):
+    """Returns a map `(batch, height, width, channels)` as `(batch, positions, channels)`."""
+    batch, (height, width, channels) = ops.shape(features)[0], features.shape[1:]
+    return ops.reshape(features, (batch, height * width, channels))
+
+
+def channel_products(left, right):
+    """Inner products over the positions of all pairs of channels of two maps.
+
+    Args:
+        left: Float tensor `(batch, height, width, left channels)`.
+        right: Float tensor `(batch, height, width, right channels)`.
+
+    Returns:
+        A tensor `(batch, left channels, right channels)`.
+    """
+    left = ops.transpose(positions_first(left), (0, 2, 1))
+    return ops.matmul(left, positions_first(right))
+
+
+def selection(sample_mask, features):
+    """Returns which samples take part, as zeros and ones.
+
+    Args:
+        sample_mask: Tensor `(batch,)`, of which the non-zero entries select, or None for all.
+        features: Tensor `(batch, ...)`.
+
+    Returns:
+        A float32 tensor `(batch,)`.
+    """
+    if sample_mask is None:
+        return ops.ones((ops.shape(features)[0],), dtype="float32")
+    return ops.cast(ops.cast(sample_mask, "float32") > 0, "float32")
+
+
+def keep_selected(features, selected):
+    """Puts zeros in place of the samples that do not take part.
+
+    Args:
+        features: Tensor `(batch, features)`.
+        selected: Float32 tensor `(batch,)` of zeros and ones.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    # A choice, not a product, which would let an infinite feature through as a NaN.
+    return ops.where(selected[:, None] > 0, features, ops.zeros_like(features))
+
+
+def scale_to_batch(total, selected, power):
+    """Turns a sum over selected pairs (or triples) into the masked loss.
+
+    Args:
+        total: Scalar, the sum over all combinations of `power` selected samples.
+        selected: Float32 tensor `(batch,)` of zeros and ones.
+        power: Integer, how many samples each term combines.
+
+    Returns:
+        `total / n ** power * n / batch` with `n` selected samples; 0 where fewer than two are.
+    """
+    count = ops.sum(selected)
+    mean = total / ops.maximum(count, 1.0) ** power
+    return ops.where(count >= 2, mean * ops.mean(selected), ops.zeros_like(mean))
+
+
+def match_sizes(student_map, teacher_map):
+    """Average-pools the larger of two maps to the size of the smaller, along each axis.
+
+    Args:
+        student_map: Tensor `(batch, height, width, channels)`.
+        teacher_map: Tensor `(batch, height, width, channels)`.
+
+    Returns:
+        Both maps, of equal height and width.
+    """
+    size = [min(pair) for pair in zip(student_map.shape[1:3], teacher_map.shape[1:3])]
+    return adaptive_average_pool(student_map, size), adaptive_average_pool(teacher_map, size)
+
+
+def adaptive_average_pool(features, size):
+    """Averages a map down to a given size, as `torch.nn.functional.adaptive_avg_pool2d`.
+
+    Output `i` of `n` averages the inputs from `⌊i · input / n⌋` to `⌈(i + 1) · input / n⌉`;
+    neighbouring windows overlap where the sizes do not divide.
+
+    Args:
+        features: Float tensor `(batch, height, width, channels)`.
+        size: Pair of integers, the height and width wanted.
+
+    Returns:
+        A tensor `(batch, *size, channels)`.
+    """
+    height, width = features.shape[1:3]
+    if (height, width) == tuple(size):
+        return features
+    if height % size[0] == 0 and width % size[1] == 0:
+        window = (height // size[0], width // size[1])
+        return ops.average_pool(features, window, window, data_format="channels_last")
+    rows = ops.cast(_pooling_matrix(height, size[0]), features.dtype)
+    columns = ops.cast(_pooling_matrix(width, size[1]), features.dtype)
+    return ops.einsum("qw,bpwc->bpqc", columns, ops.einsum("ph,bhwc->bpwc", rows, features))
+
+
+def _pooling_matrix(inputs, outputs):
+    """Returns the weights `(outputs, inputs)` of adaptive pooling along one axis."""
+    if outputs > inputs:
+        raise UsageError(f"Cannot pool from {inputs} to {outputs} positions: that is more.")
+    matrix = np.zeros((outputs, inputs), dtype="float32")
+    for output in range(outputs):
+        window = slice(output * inputs // outputs, -(-(output + 1) * inputs // outputs))
+        matrix[output, window] = 1 / len(range(*window.indices(inputs)))
+    return matrix
