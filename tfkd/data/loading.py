@@ -1,0 +1,311 @@
+"""`load`: one call from the name of a data set to pipelines for `fit` and `evaluate`."""
+
+import numbers
+
+import numpy as np
+import tensorflow as tf
+
+from tfkd.data.augmentation import GEOMETRIC, Augmentation
+from tfkd.data.pipeline import (
+    EpochCounter,
+    InMemory,
+    Streamed,
+    evaluation_pipeline,
+    training_pipeline,
+)
+from tfkd.data.sources import KNOWN, Source, in_memory_bytes
+from tfkd.errors import UsageError, unknown
+
+# Up to this size, in bytes, a decoded split is kept in memory; the buffer of the shuffle over a
+# larger one is kept to it.
+MEMORY = 2**30
+
+
+class Data:
+    """A data set, ready for training. Made by `load`.
+
+    Attributes:
+        train: `tf.data.Dataset` of `steps_per_epoch` batches of `batch_size`. Every pass over it
+            is the next epoch, in another order and with other augmentation.
+        validation: `tf.data.Dataset` of all validation examples in order, or `None`.
+        test: `tf.data.Dataset` of all test examples in order.
+        name: String.
+        input_shape: Tuple `(height, width, channels)`.
+        num_classes: Integer.
+        class_names: Tuple of strings.
+        sizes: Dict of the number of examples in `"train"`, `"validation"` and `"test"`.
+        mean: Tuple of floats in [0, 1], one per channel, subtracted from the images.
+        std: Tuple of floats in [0, 1], one per channel, that the images are then divided by.
+        batch_size: Integer.
+        steps_per_epoch: Integer.
+        augment: Tuple of strings.
+        one_hot: Boolean, whether labels are float32 `(batch, num_classes)` rather than int32
+            `(batch,)`.
+        seed: Integer.
+    """
+
+    def __init__(self, source, mean, std, batch_size, seed, augmentation, one_hot, splits):
+        self.name = source.name
+        self.input_shape = source.image_shape
+        self.num_classes = source.num_classes
+        self.class_names = source.class_names
+        self.mean, self.std = mean, std
+        self.batch_size = batch_size
+        self.seed = seed
+        self.augment = augmentation.names
+        self.one_hot = one_hot
+        self.sizes = {name: split.size if split else 0 for name, split in splits.items()}
+        self.steps_per_epoch = self.sizes["train"] // batch_size
+        self._counter = EpochCounter()
+
+        self.train = training_pipeline(
+            splits["train"], batch_size, seed, augmentation, self._encode, self._counter
+        )
+        self.validation, self.test = (
+            evaluation_pipeline(splits[name], batch_size, self._encode) if splits[name] else None
+            for name in ("validation", "test")
+        )
+
+    def start_epoch(self, epoch):
+        """Makes the next pass over `train` that of `epoch`.
+
+        A pass that delivers its last batch makes the next epoch the next one, so this is needed
+        only where a run resumes, or where another run over the same data begins. To be certain of
+        the epoch, call it from a callback's `on_epoch_begin`: with several replicas TensorFlow
+        reads a few batches ahead, which can be all there are.
+
+        Args:
+            epoch: Non-negative integer.
+
+        Raises:
+            UsageError: If `epoch` is not a non-negative integer.
+        """
+        self._counter.epoch = _check_integer("epoch", epoch, 0)
+
+    def _encode(self, images, labels):
+        """Normalises uint8 images and encodes int32 labels."""
+        scale = 1 / (255 * np.array(self.std))
+        offset = np.array(self.mean) / np.array(self.std)
+        images = tf.cast(images, tf.float32) * scale.astype("float32") - offset.astype("float32")
+        return images, tf.one_hot(labels, self.num_classes) if self.one_hot else labels
+
+    def __repr__(self):
+        sizes = ", ".join(f"{name}={size}" for name, size in self.sizes.items())
+        return (
+            f"Data({self.name!r}, {sizes}, input_shape={self.input_shape}, "
+            f"num_classes={self.num_classes}, batch_size={self.batch_size}, "
+            f"augment={self.augment}, seed={self.seed})"
+        )
+
+
+def load(
+    name="digits",
+    batch_size=64,
+    seed=0,
+    validation=0.1,
+    train_examples=None,
+    augment=None,
+    mixup=0.0,
+    cutmix=0.0,
+    one_hot=None,
+    image_size=None,
+    data_dir=None,
+    cache="auto",
+):
+    """Loads an image-classification data set, preparing it if that has not been done.
+
+    Batches are pairs of float32 images `(batch, height, width, channels)`, normalised channel by
+    channel to a mean of 0 and a standard deviation of 1, and labels.
+
+    Training batches are a pure function of `seed`, the epoch and the example's index. A run that
+    resumes after `data.start_epoch(epoch)` sees what an uninterrupted one would have seen.
+
+    Args:
+        name: String, the name of a data set: one of `available()`, or any other of TFDS that has
+            the features `image` and `label`, with its version or configuration if need be
+            (`"cifar10:3.0.2"`). A path (absolute, or one that starts with `.` or `~`) of images
+            in `split/class/image.png`, or of a data set as TFDS prepared it. Or a
+            `tfds.core.DatasetBuilder`. Defaults to `"digits"`, which needs no download.
+        batch_size: Positive integer. Training drops what remains after the last full batch of an
+            epoch; validation and test do not.
+        seed: Non-negative integer.
+        validation: Number in [0, 1), the fraction of the training split to set aside, or an
+            integer number of examples: the last ones, whatever the seed.
+        train_examples: Integer, how many of the remaining training examples to keep: as near as
+            possible as many of every class, the same ones whatever the seed. `None` keeps all.
+        augment: Tuple of `"crop"` (a shift of up to an eighth of the size, black where the image
+            ends) and `"flip"` (left to right, half of the time), empty for none. `None` is what
+            is usual for a data set of `available()`, and none for others.
+        mixup: Non-negative number, the alpha of mixup's Beta distribution; 0 is none.
+        cutmix: Non-negative number, the alpha of cutmix; 0 is none. With both, each example takes
+            one of the two, with equal chances.
+        one_hot: Boolean, whether labels of all three splits are one-hot. `None` is true with
+            mixup or cutmix, which mix labels, and false otherwise.
+        image_size: Integer or pair `(height, width)` to resize images to. `None` keeps them as
+            they are, and they must all have one size.
+        data_dir: String or path, where TFDS keeps data sets. `None` is the environment variable
+            `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+        cache: Boolean, whether decoded images are kept in memory rather than read in each epoch
+            and shuffled in a buffer of 1 GiB. `"auto"` keeps each split of up to 1 GiB.
+
+    Returns:
+        A `Data`.
+
+    Raises:
+        UsageError: If an argument is none of the above, or there is no such data set and it
+            cannot be downloaded.
+
+    Example:
+    ```python
+    data = tfkd.data.load("cifar100", batch_size=64)
+    model = tfkd.models.create("resnet20", data.num_classes, data.input_shape)
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(data.train, validation_data=data.validation, epochs=240)
+    ```
+    """
+    batch_size = _check_integer("batch_size", batch_size, 1)
+    seed = _check_integer("seed", seed, 0)
+    _check_alpha("mixup", mixup)
+    _check_alpha("cutmix", cutmix)
+    if one_hot not in (None, True, False):
+        raise UsageError(f"one_hot must be True, False or None; received {one_hot!r}.")
+    if one_hot is not None and not one_hot and (mixup or cutmix):
+        raise UsageError("mixup and cutmix mix labels, which one_hot=False does not allow.")
+    if cache not in ("auto", True, False):
+        raise UsageError(f"cache must be 'auto', True or False; received {cache!r}.")
+    _check_augment(augment)
+    _check_validation(validation)
+    if train_examples is not None:
+        train_examples = _check_integer("train_examples", train_examples, 1)
+
+    source = Source(name, data_dir, _check_image_size(image_size))
+    if augment is None:
+        augment = KNOWN[source.name].augment if source.name in KNOWN else ()
+    end = source.size("train")
+    start = end - _count_validation(validation, end)
+    size = start if train_examples is None else train_examples
+    if size > start:
+        raise UsageError(
+            f"train_examples={size} is more than the {start} training examples of {source.name!r}."
+        )
+    if batch_size > size:
+        raise UsageError(
+            f"batch_size={batch_size} is more than the {size} training examples: it must be at "
+            f"most {size}."
+        )
+    mean, std = source.statistics(start)
+    splits = {
+        "train": _open(source, "train", 0, start, cache, train_examples),
+        "validation": _open(source, "train", start, end, cache) if start < end else None,
+        "test": _open(source, source.test_split, 0, source.size(source.test_split), cache),
+    }
+    return Data(
+        source,
+        mean,
+        std,
+        batch_size,
+        seed,
+        Augmentation(augment, mixup, cutmix),
+        bool(mixup or cutmix or one_hot),
+        splits,
+    )
+
+
+def _open(source, split, start, stop, cache, keep=None):
+    """Returns a part of a split as examples in memory or streamed, `keep` of them if given."""
+    size = in_memory_bytes(stop - start, source.image_shape)
+    if cache is True or (cache == "auto" and size <= MEMORY):
+        images, labels = source.into_memory(split, start, stop)
+        if keep is not None:
+            kept = balanced_subset(labels, keep)
+            images, labels = images[kept], labels[kept]
+        return InMemory(images, labels)
+    dataset = source.read(split, start, stop)
+    if keep is not None:
+        labels = np.fromiter(dataset.map(lambda _, label: label).as_numpy_iterator(), np.int32)
+        dataset = _filter(dataset, balanced_subset(labels, keep), stop - start)
+    count = stop - start if keep is None else keep
+    buffer_size = max(1, MEMORY // in_memory_bytes(1, source.image_shape))
+    return Streamed(dataset, count, min(count, buffer_size))
+
+
+def _filter(dataset, positions, size):
+    """Keeps the examples at `positions` of a dataset of `size` examples."""
+    kept = np.zeros(size, bool)
+    kept[positions] = True
+    kept = tf.constant(kept)
+    dataset = dataset.enumerate().filter(lambda position, _: tf.gather(kept, position))
+    return dataset.map(lambda _, example: example)
+
+
+def balanced_subset(labels, count):
+    """Chooses examples of all classes in equal numbers, as near as possible.
+
+    The first example of each class comes first, then the second of each, and so on: the subset of
+    a larger `count` contains that of a smaller one.
+
+    Args:
+        labels: Integer array `(examples,)`.
+        count: Integer, at most the number of examples.
+
+    Returns:
+        An integer array `(count,)`, the ascending positions of the chosen examples.
+    """
+    labels = np.asarray(labels)
+    ranks = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        ranks[members] = np.arange(len(members))
+    return np.sort(np.argsort(ranks, kind="stable")[:count])
+
+
+def _check_integer(name, value, least):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise UsageError(f"{name} must be an integer of at least {least}; received {value!r}.")
+    return int(value)
+
+
+def _check_alpha(name, alpha):
+    number = isinstance(alpha, numbers.Real) and not isinstance(alpha, bool)
+    if not number or not 0 <= alpha < float("inf"):
+        raise UsageError(f"{name} must be a number of at least 0; received {alpha!r}.")
+
+
+def _check_augment(augment):
+    if augment is None:
+        return
+    if not isinstance(augment, (list, tuple)):
+        raise UsageError(f"augment must be a tuple of names, or None; received {augment!r}.")
+    for name in augment:
+        if name not in GEOMETRIC:
+            raise unknown("augmentation", name, GEOMETRIC)
+
+
+def _check_image_size(image_size):
+    if image_size is None:
+        return None
+    pair = image_size if isinstance(image_size, (list, tuple)) else (image_size, image_size)
+    if len(pair) != 2:
+        raise UsageError(f"image_size must be a pair (height, width); received {image_size!r}.")
+    return tuple(_check_integer("image_size", size, 1) for size in pair)
+
+
+def _check_validation(validation):
+    right = isinstance(validation, numbers.Real) and not isinstance(validation, bool)
+    if not right or validation < 0 or (validation >= 1 and int(validation) != validation):
+        raise UsageError(
+            "validation must be a fraction in [0, 1) or an integer number of examples; received "
+            f"{validation!r}."
+        )
+
+
+def _count_validation(validation, size):
+    """Returns how many of `size` examples to set aside."""
+    integer = isinstance(validation, numbers.Integral)
+    count = int(validation) if integer else round(validation * size)
+    if validation and not 0 < count < size:
+        raise UsageError(
+            f"validation={validation!r} sets aside {count} of the {size} examples: both parts "
+            "need at least one."
+        )
+    return count

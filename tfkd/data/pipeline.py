@@ -1,0 +1,207 @@
+"""`tf.data` pipelines in which the seed, the epoch and the index decide everything."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfkd.data.augmentation import generator
+
+
+class EpochCounter:
+    """Tells a training pipeline which epoch its next pass is.
+
+    A pass counts once its last batch has been delivered. What reads a first batch and drops it,
+    as Keras does under `tf.distribute` to build a model, or breaks off in the middle, begins the
+    same epoch again the next time.
+    """
+
+    def __init__(self):
+        self.epoch = 0
+
+    def deliver(self, epoch, step, steps):
+        """Notes that batch `step` of the `steps` of `epoch` is delivered."""
+        if step == steps - 1:
+            self.epoch = int(epoch) + 1
+
+
+class InMemory:
+    """Examples that are held decoded in the host's memory.
+
+    Args:
+        images: Uint8 array `(examples, height, width, channels)`.
+        labels: Int32 array `(examples,)`.
+    """
+
+    def __init__(self, images, labels):
+        self.size = len(labels)
+        self.image_shape = images.shape[1:]
+        # An eager tensor goes to the accelerator if there is one: gathering is the host's work.
+        with tf.device("CPU:0"):
+            self._images = tf.constant(images)
+            self._labels = tf.constant(labels)
+
+    def in_order(self, batch_size):
+        """Returns a dataset of batches for `read`, the last one smaller."""
+        indices = tf.data.Dataset.range(self.size).batch(batch_size)
+        return indices.map(lambda index: {"index": index})
+
+    def plan(self, rng, draws, batch_size):
+        """Plans a pass in random order.
+
+        Args:
+            rng: A `numpy.random.Generator`.
+            draws: Dict of arrays `(size,)`, to go with the examples.
+            batch_size: Integer. What remains after the last full batch is dropped.
+
+        Returns:
+            A dict of arrays, which `shuffled` takes as tensors.
+        """
+        steps = self.size // batch_size
+        order = rng.permutation(self.size)[: steps * batch_size]
+        plan = {"index": order, **{name: draw[order] for name, draw in draws.items()}}
+        return {name: values.reshape(steps, batch_size) for name, values in plan.items()}
+
+    def shuffled(self, plan, batch_size):
+        """Returns the dataset of batches for `read` that was planned."""
+        del batch_size  # The plan consists of batches.
+        return tf.data.Dataset.from_tensor_slices(plan)
+
+    def read(self, batch):
+        """Returns the images and labels of a batch."""
+        index = batch["index"]
+        return tf.gather(self._images, index), tf.gather(self._labels, index)
+
+
+class Streamed:
+    """Examples that are read and decoded anew in every pass.
+
+    Args:
+        dataset: Dataset of uint8 images of one known shape and int32 labels, in a fixed order.
+        size: Integer, how many there are.
+        buffer_size: Integer, how many decoded examples the shuffle may hold.
+    """
+
+    def __init__(self, dataset, size, buffer_size):
+        self.size = size
+        self.image_shape = tuple(dataset.element_spec[0].shape)
+        self._dataset = dataset.enumerate().map(
+            lambda index, example: {"index": index, "image": example[0], "label": example[1]}
+        )
+        self._buffer_size = buffer_size
+
+    def in_order(self, batch_size):
+        """Returns a dataset of batches for `read`, the last one smaller."""
+        return self._dataset.batch(batch_size)
+
+    def plan(self, rng, draws, batch_size):
+        """Plans a pass in random order, as `InMemory.plan` does."""
+        del batch_size
+        return {"seed": rng.integers(np.iinfo(np.int64).max), **draws}
+
+    def shuffled(self, plan, batch_size):
+        """Returns the dataset of batches for `read` that was planned."""
+        # A dataset adds the global seed to its own. This function is being traced, and the global
+        # seed set here is that of its graph alone: the order depends on the plan's seed only.
+        tf.random.set_seed(1)
+        seed = plan.pop("seed")
+        batches = self._dataset.shuffle(
+            self._buffer_size, seed=seed, reshuffle_each_iteration=False
+        ).batch(batch_size, drop_remainder=True)
+
+        def add_draws(batch):
+            draws = {name: tf.gather(draw, batch["index"]) for name, draw in plan.items()}
+            return {**batch, **draws}
+
+        return batches.map(add_draws)
+
+    def read(self, batch):
+        """Returns the images and labels of a batch."""
+        return batch["image"], batch["label"]
+
+
+def training_pipeline(examples, batch_size, seed, augmentation, encode, counter):
+    """Builds the pipeline that `fit` reads, one epoch per pass.
+
+    TensorFlow optimizes what is inside of `flat_map` anew in every pass, which a small data set
+    feels. Hence NumPy makes the random numbers, and the work is done outside.
+
+    Args:
+        examples: An `InMemory` or `Streamed`.
+        batch_size: Integer, at most `examples.size`.
+        seed: Non-negative integer.
+        augmentation: An `Augmentation`.
+        encode: Function of uint8 images and int32 labels that returns what a model takes.
+        counter: An `EpochCounter`, which says which epoch a pass is.
+
+    Returns:
+        A finite `tf.data.Dataset` of `(images, labels)`. Each pass is a pure function of `seed`
+        and the epoch.
+    """
+    steps = examples.size // batch_size
+
+    def plan(epoch):
+        draws = augmentation.draw(seed, epoch, examples.size, examples.image_shape)
+        rng = generator(seed, epoch, "order")
+        return {"epoch": np.int64(epoch), **examples.plan(rng, draws, batch_size)}
+
+    spec = {name: (np.shape(value), value.dtype) for name, value in plan(0).items()}
+
+    def begin(_):
+        """Plans the pass that begins now."""
+        values = tf.numpy_function(
+            lambda: list(plan(counter.epoch).values()), [], [dtype for _, dtype in spec.values()]
+        )
+        return {
+            name: tf.ensure_shape(value, shape)
+            for (name, (shape, _)), value in zip(spec.items(), values)
+        }
+
+    def one_pass(planned):
+        epoch = tf.data.Dataset.from_tensors(planned.pop("epoch")).repeat()
+        return tf.data.Dataset.zip(epoch, examples.shuffled(planned, batch_size))
+
+    def make(epoch, batch):
+        images, labels = examples.read(batch)
+        images, labels = encode(augmentation.move(images, batch), labels)
+        return epoch, augmentation.mix(images, labels, batch)
+
+    def deliver(step, element):
+        epoch, batch = element
+        noted = tf.numpy_function(lambda *args: counter.deliver(*args, steps), [epoch, step], [])
+        with tf.control_dependencies([noted]):
+            return tf.nest.map_structure(tf.identity, batch)
+
+    batches = tf.data.Dataset.from_tensors(0).map(begin).flat_map(one_pass)
+    batches = batches.map(make, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    # What is prefetched is not delivered yet, so the pass is counted behind the buffer.
+    delivered = batches.enumerate().map(deliver)
+    return _with_options(delivered.apply(tf.data.experimental.assert_cardinality(steps)))
+
+
+def evaluation_pipeline(examples, batch_size, encode):
+    """Builds a pipeline over all examples, in order and as they are.
+
+    Args:
+        examples: An `InMemory` or `Streamed`.
+        batch_size: Integer. The last batch may be smaller.
+        encode: Function of uint8 images and int32 labels that returns what a model takes.
+
+    Returns:
+        A finite `tf.data.Dataset` of `(images, labels)`.
+    """
+    batches = examples.in_order(batch_size).map(
+        lambda batch: encode(*examples.read(batch)), num_parallel_calls=tf.data.AUTOTUNE
+    )
+    steps = -(-examples.size // batch_size)
+    batches = batches.prefetch(tf.data.AUTOTUNE)
+    return _with_options(batches.apply(tf.data.experimental.assert_cardinality(steps)))
+
+
+def _with_options(dataset):
+    options = tf.data.Options()
+    options.deterministic = True
+    # A buffer behind `deliver` would count a pass before its last batch is asked for.
+    options.experimental_optimization.inject_prefetch = False
+    # Every worker makes the same batches and keeps its part of each. To share out files instead
+    # needs as many of them; not to share at all shows every worker the same examples.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return dataset.with_options(options)

@@ -1,0 +1,350 @@
+"""Where images come from: TFDS data sets, prepared where need be, and what is known of them."""
+
+import collections
+import math
+import os
+import pathlib
+import random
+import ssl
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tfkd.data.digits import Digits
+from tfkd.errors import UsageError, unknown
+
+# Mean and standard deviation of every channel in [0, 1], and the augmentation that is usual.
+Known = collections.namedtuple("Known", ["mean", "std", "augment"])
+
+KNOWN = {
+    # Computed over the training split, as are all below but CIFAR-100.
+    "cifar10": Known((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), ("crop", "flip")),
+    # Of the CRD benchmark (https://github.com/HobbitLong/RepDistiller), so that results compare.
+    "cifar100": Known((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), ("crop", "flip")),
+    # A mirrored digit is no digit.
+    Digits.name: Known((0.3058,), (0.3753,), ("crop",)),
+    "fashion_mnist": Known((0.2860,), (0.3530,), ("crop", "flip")),
+    "mnist": Known((0.1307,), (0.3081,), ("crop",)),
+    "svhn_cropped": Known((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), ("crop",)),
+}
+
+# ImageNet and its like keep the labels of their test split to themselves.
+TEST_SPLITS = ("test", "validation", "val")
+
+# How many images are looked at to find out a size that the data set does not state.
+PEEK = 100
+
+VARYING = "Images vary in size: pass image_size, such as image_size=64, to resize them."
+
+CONNECT_SECONDS = 10
+CONNECT_ATTEMPTS = 2
+
+
+def available():
+    """Returns the names of the data sets whose statistics and usual augmentation are known.
+
+    `load` takes every other data set of TFDS as well that has an image and a class label.
+
+    Returns:
+        A list of strings.
+    """
+    return list(KNOWN)
+
+
+class Source:
+    """An image-classification data set of TFDS, prepared for reading.
+
+    Args:
+        name: String, `tfds.core.DatasetBuilder` or path, as `load` takes it.
+        data_dir: String or path, where TFDS keeps data sets; `None` for its default.
+        image_size: `None`, or integers `(height, width)` to resize images to.
+
+    Raises:
+        UsageError: If there is no such data set, it cannot be prepared, has no images with
+            class labels, lacks a split, or its images vary in size and `image_size` is `None`.
+    """
+
+    def __init__(self, name, data_dir=None, image_size=None):
+        builder = _find(name, data_dir)
+        self.name = builder.name
+        self._check_features(builder)
+        self._builder = _prepare(builder)
+        self._image_size = image_size
+
+        splits = self._builder.info.splits
+        self.test_split = next((split for split in TEST_SPLITS if split in splits), None)
+        if "train" not in splits or self.test_split is None:
+            raise UsageError(
+                f"Data set {self.name!r} needs a split 'train' and one of "
+                f"{', '.join(map(repr, TEST_SPLITS))}; it has {', '.join(splits) or 'none'}."
+            )
+        label = self._builder.info.features["label"]
+        self.num_classes = label.num_classes
+        self.class_names = tuple(label.names)
+        self.image_shape = self._find_image_shape()
+
+    def size(self, split):
+        """Returns the number of examples in a split."""
+        return self._builder.info.splits[split].num_examples
+
+    def read(self, split, start, stop):
+        """Reads a part of a split.
+
+        Args:
+            split: String.
+            start: Integer, the first example's position in the split.
+            stop: Integer, the position behind the last.
+
+        Returns:
+            A `tf.data.Dataset` of pairs: a uint8 image of `image_shape` and an int32 label, in an
+            order that never changes.
+        """
+        dataset = self._read(split, start, stop).map(
+            lambda example: (self._fit(example["image"]), tf.cast(example["label"], tf.int32)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        return dataset.apply(tf.data.experimental.assert_cardinality(stop - start))
+
+    def into_memory(self, split, start, stop):
+        """Reads a part of a split into memory.
+
+        Args:
+            split: String.
+            start: Integer, the first example's position in the split.
+            stop: Integer, the position behind the last.
+
+        Returns:
+            A uint8 array `(stop - start, *image_shape)` and an int32 array `(stop - start,)`.
+
+        Raises:
+            UsageError: If the files are damaged, images vary in size, or labels lie outside the
+                classes.
+        """
+        images = np.empty((stop - start, *self.image_shape), np.uint8)
+        labels = np.empty(stop - start, np.int32)
+        filled = 0
+        try:
+            for batch in self.read(split, start, stop).batch(500).as_numpy_iterator():
+                rows = slice(filled, filled + len(batch[1]))
+                images[rows], labels[rows] = batch
+                filled = rows.stop
+        except tf.errors.OpError as error:
+            raise self._unreadable(error) from error
+        if labels.min() < 0 or labels.max() >= self.num_classes:
+            raise UsageError(
+                f"Labels of {self.name!r}, split {split!r}, must lie in 0 to "
+                f"{self.num_classes - 1}; found {labels.min()} to {labels.max()}."
+            )
+        return images, labels
+
+    def statistics(self, stop):
+        """Returns mean and standard deviation of each channel, known or computed.
+
+        Args:
+            stop: Integer, how many of the training split's examples there are to train on: the
+                first 10,000 of them at most are used.
+
+        Returns:
+            Two tuples of floats, in [0, 1].
+        """
+        if self.name in KNOWN:
+            return KNOWN[self.name].mean, KNOWN[self.name].std
+        count, total, squares = 0, 0.0, 0.0
+        for images, _ in self.read("train", 0, min(stop, 10_000)).batch(100).as_numpy_iterator():
+            pixels = images.reshape(-1, images.shape[-1]) / 255.0
+            count, total = count + len(pixels), total + pixels.sum(0)
+            squares = squares + np.square(pixels).sum(0)
+        mean = total / count
+        variance = np.maximum(squares / count - np.square(mean), 0)
+        # A channel that never changes is centred only.
+        std = np.where(variance > 1e-12, np.sqrt(variance), 1.0)
+        return tuple(mean.tolist()), tuple(std.tolist())
+
+    def _check_features(self, builder):
+        features = builder.info.features
+        image, label = (
+            features[key] if isinstance(features, tfds.features.FeaturesDict) and key in features
+            else None
+            for key in ("image", "label")
+        )  # fmt: skip
+        if not isinstance(image, tfds.features.Image) or not isinstance(
+            label, tfds.features.ClassLabel
+        ):
+            raise UsageError(
+                f"Data set {self.name!r} cannot be classified: it needs the features 'image' (an "
+                f"Image) and 'label' (a ClassLabel), and it has {', '.join(features or ['none'])}."
+            )
+        if image.np_dtype != np.uint8 or image.shape[-1] is None:
+            raise UsageError(
+                f"Images of {self.name!r} must be uint8 with a known number of channels; they are "
+                f"{np.dtype(image.np_dtype).name} of shape {image.shape}."
+            )
+        if not label.num_classes:
+            raise UsageError(f"Data set {self.name!r} does not say how many classes it has.")
+
+    def _read(self, split, start, stop):
+        """Returns examples as TFDS decodes them."""
+        if isinstance(self._builder, tfds.ImageFolder):  # It knows no parts of splits.
+            return self._builder.as_dataset(split=split).skip(start).take(stop - start)
+        return self._builder.as_dataset(
+            split=f"{split}[{start}:{stop}]",
+            read_config=tfds.ReadConfig(try_autocache=False, skip_prefetch=True),
+        )
+
+    def _find_image_shape(self):
+        *size, channels = self._builder.info.features["image"].shape
+        if self._image_size is not None:
+            return (*self._image_size, channels)
+        if None not in size:
+            return (*size, channels)
+        shown = self._read("train", 0, min(PEEK, self.size("train")))
+        try:
+            sizes = {example["image"].shape[:2] for example in shown.as_numpy_iterator()}
+        except tf.errors.OpError as error:
+            raise self._unreadable(error) from error
+        if len(sizes) > 1:
+            raise UsageError(f"Data set {self.name!r}: {VARYING}")
+        return (*sizes.pop(), channels)
+
+    def _fit(self, image):
+        """Brings an image to `image_shape`."""
+        if self._image_size is None:
+            same = tf.debugging.assert_equal(tf.shape(image), self.image_shape, message=VARYING)
+            with tf.control_dependencies([same]):
+                return tf.ensure_shape(image, self.image_shape)
+        if image.shape == self.image_shape:
+            return image
+        resized = tf.image.resize(image, self._image_size, method="bilinear", antialias=True)
+        return tf.ensure_shape(tf.saturate_cast(tf.round(resized), tf.uint8), self.image_shape)
+
+    def _unreadable(self, error):
+        if VARYING in str(error):
+            return UsageError(f"Data set {self.name!r}: {VARYING}")
+        return UsageError(
+            f"Data set {self.name!r} in {self._builder.data_dir} cannot be read: "
+            f"{_describe(error)} If its files are damaged, delete that directory to have it "
+            "prepared anew."
+        )
+
+
+def in_memory_bytes(count, image_shape):
+    """Returns how many bytes `count` decoded images take."""
+    return count * math.prod(image_shape)
+
+
+def _find(name, data_dir):
+    """Returns the builder of a data set, which need not be prepared."""
+    if isinstance(name, tfds.core.DatasetBuilder):
+        return name
+    if not isinstance(name, (str, os.PathLike)):
+        raise UsageError(f"name must be the name of a data set; received {name!r}.")
+    text = os.path.expanduser(os.fspath(name))
+    # `a/b` is configuration b of data set a, so paths have to look like paths.
+    if isinstance(name, os.PathLike) or os.path.isabs(text) or text.startswith("."):
+        return _find_folder(pathlib.Path(text))
+    try:
+        return tfds.builder(text, data_dir=data_dir)
+    except tfds.core.DatasetNotFoundError as error:
+        known = [*available(), "any other image classification data set of TFDS", "a path"]
+        raise unknown("data set", text, known) from error
+    except (AssertionError, ImportError, ValueError) as error:
+        # So TFDS answers a version or configuration that does not exist, or a malformed name.
+        # It puts the arguments in front of the reason.
+        reason = _short(str(error).rpartition('}": ')[-1])
+        raise UsageError(f"Data set {text!r} cannot be opened: {reason}") from error
+
+
+def _find_folder(path):
+    if not path.is_dir():
+        raise UsageError(f"There is no directory {str(path)!r} to read a data set from.")
+    if (path / "dataset_info.json").exists():
+        return tfds.builder_from_directory(path)
+    builder = tfds.ImageFolder(str(path))
+    if not builder.info.splits:
+        raise UsageError(
+            f"Directory {str(path)!r} is no data set: it needs to hold split/class/image files, "
+            "such as train/cat/1.png, or a data set that TFDS has prepared."
+        )
+    return builder
+
+
+def _prepare(builder):
+    """Downloads and prepares a data set unless that has been done.
+
+    Returns:
+        A builder that can read.
+    """
+    if isinstance(builder, tfds.ImageFolder):
+        return builder
+    if builder.is_prepared():
+        # A builder made before that does not know what it can read.
+        return builder if builder.info.splits else tfds.builder_from_directory(builder.data_dir)
+    # TFDS prepares in a temporary directory beside the final one and renames it at the end. It
+    # takes that directory's name from the global generator, and two processes that were given the
+    # same seed would write into one.
+    state = random.getstate()
+    random.seed()
+    try:
+        _check_reachable(builder)
+        builder.download_and_prepare()
+        return builder
+    except Exception as error:
+        # Where another process was faster, the rename fails, and what it made is as good.
+        if builder.is_prepared():
+            return tfds.builder_from_directory(builder.data_dir)
+        _remove_empty(builder.data_path.parent, builder.data_dir_root)
+        raise UsageError(
+            f"Data set {builder.name!r} is not prepared in {builder.data_dir_root} and could not "
+            f"be downloaded and prepared: {_describe(error)} Prepare it with "
+            f"tfds.builder({builder.name!r}, data_dir=...).download_and_prepare() on a machine "
+            "with network access, or pass data_dir."
+        ) from error
+    finally:
+        random.setstate(state)
+
+
+def _check_reachable(builder):
+    """Raises at once if there is no network, where TFDS would try for three minutes."""
+    addresses = [url for url in builder.url_infos or () if url.startswith("http")]
+    if not addresses:
+        return
+    request = urllib.request.Request(addresses[0], method="HEAD")
+    for attempt in range(CONNECT_ATTEMPTS):
+        try:
+            urllib.request.urlopen(request, timeout=CONNECT_SECONDS).close()
+            return
+        except urllib.error.HTTPError:
+            return  # A server that refuses is a server that answers. The download may differ.
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ssl.SSLError):
+                return
+            if attempt + 1 == CONNECT_ATTEMPTS:
+                host = urllib.parse.urlsplit(addresses[0]).netloc
+                raise ConnectionError(f"{host} cannot be reached ({error.reason})") from error
+        except OSError:
+            return  # It was reached and broke off, which TFDS handles better.
+
+
+def _remove_empty(directory, root):
+    """Removes the directories that TFDS created for a data set that it then could not prepare."""
+    while directory != root:
+        try:
+            os.rmdir(directory)
+        except OSError:
+            return  # It does not exist, or another version is in it.
+        directory = directory.parent
+
+
+def _describe(error):
+    """Returns an exception in a line."""
+    return f"{type(error).__name__}: {_short(str(error))}"
+
+
+def _short(text):
+    """Returns the beginning of a text as one line that ends in a full stop."""
+    text = " ".join(text.split())
+    return text.rstrip(".") + "." if len(text) <= 200 else text[:200] + "..."
