@@ -18,16 +18,20 @@ setup(
     install_requires=[
         "tensorflow>=2.20,<2.22",
         "keras>=3.12,<3.16",
+        "tensorboard>=2.20",
         "tensorflow-datasets>=4.9.9",
         "keras-tuner>=1.4.7",
         "absl-py>=2.1",
         "ml_collections>=1.0",
         "numpy>=1.26",
         "scikit-learn>=1.5",
+        # TFDS imports it to download some data sets, and does not ask for it.
+        "importlib_resources>=6",
         "matplotlib>=3.8",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.5"],
+        "torch": ["torch>=2.5", "safetensors>=0.4"],
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.5", "safetensors>=0.4"],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

@@ -16,29 +16,22 @@ _PROBABILITIES = (
 )
 
 
-def check_pair(student, teacher):
-    """Checks that two models can be student and teacher.
+def check_models(student, teacher=None):
+    """Checks that models can be student and teacher.
 
     Args:
         student: A `keras.Model`.
-        teacher: A `keras.Model`.
+        teacher: A `keras.Model`, or None.
 
     Raises:
         UsageError: If either is no model, they share variables, differ in input shape or number
             of classes, or output probabilities.
     """
-    for role, model in (("student", student), ("teacher", teacher)):
+    models = {"Student": student} if teacher is None else {"Student": student, "Teacher": teacher}
+    outputs = {}
+    for role, model in models.items():
         if not isinstance(model, keras.Model):
-            raise UsageError(f"The {role} must be a keras.Model; received {type(model).__name__}.")
-    own = {id(variable) for variable in student.variables}
-    shared = [variable.path for variable in teacher.variables if id(variable) in own]
-    if shared or student is teacher:
-        raise UsageError(
-            f"Student and teacher share {len(shared)} variables, {', '.join(shared[:3])} first: "
-            "build two models, or the teacher would change as the student learns."
-        )
-    shapes = {}
-    for role, model in (("Student", student), ("Teacher", teacher)):
+            raise UsageError(f"{role} must be a keras.Model; received {type(model).__name__}.")
         output = taps.output(model)
         if output is None:
             continue
@@ -50,13 +43,22 @@ def check_pair(student, teacher):
                 f"{role} {model.name!r} outputs shape {tuple(output.shape)}; tfkd needs logits of "
                 "shape (batch, classes)."
             )
-        shapes[role] = (tuple(output.shape), model.input_shape)
-    if len(shapes) == 2:
-        (classes, inputs), (teacher_classes, teacher_inputs) = shapes.values()
-        if classes[-1] != teacher_classes[-1]:
+        outputs[role] = (output.shape[-1], model.input_shape)
+    if teacher is None:
+        return
+    own = {id(variable) for variable in student.variables}
+    shared = [variable.path for variable in teacher.variables if id(variable) in own]
+    if shared or student is teacher:
+        raise UsageError(
+            f"Student and teacher share {len(shared)} variables, {', '.join(shared[:3])} first: "
+            "build two models, or the teacher would change as the student learns."
+        )
+    if len(outputs) == 2:
+        (classes, inputs), (teacher_classes, teacher_inputs) = outputs.values()
+        if classes != teacher_classes:
             raise UsageError(
-                f"Student {student.name!r} has {classes[-1]} classes and teacher {teacher.name!r} "
-                f"{teacher_classes[-1]}: both must be built for the same classes."
+                f"Student {student.name!r} has {classes} classes and teacher {teacher.name!r} "
+                f"{teacher_classes}: both must be built for the same classes."
             )
         if not _agree(inputs, teacher_inputs):
             raise UsageError(
@@ -86,14 +88,14 @@ def check_first_batch(models, x):
     """Looks for probabilities in the outputs of models whose graph cannot be looked at.
 
     Args:
-        models: The student and the teacher.
+        models: The student and the teacher, or None.
         x: What was given to `fit`: a `tf.data.Dataset`, an array or a tensor. Anything else is
             left alone, since looking at it would use it up.
 
     Raises:
         UsageError: If the outputs for some of the data are probabilities.
     """
-    hidden = [model for model in models if taps.output(model) is None]
+    hidden = [model for model in models if model is not None and taps.output(model) is None]
     if not hidden:
         return
     if isinstance(x, tf.data.Dataset):

@@ -58,7 +58,7 @@ class Distiller(keras.Model):
     Args:
         student: A `keras.Model` that outputs logits `(batch, classes)`.
         teacher: A trained `keras.Model` that outputs logits `(batch, classes)`. It is run in
-            inference mode, without gradients, and never changed.
+            inference mode, without gradients, and never changed. None for methods without one.
         relational_scope: `"global"`: losses that compare samples with each other see the whole
             batch of all replicas, so that N devices give what one gives. `"replica"`: only the
             replica's own part, which saves the exchange.
@@ -69,14 +69,14 @@ class Distiller(keras.Model):
             shape of their inputs, or output probabilities instead of logits.
     """
 
-    def __init__(self, student, teacher, relational_scope="global", name=None):
+    def __init__(self, student, teacher=None, relational_scope="global", name=None):
+        checks.check_models(student=student, teacher=teacher)
         # The distiller only passes inputs on: casting them is up to each of the two models.
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
         if relational_scope not in ("global", "replica"):
             raise UsageError(
                 f"relational_scope must be 'global' or 'replica'; received {relational_scope!r}."
             )
-        checks.check_pair(student, teacher)
         self.student = student
         self.relational_scope = relational_scope
         self._frozen = _Untracked(teacher=teacher)
@@ -89,7 +89,7 @@ class Distiller(keras.Model):
 
     @property
     def teacher(self):
-        """The teacher, frozen."""
+        """The teacher, frozen; None for methods without one."""
         return self._frozen.teacher
 
     def __dir__(self):
@@ -112,6 +112,8 @@ class Distiller(keras.Model):
             ("student", self.student, student),
             ("teacher", self.teacher, teacher),
         ):
+            if model is None:
+                continue
             watched = getattr(self._watched, role)
             watched.extend(tap for tap in wanted if tap not in watched)
             setattr(self._observers, role, taps.extractor(model, watched))
@@ -128,11 +130,13 @@ class Distiller(keras.Model):
             input_shape: Shape of the models' input, the batch included.
 
         Returns:
-            `{tap: shape}` of the student and of the teacher.
+            `{tap: shape}` of the student and of the teacher; empty for a teacher that is None.
         """
         inputs = tf.TensorSpec(input_shape, keras.config.floatx())
 
         def shapes(observe):
+            if observe is None:
+                return {}
             outputs = getattr(observe, "output", None)
             if outputs is None or any(None in tensor.shape[1:] for tensor in outputs.values()):
                 # A subclassed model, or one for any input size, tells its shapes when it runs.
@@ -189,7 +193,24 @@ class Distiller(keras.Model):
         """Runs the student."""
         return self.student(inputs, training=training)
 
-    def fit(self, x=None, *args, **kwargs):
+    def start_epoch(self, epoch):
+        """Tells what depends on the epoch which one begins; `fit` calls it at every beginning.
+
+        Args:
+            epoch: Number, counted from 0.
+        """
+
+    def fit(
+        self,
+        x=None,
+        y=None,
+        batch_size=None,
+        epochs=1,
+        verbose="auto",
+        callbacks=None,
+        *args,
+        **kwargs,
+    ):
         """Trains the student; the arguments are those of `keras.Model.fit`.
 
         Raises:
@@ -197,8 +218,30 @@ class Distiller(keras.Model):
                 probabilities.
         """
         checks.check_first_batch((self.student, self.teacher), x)
+        if isinstance(x, tf.data.Dataset):
+            # Keras' default, which it warns that it ignores for a data set.
+            kwargs.setdefault("shuffle", False)
         with checks.clear_label_errors(self.student):
-            return super().fit(x, *args, **kwargs)
+            return super().fit(
+                x,
+                y,
+                batch_size,
+                epochs,
+                verbose,
+                self._announce_epochs(callbacks),
+                *args,
+                **kwargs,
+            )
+
+    def _announce_epochs(self, callbacks):
+        """Returns the callbacks of `fit` with one before them that calls `start_epoch`."""
+        announce = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: self.start_epoch(epoch)
+        )
+        announced = [announce, *keras.tree.flatten(callbacks or [])]
+        # Keras adds nothing to a list of this kind, and neither must we.
+        is_complete = isinstance(callbacks, keras.callbacks.CallbackList)
+        return keras.callbacks.CallbackList(announced) if is_complete else announced
 
     def evaluate(self, *args, **kwargs):
         """Evaluates the student; the arguments are those of `keras.Model.evaluate`."""
@@ -258,8 +301,10 @@ class Distiller(keras.Model):
         """Runs the teacher once, in inference mode and without gradient.
 
         Returns:
-            `{tap: tensor}` of all watched taps and `"logits"`.
+            `{tap: tensor}` of all watched taps and `"logits"`; empty where there is no teacher.
         """
+        if self.teacher is None:
+            return {}
         observed = self._observers.teacher(batch.inputs, training=False)
         return {tap: tf.stop_gradient(tensor) for tap, tensor in observed.items()}
 

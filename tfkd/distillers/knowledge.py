@@ -15,9 +15,10 @@ class KnowledgeDistiller(Distiller):
 
     Args:
         student: A `keras.Model` that outputs logits `(batch, classes)`.
-        teacher: A trained `keras.Model` that outputs logits `(batch, classes)`.
+        teacher: A trained `keras.Model` that outputs logits `(batch, classes)`; None trains the
+            student on its labels alone.
         losses: List of `tfkd.losses.DistillationLoss` objects or ids such as `"kd"`. Each is
-            multiplied by its own `weight`.
+            multiplied by its own `weight`. Defaults to `["kd"]` where there is a teacher.
         student_loss_weight: Number, the weight of the loss on the labels. Defaults to 0.1 where
             `kd` is the only loss and to 1 otherwise, as in the CRD benchmark.
         relational_scope: `"global"` or `"replica"`; see `Distiller`.
@@ -53,13 +54,17 @@ class KnowledgeDistiller(Distiller):
     def __init__(
         self,
         student,
-        teacher,
-        losses=("kd",),
+        teacher=None,
+        losses=None,
         student_loss_weight=None,
         relational_scope="global",
         name=None,
     ):
         super().__init__(student, teacher, relational_scope, name=name)
+        if losses is None:
+            losses = [] if teacher is None else ["kd"]
+        if losses and teacher is None:
+            raise UsageError("Distillation losses need a teacher: pass one, or losses=[].")
         self.distillation_losses = [losses_module.get(loss) for loss in losses]
         names = [loss.name for loss in self.distillation_losses]
         if len(set(names)) < len(names):
@@ -70,8 +75,9 @@ class KnowledgeDistiller(Distiller):
         self._spots = [self._pair(loss) for loss in self.distillation_losses]
         for pairs in self._spots:
             self.watch([student for student, _ in pairs], [teacher for _, teacher in pairs])
-        for tracker in ("student_loss", "distillation_loss", *(f"{name}_loss" for name in names)):
-            self.add_tracker(tracker)
+        if losses:
+            for part in ("student", "distillation", *names):
+                self.add_tracker(f"{part}_loss")
         if taps.output(student) is not None:
             self.build(student.input_shape)
 
@@ -97,6 +103,11 @@ class KnowledgeDistiller(Distiller):
                 loss.build([student[tap] for tap, _ in pairs], [teacher[tap] for _, tap in pairs])
         self.built = True
 
+    def start_epoch(self, epoch):
+        """Tells the losses, whose weights and temperatures may be schedules."""
+        for loss in self.distillation_losses:
+            loss.start_epoch(epoch)
+
     def train_step(self, data):
         """Runs both models once and takes one step on the weighted sum of all losses."""
         batch = self.unpack(data)
@@ -116,7 +127,7 @@ class KnowledgeDistiller(Distiller):
                     [student[tap] for tap, _ in pairs],
                     [teacher[tap] for _, tap in pairs],
                 )
-                terms[f"{loss.name}_loss"] = (loss.weight, value)
+                terms[f"{loss.name}_loss"] = (loss.value_of(loss.weight), value)
             objective = self.objective(batch, terms)
         self.update(tape, objective, self.optimizer, self.trainable_variables)
         return self.logs(batch, student["logits"])

@@ -1,0 +1,33 @@
+# Everything runs in a virtual environment that the first command makes.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+INSTALLED = $(VENV)/installed
+
+.PHONY: demo demo-smoke test test-slow lint clean
+
+# The main job: teacher, student alone and student distilled, on real digits with three seeds.
+demo: $(INSTALLED)
+	$(RUN) -m tfkd.compare --config=configs/digits.py --methods=alone,kd --seeds=3 --workdir=runs/demo
+
+demo-smoke: $(INSTALLED)
+	$(RUN) -m tfkd.compare --config=configs/digits.py:runlocal --methods=alone,kd --seeds=1 --workdir=runs/demo-smoke
+
+test: $(INSTALLED)
+	$(RUN) -m pytest -n auto
+
+test-slow: $(INSTALLED)
+	$(RUN) -m pytest -n auto -m slow
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(INSTALLED): setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable ".[dev]"
+	touch $(INSTALLED)
+
+clean:
+	rm -rf $(VENV) runs

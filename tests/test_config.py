@@ -1,0 +1,67 @@
+import pathlib
+import runpy
+
+import pytest
+import tiny
+
+from tfkd import config
+from tfkd.errors import UsageError
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def test_arguments_take_the_type_of_their_default():
+    found = config.parse_arguments(
+        "method=at,runlocal,epochs=3", method="kd", runlocal=False, epochs=1
+    )
+    assert found == {"method": "at", "runlocal": True, "epochs": 3}
+    assert config.parse_arguments("", a=1) == {"a": 1}
+    assert config.parse_arguments("runlocal=false", runlocal=True) == {"runlocal": False}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("metod=kd", "Unknown config argument 'metod': it must be one of method, runlocal, epochs"),
+        ("runlocal=maybe", "runlocal is true or false; received 'maybe'"),
+        ("epochs=three", "epochs takes a value like 1; received 'three'"),
+    ],
+)
+def test_wrong_arguments(text, message):
+    with pytest.raises(UsageError, match=message):
+        config.parse_arguments(text, method="kd", runlocal=False, epochs=1)
+
+
+def test_kd_alone_shares_the_weight_and_as_a_companion_adds_to_the_labels():
+    alone, companion = config.method_config("kd"), config.method_config("kd+at")
+    assert alone.arguments.student_loss_weight == 0.1 and alone.losses.kd.weight == 0.9
+    assert companion.arguments.student_loss_weight == 1.0 and companion.losses.kd.weight == 1.0
+    assert companion.losses["at"].weight == 1000.0
+    assert config.method_config("alone").losses.to_dict() == {}
+
+
+@pytest.mark.parametrize("name", ["kdd", "kd+nothing", ""])
+def test_an_unknown_method_names_those_that_exist(name):
+    with pytest.raises(UsageError, match="Unknown method .* one of alone, .*kd"):
+        config.method_config(name)
+
+
+def test_a_distiller_has_the_configured_losses():
+    made = config.default_config("kd+at", "resnet20", "resnet8")
+    made.method.losses.kd.temperature = 2.5
+    distiller = config.make_distiller(made, tiny.model(), tiny.model(seed=1))
+    found = {loss.id: loss for loss in distiller.distillation_losses}
+    assert set(found) == {"kd", "at"}
+    assert (found["kd"].temperature, found["kd"].weight) == (2.5, 1.0)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_file_takes_the_same_arguments(path):
+    get_config = runpy.run_path(str(path))["get_config"]
+    text = "method=kd,teacher=resnet14,student=resnet8,runlocal"
+    made = get_config(text)
+    assert (made.teacher.model, made.student.model) == ("resnet14", "resnet8")
+    assert made.epochs <= 2 and get_config().epochs > 2
+    assert get_config("teacher=some/teacher.keras").teacher.path == "some/teacher.keras"
+    with pytest.raises(UsageError, match="Unknown config argument 'speed'"):
+        get_config("speed=3")

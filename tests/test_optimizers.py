@@ -1,0 +1,105 @@
+import keras
+import numpy as np
+import pytest
+
+from tfkd import optimizers
+from tfkd.errors import UsageError
+
+
+def trajectory(optimizer, steps=4):
+    """Values of one variable under the gradient `2 * value`."""
+    variable = keras.Variable([1.0, -2.0])
+    values = []
+    for _ in range(steps):
+        optimizer.apply([2.0 * variable.value], [variable])
+        values.append(variable.numpy().copy())
+    return np.array(values)
+
+
+@pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
+def test_sgd_follows_the_published_update(momentum, nesterov):
+    decay, rate = 0.1, 0.05
+    value, velocity, expected = np.array([1.0, -2.0]), np.zeros(2), []
+    for _ in range(4):
+        gradient = 2 * value + decay * value
+        velocity = momentum * velocity + gradient
+        step = gradient + momentum * velocity if nesterov else velocity
+        value = value - rate * (step if momentum else gradient)
+        expected.append(value)
+    found = trajectory(optimizers.SGD(rate, momentum, nesterov, weight_decay=decay))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_sgd_equals_keras_without_its_two_differences():
+    found = trajectory(optimizers.SGD(0.05, 0.9))
+    np.testing.assert_allclose(found, trajectory(keras.optimizers.SGD(0.05, 0.9)), rtol=1e-6)
+
+
+def test_a_drop_of_the_rate_acts_at_once():
+    def step_after_drop(optimizer):
+        variable = keras.Variable([0.0])
+        for rate in (1.0, 1.0, 1.0, 1e-6):
+            before = variable.numpy().copy()
+            optimizer.learning_rate = rate
+            optimizer.apply([np.array([1.0], "float32")], [variable])
+        return np.abs(variable.numpy() - before)[0]
+
+    assert step_after_drop(optimizers.SGD(1.0, 0.9)) < 1e-5
+    assert step_after_drop(keras.optimizers.SGD(1.0, 0.9)) > 1
+
+
+def test_sgd_round_trip():
+    optimizer = optimizers.SGD(0.1, 0.8, True, weight_decay=0.3)
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    np.testing.assert_array_equal(trajectory(optimizer), trajectory(again))
+
+
+def rates(schedule, steps):
+    return [float(schedule(step)) for step in range(steps)]
+
+
+def test_steps_fall_at_the_milestones():
+    schedule = optimizers.schedule("steps", 1.0, 10, milestones=(0.3, 0.8), factor=0.5)
+    assert rates(schedule, 10) == [1.0] * 3 + [0.5] * 5 + [0.25] * 2
+
+
+def test_the_crd_protocol_falls_after_epochs_150_180_and_210():
+    steps_per_epoch = 703
+    schedule = optimizers.schedule(
+        "steps", 0.05, 240 * steps_per_epoch, milestones=(150 / 240, 180 / 240, 210 / 240)
+    )
+    for epoch, before, after in ((150, 0.05, 0.005), (180, 0.005, 5e-4), (210, 5e-4, 5e-5)):
+        assert float(schedule(epoch * steps_per_epoch - 1)) == pytest.approx(before)
+        assert float(schedule(epoch * steps_per_epoch)) == pytest.approx(after)
+
+
+def test_cosine_with_warm_up():
+    schedule = optimizers.schedule("cosine", 2.0, 12, warmup=1 / 6)
+    found = rates(schedule, 13)
+    assert found[:3] == pytest.approx([1.0, 2.0, 2.0])
+    assert found[7] == pytest.approx(1.0)
+    assert found[12] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_constant_is_the_number_itself():
+    assert optimizers.schedule("constant", 0.1, 10) == 0.1
+
+
+def test_schedule_round_trip():
+    schedule = optimizers.schedule("steps", 1.0, 10, milestones=(0.5,), warmup=0.2)
+    again = optimizers.RunSchedule.from_config(schedule.get_config())
+    assert rates(schedule, 10) == rates(again, 10)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"name": "linear"}, "Unknown learning-rate schedule 'linear'"),
+        ({"name": "steps", "milestones": (0.5, 0.2)}, "increasing fractions"),
+        ({"name": "steps", "milestones": (150,)}, "increasing fractions"),
+        ({"name": "cosine", "warmup": 1.5}, "warmup is a fraction"),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        optimizers.schedule(learning_rate=0.1, steps=10, **arguments)

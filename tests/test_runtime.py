@@ -1,0 +1,83 @@
+import keras
+import pytest
+import tensorflow as tf
+
+from tfkd import runtime
+from tfkd.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    "arguments, kind, replicas",
+    [
+        (("auto",), tf.distribute.OneDeviceStrategy, 1),
+        (("auto", 2), tf.distribute.MirroredStrategy, 2),
+        (("one_device",), tf.distribute.OneDeviceStrategy, 1),
+        (("mirrored", 4), tf.distribute.MirroredStrategy, 4),
+    ],
+)
+def test_strategies(arguments, kind, replicas):
+    strategy = runtime.strategy(*arguments)
+    assert isinstance(strategy, kind) and strategy.num_replicas_in_sync == replicas
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("parameter_server",), "Unknown strategy 'parameter_server'"),
+        (("one_device", 2), "1 replica, not 2"),
+        (("mirrored", 0), "at least 1"),
+        (("mirrored", 64), "has already started"),
+    ],
+)
+def test_wrong_strategies(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        runtime.strategy(*arguments)
+
+
+def test_unknown_precision():
+    with pytest.raises(UsageError, match="Unknown precision 'float8'"):
+        runtime.set_precision("float8")
+
+
+def test_precision_is_the_policy_of_new_layers():
+    runtime.set_precision("mixed_bfloat16")
+    assert keras.layers.Dense(1).compute_dtype == "bfloat16"
+
+
+def test_batches_are_gathered_and_shared_over_replicas():
+    strategy = runtime.strategy("mirrored", 2)
+    sizes = strategy.experimental_distribute_values_from_function(
+        lambda context: tf.range(3.0 + context.replica_id_in_sync_group)
+    )
+
+    @tf.function
+    def run(values):
+        def step(value):
+            gathered, none = runtime.gather_batch((value, None))
+            assert none is None
+            return gathered, runtime.share_of_batch(tf.size(value))
+
+        return strategy.run(step, (values,))
+
+    gathered, shares = run(sizes)
+    for value in strategy.experimental_local_results(gathered):
+        assert value.numpy().tolist() == [0, 1, 2, 0, 1, 2, 3]
+    shares = [float(share) for share in strategy.experimental_local_results(shares)]
+    assert shares == pytest.approx([3 / 7, 4 / 7])
+
+
+def test_one_replica_is_left_alone():
+    value = tf.ones((2, 3))
+    assert runtime.gather_batch(value) is value
+    assert runtime.share_of_batch(tf.constant(2)) == 1.0
+
+
+def test_batch_normalization_is_synchronized_only_over_several_replicas():
+    def synchronized(strategy):
+        with strategy.scope():
+            model = keras.Sequential([keras.Input((2, 2, 1)), keras.layers.BatchNormalization()])
+            runtime.synchronize_batch_normalization(model)
+        return model.layers[0].synchronized
+
+    assert synchronized(runtime.strategy("mirrored", 2))
+    assert not synchronized(runtime.strategy("one_device"))

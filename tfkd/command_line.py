@@ -1,0 +1,93 @@
+"""What the commands share: their flags, and mistakes answered by one line."""
+
+import re
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from tfkd import runtime
+from tfkd.errors import UsageError
+
+#: Exit codes: of a mistake in what the user gave, and of Ctrl-C as shells expect it.
+MISTAKE, INTERRUPTED = 2, 130
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Python file with get_config(arguments), as those in configs/; arguments follow a colon: "
+    "configs/digits.py:method=kd,student=resnet8. Any value of it can be set by a flag: "
+    "--config.epochs=3",
+)
+flags.DEFINE_string("workdir", None, "Directory of everything that is read and written.")
+flags.DEFINE_string("data_dir", None, "Directory of TFDS data sets; TFDS' default if not given.")
+flags.DEFINE_enum(
+    "strategy", "auto", runtime.STRATEGIES, "How to use devices; auto mirrors over several GPUs."
+)
+flags.DEFINE_integer(
+    "replicas", None, "Devices to mirror over: GPUs, or where there are none logical CPUs.", 1
+)
+flags.DEFINE_enum("precision", "float32", runtime.PRECISIONS, "The policy models are built in.")
+flags.mark_flag_as_required("workdir")
+
+
+def main(run):
+    """Runs a command as its flags say, and ends the process where something is wrong.
+
+    Args:
+        run: Function that takes the config and does the work. It is called in the scope of the
+            strategy.
+    """
+    try:
+        _parse()
+        runtime.set_precision(flags.FLAGS.precision)
+        with runtime.strategy(flags.FLAGS.strategy, flags.FLAGS.replicas).scope():
+            run(_CONFIG.value)
+    except UsageError as error:
+        _stop(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _stop(f"{error.filename}: {error.strerror}.")
+    except KeyboardInterrupt:
+        print("\nInterrupted; the same command resumes.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _parse():
+    """Reads the flags, for which absl also runs the config file."""
+    app.define_help_flags()
+    try:
+        rest = flags.FLAGS(sys.argv)
+        if _CONFIG.value is None:
+            raise UsageError("--config=FILE is missing; configs/ has some.")
+        # A file that is not there shows only when its values are asked for.
+        _CONFIG.value.keys()
+    except Exception as error:
+        # ml_collections lets through whatever the file raises, and wraps it with its traceback.
+        raise UsageError(_reason(error)) from error
+    if len(rest) > 1:
+        raise UsageError(f"Unexpected argument {rest[1]!r}: every option starts with --.")
+    if not flags.FLAGS["verbosity"].present:
+        # TFDS tells every file it opens.
+        logging.set_verbosity(logging.ERROR)
+
+
+def _reason(error):
+    """Returns the line that says what was wrong, out of an error that may be many lines long."""
+    text = str(error.args[0] if error.args else type(error).__name__).strip()
+    if isinstance(error, (AttributeError, KeyError)):
+        text = text.replace("\\n", " ").replace("\\'", "'")
+        return f"--config has no such value: {text}"
+    if isinstance(error, OSError) or "Traceback" in text:
+        # "package.module.Error: what was wrong"
+        text = re.sub(r"^[\w.]*Error: ", "", text.splitlines()[-1].strip())
+    if isinstance(error, (UsageError, flags.Error)):
+        return text
+    return f"--config: {text}"
+
+
+def _stop(error):
+    """Prints one line and exits."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(MISTAKE)

@@ -1,0 +1,147 @@
+"""Compares methods over several seeds, with one teacher and one schedule for all.
+
+    python -m tfkd.compare --config=configs/digits.py --methods=alone,kd --workdir=runs/digits
+
+Every single run is a work directory of its own, so an interrupted comparison resumes, and another
+method or more seeds can be added later. Writes `table.md`, `table.json` and `curves.png`.
+"""
+
+import copy
+import json
+import pathlib
+import shlex
+import sys
+
+import numpy as np
+from absl import flags
+
+from tfkd import checkpoint, command_line, experiment, plots
+from tfkd.config import ALONE, method_config
+from tfkd.errors import UsageError
+
+flags.adopt_module_key_flags(command_line)
+flags.DEFINE_list("methods", [ALONE, "kd"], "Methods, separated by commas: alone, kd, at, kd+at.")
+flags.DEFINE_integer("seeds", 3, "How many seeds, from that of the config on.", 1)
+
+
+def compare(config, workdir, methods, seeds, data_dir=None, command=None):
+    """Trains a teacher once and the student by each method with each seed.
+
+    Args:
+        config: `ConfigDict` of a run; its method is replaced.
+        workdir: Path of the directory of the comparison.
+        methods: List of methods, as in configs.
+        seeds: Integer, the number of seeds.
+        data_dir: Where TFDS keeps its data sets; None for its default.
+        command: String, the command that was run, for the table.
+
+    Returns:
+        The rows of the table, a list of dictionaries. Accuracies are those of the test set, with
+        the standard deviation over the seeds (population).
+    """
+    workdir = pathlib.Path(workdir)
+    variants = {method: method_config(method) for method in methods}
+    if len(variants) < len(methods):
+        raise UsageError(f"--methods names one twice: {','.join(methods)}.")
+    runs = {}
+    if config.teacher.path:
+        teacher = config.teacher.path
+    else:
+        # A teacher is a model that is trained on its labels alone.
+        trained = copy.deepcopy(config)
+        trained.method = method_config(ALONE)
+        trained.student.model = config.teacher.model
+        trained.epochs = config.teacher.epochs
+        teacher = workdir / "teacher" / "student.keras"
+        runs["teacher"] = [_run(trained, teacher.parent, data_dir, command)]
+    for method, variant in variants.items():
+        runs[method] = []
+        for seed in range(config.seed, config.seed + seeds):
+            one = copy.deepcopy(config)
+            one.method, one.seed, one.teacher.path = variant, seed, str(teacher)
+            folder = workdir / f"{method}-seed{seed}"
+            runs[method].append(_run(one, folder, data_dir, command))
+
+    rows = [_row(name, config, results) for name, results in runs.items()]
+    histories = {
+        method: [
+            experiment.history(workdir / f"{method}-seed{seed}")
+            for seed in range(config.seed, config.seed + seeds)
+        ]
+        for method in variants
+    }
+    table = _table(rows)
+    heading = f"# {config.student.model} on {config.data.name}\n\n"
+    text = heading + (f"`{command}`\n\n" if command else "") + table
+    checkpoint.write_text(workdir / "table.md", text)
+    checkpoint.write_text(workdir / "table.json", json.dumps(rows, indent=2) + "\n")
+    checkpoint.write(workdir / "curves.png", lambda path: plots.curves(path, histories))
+    print(f"\n{table}\nWritten: table.md, table.json and curves.png in {workdir}", flush=True)
+    return rows
+
+
+def _run(config, workdir, data_dir, command):
+    print(f"== {workdir}", flush=True)
+    return experiment.run(config, workdir, data_dir=data_dir, command=command)
+
+
+def _row(name, config, results):
+    """One line of the table: the mean over the seeds."""
+    students = [result["student"] for result in results]
+    accuracy = [student["test_accuracy"] for student in students]
+    validation = [student["validation_accuracy"] for student in students]
+    return {
+        "model": config.teacher.model if name == "teacher" else config.student.model,
+        "method": ALONE if name == "teacher" else name,
+        "role": "teacher" if name == "teacher" else "student",
+        "seeds": len(students),
+        "accuracy": float(np.mean(accuracy)),
+        "accuracy_deviation": float(np.std(accuracy)),
+        "validation_accuracy": None if None in validation else float(np.mean(validation)),
+        "parameters": students[0]["parameters"],
+        "bytes": students[0]["bytes"],
+        "images_per_second": float(np.median([s["images_per_second"] for s in students])),
+        "training_seconds": float(np.sum([result["training_seconds"] for result in results])),
+    }
+
+
+def _table(rows):
+    """The rows as a Markdown table, which a terminal shows as well."""
+    columns = {
+        "": lambda row: row["role"],
+        "model": lambda row: row["model"],
+        "method": lambda row: row["method"],
+        "test accuracy %": lambda row: (
+            f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_deviation']:.2f}"
+            if row["seeds"] > 1
+            else f"{100 * row['accuracy']:.2f}"
+        ),
+        "seeds": lambda row: str(row["seeds"]),
+        "parameters": lambda row: f"{row['parameters']:,}",
+        "size on disk": lambda row: f"{row['bytes'] / 1024:,.0f} kB",
+        "images/s": lambda row: f"{row['images_per_second']:,.0f}",
+    }
+    cells = [list(columns), *([show(row) for show in columns.values()] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |"
+        for line in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines) + "\n"
+
+
+def main(config):
+    """Runs what the flags say."""
+    compare(
+        config,
+        flags.FLAGS.workdir,
+        flags.FLAGS.methods,
+        flags.FLAGS.seeds,
+        data_dir=flags.FLAGS.data_dir,
+        command=shlex.join(["python", "-m", "tfkd.compare", *sys.argv[1:]]),
+    )
+
+
+if __name__ == "__main__":
+    command_line.main(main)

@@ -1,0 +1,185 @@
+"""What a run's config holds, and the helpers with which the files in `configs/` write one."""
+
+import inspect
+
+from ml_collections import ConfigDict, config_dict
+
+from tfkd import distillers, losses
+from tfkd.errors import UsageError, unknown
+
+#: The method that trains the student on its labels alone: the baseline of every comparison.
+ALONE = "alone"
+
+
+def parse_arguments(text, **defaults):
+    """Reads the part of `--config=file.py:key=value,key=value` after the colon.
+
+    Args:
+        text: String, `key=value` pairs separated by commas; a lone `key` means True.
+        **defaults: The keys that exist, and their values where the text does not name them. A
+            value is read as the type of its default.
+
+    Returns:
+        A dictionary of all keys.
+
+    Raises:
+        UsageError: If a key is unknown or a value has another type.
+
+    Example:
+    ```python
+    parse_arguments("method=at,runlocal", method="kd", runlocal=False)
+    # {"method": "at", "runlocal": True}
+    ```
+    """
+    values = dict(defaults)
+    for item in filter(None, (text or "").split(",")):
+        key, _, value = item.partition("=")
+        if key not in defaults:
+            raise unknown("config argument", key, defaults)
+        kind = type(defaults[key])
+        if kind is bool:
+            if value.lower() not in ("", "true", "false", "1", "0"):
+                raise UsageError(f"Config argument {key} is true or false; received {value!r}.")
+            values[key] = value.lower() in ("", "true", "1")
+            continue
+        try:
+            values[key] = kind(value)
+        except ValueError as error:
+            raise UsageError(
+                f"Config argument {key} takes a value like {defaults[key]!r}; received {value!r}."
+            ) from error
+    return values
+
+
+def default_config(method, teacher, student):
+    """Returns a complete config, which a file in `configs/` then adapts to its task.
+
+    Args:
+        method: String, see `method_config`.
+        teacher: String, the id of a zoo model, or the path of a saved `.keras` model.
+        student: String, the id of a zoo model.
+
+    Returns:
+        A `ConfigDict`. `schedule.milestones` are fractions of the run.
+    """
+    trained = teacher.endswith(".keras")
+    return ConfigDict(
+        {
+            "data": {
+                "name": "digits",
+                "batch_size": 64,
+                "validation": 0.1,
+                "train_examples": config_dict.placeholder(int),
+                "augment": config_dict.placeholder(tuple),
+                "mixup": 0.0,
+                "cutmix": 0.0,
+            },
+            "teacher": {
+                "model": "" if trained else teacher,
+                "path": teacher if trained else "",
+                "epochs": 30,
+            },
+            "student": {"model": student},
+            "method": method_config(method),
+            "optimizer": {
+                "learning_rate": 0.05,
+                "momentum": 0.9,
+                "nesterov": False,
+                "weight_decay": 5e-4,
+            },
+            "schedule": {
+                "name": "steps",
+                "milestones": (150 / 240, 180 / 240, 210 / 240),
+                "factor": 0.1,
+                "warmup": 0.0,
+            },
+            "epochs": 30,
+            "select": "last",
+            "seed": 0,
+        }
+    )
+
+
+def method_config(name):
+    """Returns the part of a config that describes the method.
+
+    Args:
+        name: String: `"alone"` (the labels only), the id of a loss, several joined by `+`
+            (`"kd+at"`), or the id of a distiller.
+
+    Returns:
+        A `ConfigDict` with `name`, the distiller's `arguments`, and `losses`, `{id: arguments}`.
+
+    Raises:
+        UsageError: If there is no such method.
+    """
+    ids = [] if name == ALONE else name.split("+")
+    known = losses.available()
+    for identifier in ids:
+        if identifier not in known:
+            raise unknown("method", identifier, [ALONE, *known])
+    if len(set(ids)) < len(ids):
+        raise UsageError(f"Method {name!r} names a loss twice.")
+    arguments = {}
+    if ids:
+        # The CRD benchmark: kd alone shares the weight with the labels; every other loss, kd as
+        # its companion included, is added to them.
+        arguments["student_loss_weight"] = 0.1 if ids == ["kd"] else 1.0
+    chosen = {identifier: _defaults(known[identifier]) for identifier in ids}
+    if "kd" in chosen and len(ids) > 1:
+        chosen["kd"]["weight"] = 1.0
+    return ConfigDict({"name": name, "arguments": arguments, "losses": chosen})
+
+
+def _defaults(cls):
+    """The arguments of a loss that are plain values, so that flags can override them."""
+    parameters = inspect.signature(cls.__init__).parameters.values()
+    return {
+        parameter.name: parameter.default
+        for parameter in parameters
+        if isinstance(parameter.default, (bool, int, float, str)) and parameter.name != "dtype"
+    }
+
+
+def check(config):
+    """Checks the numbers of a run's config.
+
+    Args:
+        config: `ConfigDict` of a run.
+
+    Raises:
+        UsageError: If one is outside its range.
+    """
+    rules = {
+        "epochs": (config.epochs, lambda x: x >= 1, "at least 1"),
+        "teacher.epochs": (config.teacher.epochs, lambda x: x >= 1, "at least 1"),
+        "optimizer.learning_rate": (config.optimizer.learning_rate, lambda x: x > 0, "above 0"),
+        "optimizer.momentum": (config.optimizer.momentum, lambda x: 0 <= x < 1, "from 0 to 1"),
+        "optimizer.weight_decay": (config.optimizer.weight_decay, lambda x: x >= 0, "at least 0"),
+        "seed": (config.seed, lambda x: x >= 0, "at least 0"),
+    }
+    for name, (value, allowed, range_) in rules.items():
+        if not allowed(value):
+            raise UsageError(f"--config.{name} must be {range_}; received {value}.")
+    if config.select not in ("last", "best"):
+        raise UsageError(f"--config.select must be last or best; received {config.select!r}.")
+
+
+def make_distiller(config, student, teacher):
+    """Builds the distiller that `config.method` describes.
+
+    Args:
+        config: `ConfigDict` of a run.
+        student: `keras.Model`.
+        teacher: `keras.Model`; None for the method `"alone"`.
+
+    Returns:
+        A `tfkd.Distiller`, not yet compiled.
+    """
+    chosen = [
+        losses.get(identifier, **arguments)
+        for identifier, arguments in config.method.losses.to_dict().items()
+    ]
+    return distillers.KnowledgeDistiller(
+        student, teacher, losses=chosen, **config.method.arguments.to_dict()
+    )

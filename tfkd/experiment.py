@@ -1,0 +1,300 @@
+"""One run: config -> teacher -> distiller -> fit -> artefacts in a work directory."""
+
+import csv
+import io
+import json
+import pathlib
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfkd import checkpoint, models, optimizers, plots, runtime
+from tfkd.config import ALONE, check, make_distiller
+from tfkd.data import load
+from tfkd.distillers import KnowledgeDistiller
+from tfkd.errors import UsageError
+
+
+def run(config, workdir, data_dir=None, command=None):
+    """Trains a teacher where none is given, distils a student and writes what came of it.
+
+    The same call again resumes where it was interrupted, and returns at once when the run is
+    complete.
+
+    Args:
+        config: `ConfigDict`, as the files in `configs/` make it.
+        workdir: Path of the work directory; it is made if need be.
+        data_dir: Where TFDS keeps its data sets; None for its default.
+        command: String, the command that was run, for the summary.
+
+    Returns:
+        The summary, a dictionary; also in `summary.json`.
+
+    Raises:
+        UsageError: If something in the config is wrong, or the work directory belongs to a run
+            of another config.
+    """
+    workdir = pathlib.Path(workdir)
+    check(config)
+    _check_same_config(config, workdir)
+    finished = workdir / "summary.json"
+    if finished.exists():
+        _say(f"{workdir} holds this run, complete.")
+        return json.loads(finished.read_text(encoding="utf-8"))
+
+    runtime.set_seed(config.seed)
+    data = _load_data(config, data_dir)
+    # Everything is built before anything is trained: a mistake in the method shows at once.
+    student = _create(config.student.model, data, config.seed)
+    teacher = None if config.method.name == ALONE else _get_teacher(config, data, workdir)
+    distiller = make_distiller(config, student, teacher)
+    _compile(distiller, config, data, config.epochs)
+    checkpoint.write_text(workdir / "config.json", _as_json(config))
+
+    summary = {"command": command, "config": json.loads(_as_json(config)), "data": data.sizes}
+    if teacher is not None:
+        _train_teacher(config, data, teacher, workdir)
+        summary["teacher"] = {
+            **_measure(teacher, data, workdir / "teacher.keras"),
+            "test_accuracy": _accuracy(teacher, data.test),
+        }
+    started = time.perf_counter()
+    _say(f"student {config.student.model} ({student.count_params():,} parameters)")
+    history, best = _fit(distiller, data, config.epochs, workdir)
+    summary["training_seconds"] = round(time.perf_counter() - started, 1)
+
+    weights = {"last": student.get_weights(), "best": best["weights"]}
+    scores = {}
+    for which in ("last", "best"):
+        epoch = best["epoch"] if which == "best" else config.epochs - 1
+        student.set_weights(weights[which])
+        scores[which] = {
+            "epoch": epoch + 1,
+            "validation_accuracy": history[epoch].get("val_accuracy"),
+            "test_accuracy": _accuracy(student, data.test),
+        }
+    student.set_weights(weights[config.select])
+    checkpoint.write(workdir / "student.keras", student.save)
+    summary["student"] = {
+        **_measure(student, data, workdir / "student.keras"),
+        **scores[config.select],
+        **scores,
+    }
+    checkpoint.write(workdir / "curves.png", lambda path: plots.curves(path, {"student": history}))
+    summary["versions"] = {"tensorflow": tf.__version__, "keras": keras.__version__}
+    checkpoint.write_text(finished, json.dumps(summary, indent=2) + "\n")
+    _say(
+        f"student: test accuracy {summary['student']['test_accuracy']:.2%} "
+        f"({config.select} epoch); see {finished}"
+    )
+    return summary
+
+
+def history(workdir):
+    """Returns the logs of a run's student as a list of `{name: value}`, one per epoch."""
+    with open(pathlib.Path(workdir) / "metrics.csv", encoding="utf-8", newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _say(text):
+    print(text, flush=True)
+
+
+def _as_json(config):
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def _check_same_config(config, workdir):
+    """Refuses a work directory that belongs to another config."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged: restore it, or choose another --workdir.") from error
+    there, here = _flatten(stored), _flatten(json.loads(_as_json(config)))
+    changed = [
+        f"{key} {there.get(key)!r} there, {here.get(key)!r} now"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key)
+    ]
+    if changed:
+        raise UsageError(
+            f"{workdir} holds a run of another config ({'; '.join(changed[:3])}"
+            f"{' ...' if len(changed) > 3 else ''}): choose another --workdir, or that config."
+        )
+
+
+def _flatten(tree, prefix=""):
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.")
+    return flat
+
+
+def _load_data(config, data_dir):
+    return load(seed=config.seed, data_dir=data_dir, **config.data.to_dict())
+
+
+def _create(model, data, seed):
+    return models.create(
+        model, num_classes=data.num_classes, input_shape=data.input_shape, seed=seed
+    )
+
+
+def _get_teacher(config, data, workdir):
+    """Returns the teacher: the given one, the one trained here before, or one to be trained."""
+    path = pathlib.Path(config.teacher.path or workdir / "teacher.keras")
+    if path.exists():
+        try:
+            teacher = keras.models.load_model(path, compile=False)
+        except Exception as error:
+            # Keras lets whatever the archive, HDF5 or JSON reader raises through.
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UsageError(
+                f"Teacher {path} cannot be read as a Keras model ({reason})."
+            ) from error
+        if teacher.output_shape[-1] != data.num_classes:
+            raise UsageError(
+                f"Teacher {path} has {teacher.output_shape[-1]} classes, and data set "
+                f"{data.name!r} {data.num_classes}."
+            )
+        return teacher
+    if config.teacher.path:
+        raise UsageError(f"Teacher {path} does not exist: train one, or correct the path.")
+    # Another seed than the student's, or two models of one kind would start equal.
+    return _create(config.teacher.model, data, config.seed + 1)
+
+
+def _train_teacher(config, data, teacher, workdir):
+    """Trains the teacher and saves it, unless it is there already."""
+    path = workdir / "teacher.keras"
+    if path.exists():
+        return
+    if not config.teacher.path:
+        _say(f"teacher {config.teacher.model} ({teacher.count_params():,} parameters)")
+        trainer = KnowledgeDistiller(teacher)
+        _compile(trainer, config, data, config.teacher.epochs)
+        _fit(trainer, data, config.teacher.epochs, workdir / "teacher")
+    checkpoint.write(path, teacher.save)
+
+
+def _compile(distiller, config, data, epochs):
+    rate = optimizers.schedule(
+        learning_rate=config.optimizer.learning_rate,
+        steps=epochs * data.steps_per_epoch,
+        **config.schedule.to_dict(),
+    )
+    settings = {**config.optimizer.to_dict(), "learning_rate": rate}
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if data.one_hot:
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    distiller.compile(optimizers.SGD(**settings), loss=loss, metrics=["accuracy"])
+
+
+def _fit(distiller, data, epochs, folder):
+    """Trains in `folder`, from its checkpoint where there is one.
+
+    Returns:
+        The tuple `(history, best)`: the logs of every epoch, and `{"epoch", "weights"}` of the
+        student where its validation accuracy was highest.
+    """
+    progress = _Progress(data, folder)
+    if progress.path.exists():
+        progress.restore(checkpoint.restore(progress.path, distiller))
+        _say(f"resuming after epoch {len(progress.history)} of {epochs} ({progress.path})")
+    if len(progress.history) < epochs:
+        distiller.fit(
+            data.train,
+            validation_data=data.validation,
+            epochs=epochs,
+            initial_epoch=len(progress.history),
+            shuffle=False,
+            callbacks=[progress, keras.callbacks.TensorBoard(folder / "tensorboard")],
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+    return progress.history, progress.best
+
+
+class _Progress(keras.callbacks.Callback):
+    """Keeps the checkpoint, the metrics and the best weights of a run up to date."""
+
+    def __init__(self, data, folder):
+        super().__init__()
+        self.data = data
+        self.folder = folder
+        self.path = folder / "checkpoint.npz"
+        self.history = []
+        self.best = None
+
+    def restore(self, saved):
+        state, extra = saved
+        self.history = state["history"]
+        weights = [extra[f"best/{i}"] for i in range(len(extra))]
+        self.best = {"epoch": state["best_epoch"], "weights": weights}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.data.start_epoch(epoch)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.history.append({name: float(value) for name, value in logs.items()})
+        # Later epochs win a tie: they have seen more.
+        score = self.history[-1].get("val_accuracy", 0.0)
+        if self.best is None or score >= self.history[self.best["epoch"]].get("val_accuracy", 0.0):
+            self.best = {"epoch": epoch, "weights": self.model.student.get_weights()}
+        checkpoint.save(
+            self.path,
+            self.model,
+            {"history": self.history, "best_epoch": self.best["epoch"]},
+            {f"best/{i}": array for i, array in enumerate(self.best["weights"])},
+        )
+        # From the history rather than appended to: a run that was killed leaves no double rows.
+        text = io.StringIO()
+        rows = [{"epoch": i + 1, **logs} for i, logs in enumerate(self.history)]
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+        checkpoint.write_text(self.folder / "metrics.csv", text.getvalue())
+
+
+def _forward(model):
+    """Returns inference as one compiled function."""
+    return tf.function(
+        lambda images: model(images, training=False),
+        jit_compile=runtime.jit_compile(),
+        reduce_retracing=True,
+    )
+
+
+def _accuracy(model, dataset):
+    """Returns the accuracy, in [0, 1], of a model on a data set."""
+    forward, hits = _forward(model), []
+    for images, labels in dataset:
+        predicted = np.argmax(forward(images), axis=-1)
+        labels = labels.numpy()
+        hits.append(predicted == (labels.argmax(-1) if labels.ndim == 2 else labels))
+    return float(np.mean(np.concatenate(hits)))
+
+
+def _measure(model, data, path):
+    """Returns what a model costs: size, work, and its speed on batches of the test pipeline."""
+    forward = _forward(model)
+    images = next(iter(data.test))[0]
+    forward(images)
+    seconds = []
+    for _ in range(10):
+        started = time.perf_counter()
+        forward(images).numpy()
+        seconds.append(time.perf_counter() - started)
+    return {
+        "parameters": model.count_params(),
+        "bytes": path.stat().st_size,
+        "images_per_second": round(len(images) / float(np.median(seconds))),
+        "multiply_adds": models.multiply_adds(model),
+    }

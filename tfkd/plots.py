@@ -1,0 +1,44 @@
+"""Pictures of runs, as PNG files."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot  # noqa: E402
+
+
+def curves(path, histories):
+    """Draws loss and accuracy over the epochs.
+
+    Args:
+        path: Where to write the PNG.
+        histories: `{label: list of {name: value} per epoch}`; each becomes one line, or where
+            the label stands for several runs `{label: [history, ...]}` a mean line within the
+            band of one standard deviation.
+    """
+    import numpy as np
+
+    panels = {
+        "loss": "training loss",
+        "accuracy": "training accuracy",
+        "val_accuracy": "validation accuracy",
+    }
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(13, 3.8), layout="constrained")
+    for axis, (key, title) in zip(axes, panels.items()):
+        for label, runs in histories.items():
+            runs = [runs] if runs and isinstance(runs[0], dict) else runs
+            values = np.array([[epoch.get(key, np.nan) for epoch in run] for run in runs])
+            epochs = np.arange(1, values.shape[1] + 1)
+            mean, deviation = values.mean(axis=0), values.std(axis=0)
+            (line,) = axis.plot(epochs, mean, label=label)
+            if len(runs) > 1:
+                axis.fill_between(
+                    epochs, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.2
+                )
+        axis.set_title(title)
+        axis.set_xlabel("epoch")
+        axis.grid(alpha=0.3)
+    axes[0].set_yscale("log")
+    axes[-1].legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,239 @@
+"""Weights and temperatures that change with the epoch."""
+
+import math
+import numbers
+
+import keras
+from keras import ops
+
+from tfkd.errors import UsageError, check_positive
+
+
+class Schedule:
+    """A number that depends on the epoch; the base class of every schedule.
+
+    Losses take one wherever they take a scheduled number, `weight` and `temperature`:
+
+    ```python
+    loss = tfkd.losses.KnowledgeDistillation(weight=tfkd.schedules.LinearWarmUp(0, 0.9, epochs=20))
+    ```
+
+    Subclasses implement `__call__()` in `keras.ops`, and `get_config()`, which returns the
+    arguments of their constructor; they are registered with
+    `keras.saving.register_keras_serializable`.
+
+    Attributes:
+        bounds: The least and the greatest value; empty where they are not known. Where a number
+            must be positive, they must be.
+    """
+
+    bounds = ()
+
+    def __call__(self, epoch):
+        """Returns the value at an epoch.
+
+        Args:
+            epoch: Number or scalar tensor, counted from 0; 2.5 is halfway through the third.
+
+        Returns:
+            A float32 scalar.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement __call__().")
+
+    def get_config(self):
+        """Returns what `from_config()` needs to make an equal schedule."""
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes a schedule from what `get_config()` returned."""
+        return cls(**config)
+
+    def __repr__(self):
+        arguments = (f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({', '.join(arguments)})"
+
+
+@keras.saving.register_keras_serializable(package="tfkd")
+class Constant(Schedule):
+    """The same value at every epoch.
+
+    Args:
+        value: Number.
+
+    Raises:
+        UsageError: If `value` is no finite number.
+
+    Example:
+    ```python
+    tfkd.schedules.Constant(0.9)(epoch=7)  # 0.9
+    ```
+    """
+
+    def __init__(self, value):
+        _check_number("Constant: value", value)
+        self.value = value
+        self.bounds = (value, value)
+
+    def __call__(self, epoch):
+        """Returns the value; see `Schedule`."""
+        return ops.convert_to_tensor(self.value, "float32")
+
+    def get_config(self):
+        """Returns what `from_config()` needs to make an equal schedule."""
+        return {"value": self.value}
+
+
+class _Ramp(Schedule):
+    """What goes from `start` to `end` in `epochs` and stays there."""
+
+    def __init__(self, start, end, epochs):
+        kind = type(self).__name__
+        _check_number(f"{kind}: start", start)
+        _check_number(f"{kind}: end", end)
+        check_positive(f"{kind}: epochs", epochs)
+        self.start = start
+        self.end = end
+        self.epochs = epochs
+        self.bounds = (min(start, end), max(start, end))
+
+    def __call__(self, epoch):
+        """Returns the value at an epoch; see `Schedule`."""
+        progress = self._progress(ops.cast(epoch, "float32"))
+        # In this form both ends are exact.
+        return (1 - progress) * self.start + progress * self.end
+
+    def _progress(self, epoch):
+        """Returns how much of the way is gone at an epoch, from 0 to 1."""
+        return ops.clip(epoch / self.epochs, 0.0, 1.0)
+
+    def get_config(self):
+        """Returns what `from_config()` needs to make an equal schedule."""
+        return {"start": self.start, "end": self.end, "epochs": self.epochs}
+
+
+@keras.saving.register_keras_serializable(package="tfkd")
+class LinearWarmUp(_Ramp):
+    """Goes from `start` to `end` by equal steps, and stays there.
+
+    `start + (end - start) · min(epoch / epochs, 1)`
+
+    Args:
+        start: Number, the value of the first epoch.
+        end: Number, the value from epoch number `epochs`, counted from 0, on.
+        epochs: Number greater than 0.
+
+    Raises:
+        UsageError: If `start` or `end` is no finite number, or `epochs` is not positive.
+
+    Example:
+    ```python
+    schedule = tfkd.schedules.LinearWarmUp(0.0, 1.0, epochs=4)
+    [float(schedule(epoch)) for epoch in range(6)]  # [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+    ```
+    """
+
+
+@keras.saving.register_keras_serializable(package="tfkd")
+class Cosine(_Ramp):
+    """Goes from `start` to `end` along half a cosine: slowly at both ends.
+
+    `start + (end - start) · (1 - cos(π · min(epoch / epochs, 1))) / 2`
+
+    Args:
+        start: Number, the value of the first epoch.
+        end: Number, the value from epoch number `epochs`, counted from 0, on.
+        epochs: Number greater than 0.
+
+    Raises:
+        UsageError: If `start` or `end` is no finite number, or `epochs` is not positive.
+
+    Example:
+    ```python
+    schedule = tfkd.schedules.Cosine(8.0, 2.0, epochs=3)
+    [float(schedule(epoch)) for epoch in range(5)]  # [8.0, 6.5, 3.5, 2.0, 2.0]
+    ```
+    """
+
+    def _progress(self, epoch):
+        return 0.5 * (1 - ops.cos(math.pi * super()._progress(epoch)))
+
+
+@keras.saving.register_keras_serializable(package="tfkd")
+class LinearRestarts(_Ramp):
+    """Goes from `start` to `end` by equal steps, and again from every milestone on.
+
+    Between two neighbours `a` and `b` of `0`, the milestones and `epochs`:
+    `start + (end - start) · (epoch - a) / (b - a)`. From `epochs` on, `end`.
+
+    Args:
+        start: Number, the value of the first epoch and at every milestone.
+        end: Number, which the value comes near to before every milestone.
+        milestones: Increasing epochs, counted from 0 and between 0 and `epochs`, such as those at
+            which the learning rate drops.
+        epochs: Number greater than 0, the epochs of the training.
+
+    Raises:
+        UsageError: If `start` or `end` is no finite number, or the epochs do not increase.
+
+    Example:
+    ```python
+    schedule = tfkd.schedules.LinearRestarts(0.5, 1.0, milestones=(2,), epochs=6)
+    [float(schedule(epoch)) for epoch in range(6)]  # [0.5, 0.75, 0.5, 0.625, 0.75, 0.875]
+    ```
+    """
+
+    def __init__(self, start, end, milestones, epochs):
+        super().__init__(start, end, epochs)
+        self.milestones = tuple(milestones)
+        limits = [0, *self.milestones, epochs]
+        if any(not before < after for before, after in zip(limits, limits[1:])):
+            raise UsageError(
+                f"LinearRestarts: milestones must increase between 0 and epochs={epochs}; received "
+                f"{self.milestones}."
+            )
+
+    def _progress(self, epoch):
+        limits = [0, *self.milestones, self.epochs]
+        progress = 0.0
+        for before, after in zip(limits, limits[1:]):
+            here = ops.clip((epoch - before) / (after - before), 0.0, 1.0)
+            progress = ops.where(epoch >= before, here, progress)
+        return progress
+
+    def get_config(self):
+        """Returns what `from_config()` needs to make an equal schedule."""
+        return {**super().get_config(), "milestones": list(self.milestones)}
+
+
+def number_or_schedule(name, value, positive=False):
+    """Checks an argument that can be a number or a schedule.
+
+    Args:
+        name: String, the argument's name, for the message.
+        value: Number, `Schedule`, or a schedule as `keras.saving` serialises it.
+        positive: Whether only numbers greater than 0 make sense.
+
+    Returns:
+        The number or the `Schedule`.
+
+    Raises:
+        UsageError: If it is neither, or takes values that make no sense.
+    """
+    if isinstance(value, dict):
+        value = keras.saving.deserialize_keras_object(value)
+    values = value.bounds if isinstance(value, Schedule) else (value,)
+    if not all(_is_number(number) and (number > 0 or not positive) for number in values):
+        wanted = "a number greater than 0" if positive else "a number"
+        raise UsageError(f"{name} must be {wanted}, or a schedule of such; received {value!r}.")
+    return value
+
+
+def _is_number(value):
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return real and math.isfinite(value)
+
+
+def _check_number(name, value):
+    if not _is_number(value):
+        raise UsageError(f"{name} must be a number; received {value!r}.")

@@ -1,0 +1,29 @@
+"""Trains a teacher and distils a student.
+
+    python -m tfkd.train --config=configs/digits.py:method=kd --workdir=runs/digits-kd
+
+The same command again resumes an interrupted run.
+"""
+
+import shlex
+import sys
+
+from absl import flags
+
+from tfkd import command_line, experiment
+
+flags.adopt_module_key_flags(command_line)
+
+
+def train(config):
+    """Runs what the flags say."""
+    experiment.run(
+        config,
+        flags.FLAGS.workdir,
+        data_dir=flags.FLAGS.data_dir,
+        command=shlex.join(["python", "-m", "tfkd.train", *sys.argv[1:]]),
+    )
+
+
+if __name__ == "__main__":
+    command_line.main(train)
