@@ -254,7 +254,7 @@ def test_a_callback_list_stays_as_the_user_made_it():
     for _ in range(2):
         history = fit(distiller, initial_epoch=2, epochs=4, callbacks=callbacks)
     assert epochs.seen == [2, 3, 2, 3] and callbacks.callbacks == kept
-    assert weights_by_epoch(history) == pytest.approx([2, 3], rel=1e-5)
+    assert weights_by_epoch(history)[-2:] == pytest.approx([2, 3], rel=1e-5)
 
 
 def test_a_run_restored_by_keras_goes_on_in_its_epoch(tmp_path):

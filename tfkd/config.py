@@ -108,7 +108,8 @@ def method_config(name):
             (`"kd+at"`), or the id of a distiller.
 
     Returns:
-        A `ConfigDict` with `name`, the distiller's `arguments`, and `losses`, `{id: arguments}`.
+        A `ConfigDict` with `name`, the distiller's `arguments`, `losses`, `{id: arguments}`, and
+        `preparation_epochs` for losses that are prepared before training (None for their own).
 
     Raises:
         UsageError: If there is no such method.
@@ -128,7 +129,14 @@ def method_config(name):
     chosen = {identifier: _defaults(known[identifier]) for identifier in ids}
     if "kd" in chosen and len(ids) > 1:
         chosen["kd"]["weight"] = 1.0
-    return ConfigDict({"name": name, "arguments": arguments, "losses": chosen})
+    return ConfigDict(
+        {
+            "name": name,
+            "arguments": arguments,
+            "losses": chosen,
+            "preparation_epochs": config_dict.placeholder(int),
+        }
+    )
 
 
 def _defaults(cls):
@@ -165,13 +173,21 @@ def check(config):
         raise UsageError(f"--config.select must be last or best; received {config.select!r}.")
 
 
-def make_distiller(config, student, teacher):
+def needs_indices(config):
+    """Whether a loss of the config must know which training example a sample is."""
+    known = losses.available()
+    return any(known[identifier].needs_indices for identifier in config.method.losses)
+
+
+def make_distiller(config, student, teacher, train_labels=None):
     """Builds the distiller that `config.method` describes.
 
     Args:
         config: `ConfigDict` of a run.
         student: `keras.Model`.
         teacher: `keras.Model`; None for the method `"alone"`.
+        train_labels: Function that returns the labels of the training set, for losses that
+            remember every example.
 
     Returns:
         A `tfkd.Distiller`, not yet compiled.
@@ -180,6 +196,9 @@ def make_distiller(config, student, teacher):
         losses.get(identifier, **arguments)
         for identifier, arguments in config.method.losses.to_dict().items()
     ]
+    for loss in chosen:
+        if loss.needs_indices:
+            loss.set_examples(train_labels())
     return distillers.KnowledgeDistiller(
         student, teacher, losses=chosen, **config.method.arguments.to_dict()
     )

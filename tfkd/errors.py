@@ -1,5 +1,11 @@
 """What tfkd raises when the user, not the code, is mistaken."""
 
+import contextlib
+import sys
+
+#: Exit code of a command that ends with a mistake in what the user gave.
+MISTAKE = 2
+
 
 class UsageError(ValueError):
     """A mistake in what the user passed: an argument, a name, a shape, a file.
@@ -7,6 +13,9 @@ class UsageError(ValueError):
     Its message is one line that says what is wrong and what would be right. The command line
     prints that line alone; every other exception is a defect of ours and keeps its traceback.
     """
+
+    # Keras otherwise appends the arguments of the layer in whose call the error is raised.
+    _keras_call_info_injected = True
 
 
 def unknown(kind, name, known):
@@ -32,3 +41,28 @@ def check_positive(name, value):
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise UsageError(f"{name} must be a number greater than 0; received {value!r}.")
+
+
+@contextlib.contextmanager
+def told_in_one_line():
+    """Ends the process where a command finds a mistake: with one line, and exit code `MISTAKE`.
+
+    Example:
+    ```python
+    with told_in_one_line():
+        train(config)
+    ```
+    """
+    try:
+        yield
+    except UsageError as error:
+        _stop(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _stop(f"{error.filename}: {error.strerror}.")
+
+
+def _stop(reason):
+    print(f"error: {' '.join(str(reason).split())}", file=sys.stderr)
+    sys.exit(MISTAKE)

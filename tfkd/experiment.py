@@ -12,9 +12,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfkd import checkpoint, models, optimizers, plots, runtime
-from tfkd.config import ALONE, check, make_distiller
+from tfkd.config import ALONE, check, make_distiller, needs_indices
 from tfkd.data import load
 from tfkd.distillers import KnowledgeDistiller
+from tfkd.distillers.preparation import Preparation
 from tfkd.errors import UsageError
 
 
@@ -50,7 +51,7 @@ def run(config, workdir, data_dir=None, command=None):
     # Everything is built before anything is trained: a mistake in the method shows at once.
     student = _create(config.student.model, data, config.seed)
     teacher = None if config.method.name == ALONE else _get_teacher(config, data, workdir)
-    distiller = make_distiller(config, student, teacher)
+    distiller = make_distiller(config, student, teacher, data.train_labels)
     _compile(distiller, config, data, config.epochs)
     checkpoint.write_text(workdir / "config.json", _as_json(config))
 
@@ -63,7 +64,7 @@ def run(config, workdir, data_dir=None, command=None):
         }
     started = time.perf_counter()
     _say(f"student {config.student.model} ({student.count_params():,} parameters)")
-    history, best = _fit(distiller, data, config.epochs, workdir)
+    history, best = _fit(distiller, data, config.epochs, workdir, config.method.preparation_epochs)
     summary["training_seconds"] = round(time.perf_counter() - started, 1)
 
     weights = {"last": student.get_weights(), "best": best["weights"]}
@@ -139,7 +140,8 @@ def _flatten(tree, prefix=""):
 
 
 def _load_data(config, data_dir):
-    return load(seed=config.seed, data_dir=data_dir, **config.data.to_dict())
+    settings = config.data.to_dict()
+    return load(seed=config.seed, data_dir=data_dir, indices=needs_indices(config), **settings)
 
 
 def _create(model, data, seed):
@@ -198,8 +200,16 @@ def _compile(distiller, config, data, epochs):
     distiller.compile(optimizers.SGD(**settings), loss=loss, metrics=["accuracy"])
 
 
-def _fit(distiller, data, epochs, folder):
+def _fit(distiller, data, epochs, folder, preparation_epochs=None):
     """Trains in `folder`, from its checkpoint where there is one.
+
+    Args:
+        distiller: A compiled `tfkd.Distiller`.
+        data: A `tfkd.data.Data`.
+        epochs: Integer.
+        folder: Path.
+        preparation_epochs: Integer, for how long to prepare losses that need it; None for what
+            each of them asks for.
 
     Returns:
         The tuple `(history, best)`: the logs of every epoch, and `{"epoch", "weights"}` of the
@@ -209,10 +219,15 @@ def _fit(distiller, data, epochs, folder):
     if progress.path.exists():
         progress.restore(checkpoint.restore(progress.path, distiller))
         _say(f"resuming after epoch {len(progress.history)} of {epochs} ({progress.path})")
+    for preparation in distiller.preparations():
+        _say(f"preparing loss {preparation.prepared_loss.name}")
+        part = preparation_epochs or preparation.epochs
+        _fit(preparation, data, part, folder / preparation.name)
+        preparation.finish()
     if len(progress.history) < epochs:
         distiller.fit(
             data.train,
-            validation_data=data.validation,
+            validation_data=None if isinstance(distiller, Preparation) else data.validation,
             epochs=epochs,
             initial_epoch=len(progress.history),
             shuffle=False,

@@ -156,9 +156,14 @@ def gather_batch(values):
     if num_replicas() == 1:
         return values
     context = tf.distribute.get_replica_context()
-    return tf.nest.map_structure(
-        lambda value: None if value is None else context.all_gather(value, axis=0), values
-    )
+
+    def gather(value):
+        if value is None:
+            return None
+        # Gathering forgets the static shape, which losses need.
+        return tf.ensure_shape(context.all_gather(value, axis=0), [None, *value.shape[1:]])
+
+    return tf.nest.map_structure(gather, values)
 
 
 def synchronize_batch_normalization(model):

@@ -44,7 +44,7 @@ class Data:
         seed: Integer.
     """
 
-    def __init__(self, source, mean, std, batch_size, seed, augmentation, one_hot, splits):
+    def __init__(self, source, mean, std, batch_size, seed, augmentation, one_hot, indices, splits):
         self.name = source.name
         self.input_shape = source.image_shape
         self.num_classes = source.num_classes
@@ -59,12 +59,17 @@ class Data:
         self._counter = EpochCounter()
 
         self.train = training_pipeline(
-            splits["train"], batch_size, seed, augmentation, self._encode, self._counter
+            splits["train"], batch_size, seed, augmentation, self._encode, self._counter, indices
         )
+        self._train_examples = splits["train"]
         self.validation, self.test = (
             evaluation_pipeline(splits[name], batch_size, self._encode) if splits[name] else None
             for name in ("validation", "test")
         )
+
+    def train_labels(self):
+        """Returns the labels of the training set, int32 `(examples,)`, in the order of indices."""
+        return self._train_examples.labels()
 
     def start_epoch(self, epoch):
         """Makes the next pass over `train` that of `epoch`.
@@ -111,6 +116,7 @@ def load(
     image_size=None,
     data_dir=None,
     cache="auto",
+    indices=False,
 ):
     """Loads an image-classification data set, preparing it if that has not been done.
 
@@ -147,6 +153,9 @@ def load(
             `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
         cache: Boolean, whether decoded images are kept in memory rather than read in each epoch
             and shuffled in a buffer of 1 GiB. `"auto"` keeps each split of up to 1 GiB.
+        indices: Boolean, whether the labels of training batches come as `{"label": labels,
+            "index": indices}` with int64 indices `(batch,)`, the examples' positions in the
+            training set. Losses that remember every example need it.
 
     Returns:
         A `Data`.
@@ -207,6 +216,7 @@ def load(
         seed,
         Augmentation(augment, mixup, cutmix),
         bool(mixup or cutmix or one_hot),
+        indices,
         splits,
     )
 

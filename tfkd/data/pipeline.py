@@ -65,6 +65,10 @@ class InMemory:
         del batch_size  # The plan consists of batches.
         return tf.data.Dataset.from_tensor_slices(plan)
 
+    def labels(self):
+        """Returns all labels as an array, in order."""
+        return self._labels.numpy()
+
     def read(self, batch):
         """Returns the images and labels of a batch."""
         index = batch["index"]
@@ -113,12 +117,17 @@ class Streamed:
 
         return batches.map(add_draws)
 
+    def labels(self):
+        """Returns all labels as an array, in order; reads the data set once."""
+        labels = self._dataset.map(lambda example: example["label"])
+        return np.fromiter(labels.as_numpy_iterator(), np.int32, self.size)
+
     def read(self, batch):
         """Returns the images and labels of a batch."""
         return batch["image"], batch["label"]
 
 
-def training_pipeline(examples, batch_size, seed, augmentation, encode, counter):
+def training_pipeline(examples, batch_size, seed, augmentation, encode, counter, indices=False):
     """Builds the pipeline that `fit` reads, one epoch per pass.
 
     TensorFlow optimizes what is inside of `flat_map` anew in every pass, which a small data set
@@ -131,6 +140,8 @@ def training_pipeline(examples, batch_size, seed, augmentation, encode, counter)
         augmentation: An `Augmentation`.
         encode: Function of uint8 images and int32 labels that returns what a model takes.
         counter: An `EpochCounter`, which says which epoch a pass is.
+        indices: Whether labels come as `{"label": ..., "index": ...}`, with the positions of the
+            examples in the training set.
 
     Returns:
         A finite `tf.data.Dataset` of `(images, labels)`. Each pass is a pure function of `seed`
@@ -162,11 +173,12 @@ def training_pipeline(examples, batch_size, seed, augmentation, encode, counter)
     def make(epoch, batch):
         images, labels = examples.read(batch)
         images, labels = encode(augmentation.move(images, batch), labels)
-        return epoch, augmentation.mix(images, labels, batch)
+        images, labels = augmentation.mix(images, labels, batch)
+        return epoch, (images, {"label": labels, "index": batch["index"]} if indices else labels)
 
     def deliver(step, element):
         epoch, batch = element
-        noted = tf.numpy_function(lambda *args: counter.deliver(*args, steps), [epoch, step], [])
+        noted = tf.numpy_function(counter.deliver, [epoch, step, steps], [])
         with tf.control_dependencies([noted]):
             return tf.nest.map_structure(tf.identity, batch)
 

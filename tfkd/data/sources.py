@@ -166,17 +166,13 @@ class Source:
 
     def _check_features(self, builder):
         features = builder.info.features
-        image, label = (
-            features[key] if isinstance(features, tfds.features.FeaturesDict) and key in features
-            else None
-            for key in ("image", "label")
-        )  # fmt: skip
-        if not isinstance(image, tfds.features.Image) or not isinstance(
-            label, tfds.features.ClassLabel
-        ):
+        features = dict(features) if isinstance(features, tfds.features.FeaturesDict) else {}
+        image, label = features.get("image"), features.get("label")
+        right = isinstance(image, tfds.features.Image)
+        if not right or not isinstance(label, tfds.features.ClassLabel):
             raise UsageError(
                 f"Data set {self.name!r} cannot be classified: it needs the features 'image' (an "
-                f"Image) and 'label' (a ClassLabel), and it has {', '.join(features or ['none'])}."
+                f"Image) and 'label' (a ClassLabel), and it has {', '.join(features) or 'others'}."
             )
         if image.np_dtype != np.uint8 or image.shape[-1] is None:
             raise UsageError(

@@ -20,12 +20,15 @@ class Batch:
         labels: The labels as the data set gives them.
         sample_weight: Float tensor `(batch,)`, or None. Class weights arrive here too.
         size: Integer tensor, the number of samples.
+        indices: Integer tensor `(batch,)`, the samples' positions in the training set; None
+            where the data does not tell.
     """
 
     inputs: object
     labels: object
     sample_weight: object
     size: object
+    indices: object
 
 
 class _Untracked:
@@ -189,6 +192,10 @@ class Distiller(keras.Model):
         """Returns `{name: (optimizer, variables it updates)}`; what a resumed run restores."""
         return {"optimizer": (self.optimizer, self.trainable_variables)}
 
+    def preparations(self):
+        """Returns the stages that must run before training, as distillers; by default none."""
+        return []
+
     def call(self, inputs, training=None):
         """Runs the student."""
         return self.student(inputs, training=training)
@@ -243,6 +250,21 @@ class Distiller(keras.Model):
         is_complete = isinstance(callbacks, keras.callbacks.CallbackList)
         return keras.callbacks.CallbackList(announced) if is_complete else announced
 
+    def train_on_batch(self, *args, **kwargs):
+        """Takes one training step, as `keras.Model.train_on_batch`."""
+        self.build_optimizers()
+        with checks.clear_label_errors(self.student):
+            return super().train_on_batch(*args, **kwargs)
+
+    def build_optimizers(self):
+        """Makes the optimizers' own variables, each for the variables that it updates.
+
+        Keras would make them for all trainable variables, of one optimizer only.
+        """
+        if self.built:
+            for optimizer, variables in self.optimizers().values():
+                optimizer.build(variables)
+
     def evaluate(self, *args, **kwargs):
         """Evaluates the student; the arguments are those of `keras.Model.evaluate`."""
         return self._while_evaluating(super().evaluate, *args, **kwargs)
@@ -292,10 +314,17 @@ class Distiller(keras.Model):
     # The pieces of a training step.
 
     def unpack(self, data):
-        """Returns the `Batch` of what `fit` hands to `train_step`."""
+        """Returns the `Batch` of what `fit` hands to `train_step`.
+
+        Labels may come as `{"label": ..., "index": ...}`, with the positions of the samples in
+        the training set, which some losses need.
+        """
         inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         size = ops.shape(tf.nest.flatten(inputs)[0])[0]
-        return Batch(inputs, labels, sample_weight, size)
+        indices = None
+        if isinstance(labels, dict):
+            labels, indices = labels["label"], labels.get("index")
+        return Batch(inputs, labels, sample_weight, size, indices)
 
     def observe_teacher(self, batch):
         """Runs the teacher once, in inference mode and without gradient.
@@ -347,15 +376,24 @@ class Distiller(keras.Model):
             A float32 scalar, to be scaled by `objective()`.
         """
         labels = batch.labels if loss.needs_labels else None
+        indices = batch.indices if loss.needs_indices else None
+        if loss.needs_indices and indices is None:
+            raise UsageError(
+                f"Loss {loss.name!r} needs to know which training example a sample is: labels as "
+                '{"label": labels, "index": positions}, or tfkd.data.load(..., indices=True).'
+            )
         mask = batch.sample_weight
         if loss.relational and mask is not None:
             mask = ops.cast(mask > 0, "float32")
         gather = loss.relational and self.relational_scope == "global"
         if gather:
-            student_taps, teacher_taps, labels, mask = runtime.gather_batch(
-                (student_taps, teacher_taps, labels, mask)
+            student_taps, teacher_taps, labels, mask, indices = runtime.gather_batch(
+                (student_taps, teacher_taps, labels, mask, indices)
             )
-        value = loss(student_taps, teacher_taps, labels=labels, sample_mask=mask, training=True)
+        arguments = {"labels": labels, "sample_mask": mask, "training": True}
+        if loss.needs_indices:
+            arguments["indices"] = indices
+        value = loss(student_taps, teacher_taps, **arguments)
         if gather and runtime.num_replicas() > 1:
             # Every replica has computed the same value: each counts for 1/N of it, whatever its
             # share of the batch, by which `objective()` is going to multiply.
@@ -380,7 +418,7 @@ class Distiller(keras.Model):
         for name, (_, value) in terms.items():
             self.track(name, value, batch)
         weighted = {name: weight * value for name, (weight, value) in terms.items()}
-        student_loss = weighted.pop("student_loss")
+        student_loss = weighted.pop("student_loss", 0.0)
         distillation_loss = sum(weighted.values(), start=tf.zeros(()))
         self.track("distillation_loss", distillation_loss, batch)
         total = student_loss + distillation_loss
@@ -399,13 +437,15 @@ class Distiller(keras.Model):
             tape: The `tf.GradientTape` that recorded the objective.
             objective: Scalar, from `objective()`.
             optimizer: A Keras optimizer.
-            variables: List of the variables that it updates.
+            variables: List of the variables that it updates. Those on which the objective does
+                not depend stay as they are.
         """
         # Under mixed_float16 the scale enters where the gradient starts, so that nothing
         # underflows on the way back; the optimizer divides it out again.
         scale = optimizer.scale_loss(tf.ones_like(objective))
         gradients = tape.gradient(objective, variables, output_gradients=scale)
-        optimizer.apply_gradients(zip(gradients, variables))
+        pairs = zip(gradients, variables)
+        optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
 
     def track(self, name, value, batch):
         """Adds the mean over this replica's samples to the logs, if `name` has a tracker."""

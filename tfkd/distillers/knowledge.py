@@ -3,8 +3,9 @@
 import tensorflow as tf
 
 from tfkd import losses as losses_module
-from tfkd import taps
+from tfkd import runtime, taps
 from tfkd.distillers.distiller import Distiller
+from tfkd.distillers.preparation import Preparation
 from tfkd.errors import UsageError
 
 
@@ -76,7 +77,8 @@ class KnowledgeDistiller(Distiller):
         for pairs in self._spots:
             self.watch([student for student, _ in pairs], [teacher for _, teacher in pairs])
         if losses:
-            for part in ("student", "distillation", *names):
+            active = [loss.name for loss in self.distillation_losses if loss.weight != 0]
+            for part in ("student", "distillation", *active):
                 self.add_tracker(f"{part}_loss")
         if taps.output(student) is not None:
             self.build(student.input_shape)
@@ -101,7 +103,56 @@ class KnowledgeDistiller(Distiller):
         for loss, pairs in zip(self.distillation_losses, self._spots):
             if not loss.built:
                 loss.build([student[tap] for tap, _ in pairs], [teacher[tap] for _, tap in pairs])
+        runtime.synchronize_batch_normalization(self)
         self.built = True
+
+    def preparations(self):
+        """Returns what is to be trained before the student, as a list of `Preparation`.
+
+        A loss that has been prepared, here or in the run whose weights were loaded, needs none.
+        """
+        return [
+            Preparation(self, loss, pairs)
+            for loss, pairs in zip(self.distillation_losses, self._spots)
+            if loss.preparation is not None and not int(loss.prepared)
+        ]
+
+    def prepare(self, x=None, y=None, epochs=None, verbose="auto", **kwargs):
+        """Runs the stage before training that some losses need; `fit` does it where it is due.
+
+        Args:
+            x: As in `fit`.
+            y: As in `fit`.
+            epochs: Integer, for how long; None for what each loss asks for.
+            verbose: As in `fit`.
+            **kwargs: Other arguments of `keras.Model.fit` that describe the data, such as
+                `batch_size` or `steps_per_epoch`.
+
+        Raises:
+            UsageError: If the shapes of the student's features are not known yet.
+        """
+        if any(loss.preparation is not None for loss in self.distillation_losses):
+            if not self.built:
+                raise UsageError(
+                    f"Student {self.student.name!r} has not run yet, so its shapes are unknown: "
+                    "call the distiller on a batch first."
+                )
+            for preparation in self.preparations():
+                if verbose:
+                    print(f"Preparing loss {preparation.prepared_loss.name!r}")
+                preparation.fit(
+                    x, y, epochs=epochs or preparation.epochs, verbose=verbose, **kwargs
+                )
+                preparation.finish()
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """Trains the student, after the preparation that a loss may need; see `prepare`."""
+        names = ("batch_size", "sample_weight", "class_weight", "steps_per_epoch", "shuffle")
+        data = {name: kwargs[name] for name in names if name in kwargs}
+        if args:
+            data["batch_size"] = args[0]
+        self.prepare(x, y, verbose=kwargs.get("verbose", "auto"), **data)
+        return super().fit(x, y, *args, **kwargs)
 
     def start_epoch(self, epoch):
         """Tells the losses, whose weights and temperatures may be schedules."""
@@ -121,6 +172,9 @@ class KnowledgeDistiller(Distiller):
                 )
             }
             for loss, pairs in zip(self.distillation_losses, self._spots):
+                if loss.weight == 0:
+                    # It acts in its preparation only.
+                    continue
                 value = self.distillation_loss(
                     loss,
                     batch,

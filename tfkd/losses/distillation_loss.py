@@ -51,6 +51,7 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         preparation: None, or a dictionary with the defaults of the stage before training:
             `epochs`, and `learning_rate`, `momentum` and `weight_decay` of its SGD.
         prepares_student: Whether that stage trains the student too.
+        prepared: Where there is such a stage, an integer variable: 1 once it is over.
     """
 
     id = None
@@ -130,6 +131,15 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
                     "the same classes."
                 )
             self.build_spot(spot, student_shape, teacher_shape)
+        if self.preparation is not None:
+            self.prepared = self.add_weight(
+                shape=(),
+                dtype="int32",
+                initializer="zeros",
+                trainable=False,
+                aggregation="only_first_replica",
+                name="prepared",
+            )
 
     def _check_shape(self, what, shape):
         form = {None: "(batch, ...)", 2: "(batch, features)"}.get(

@@ -1,12 +1,38 @@
 """KerasDistillationLoss: a loss of `keras.distillation` as one of ours."""
 
+import contextlib
 import re
 
 import keras
 from keras import ops
 
+from tfkd import runtime
 from tfkd.errors import UsageError
 from tfkd.losses.distillation_loss import DistillationLoss
+
+
+@contextlib.contextmanager
+def _unscaled(distillation_loss):
+    """Takes back the division by the number of replicas that Keras' loss objects make.
+
+    Distillers scale all losses in one place, and functions given in place of objects are not
+    divided at all.
+    """
+    losses = getattr(distillation_loss, "loss", None)
+
+    def unscaled(loss):
+        if not isinstance(loss, keras.losses.Loss) or loss.reduction in (None, "none", "sum"):
+            return loss
+        return lambda y_true, y_pred: loss(y_true, y_pred) * runtime.num_replicas()
+
+    if losses is None or runtime.num_replicas() == 1:
+        yield
+        return
+    distillation_loss.loss = keras.tree.map_structure(unscaled, losses)
+    try:
+        yield
+    finally:
+        distillation_loss.loss = losses
 
 
 @keras.saving.register_keras_serializable(package="tfkd")
@@ -28,6 +54,10 @@ class KerasDistillationLoss(DistillationLoss):
     Raises:
         UsageError: If `loss` is not such a loss or already one of ours; in `call()`, if there
             is a sample mask, which its contract cannot express.
+
+    Under several replicas, a loss of your own whose `compute_loss` calls a `keras.losses.Loss`
+    object that it does not keep as `loss` divides by their number once too often: call a
+    function of `keras.losses` instead.
 
     Note that `keras.distillation.LogitsDistillation()` as it is compares raw logits without a
     softmax; pass it `loss=keras.losses.KLDivergence()`, or use `tfkd`'s `"kd"`.
@@ -62,7 +92,17 @@ class KerasDistillationLoss(DistillationLoss):
         self.loss = loss
 
     def build_spot(self, spot, student_shape, teacher_shape):
-        """Runs a loss that is a layer once, so that its weights exist before training."""
+        """Checks the shapes; runs a loss that is a layer once, so that its weights exist."""
+        elementwise = (
+            keras.distillation.FeatureDistillation,
+            keras.distillation.LogitsDistillation,
+        )
+        if isinstance(self.loss, elementwise) and student_shape[1:] != teacher_shape[1:]:
+            raise UsageError(
+                f"Loss {self.name!r} of keras.distillation compares element by element, and the "
+                f"student's tap has shape {student_shape}, the teacher's {teacher_shape}: use "
+                "'fitnet' of tfkd, which adapts one to the other."
+            )
         if isinstance(self.loss, keras.layers.Layer):
             self.loss.compute_loss(
                 ops.zeros((1, *teacher_shape[1:])), ops.zeros((1, *student_shape[1:]))
@@ -76,7 +116,9 @@ class KerasDistillationLoss(DistillationLoss):
                 "without sample weights and without a mask, or use a loss of tfkd."
             )
         self.loss.validate_outputs(teacher_tap, student_tap)
-        return ops.cast(self.loss.compute_loss(teacher_tap, student_tap), "float32")
+        with _unscaled(self.loss):
+            value = self.loss.compute_loss(teacher_tap, student_tap)
+        return ops.cast(value, "float32")
 
     def get_config(self):
         """Returns what `from_config()` needs to make an equal loss."""

@@ -35,8 +35,8 @@ class KnowledgeDistillation(DistillationLoss):
     Args:
         temperature: Positive number, or a schedule of such. Defaults to 4, as in the CRD
             benchmark.
-        weight: Number or schedule. Defaults to 0.9, next to 0.1 times the cross-entropy: the CRD benchmark's
-            weights for KD alone. As a companion of another loss its protocol uses 1.
+        weight: Number or schedule. Defaults to 0.9, next to 0.1 times the cross-entropy: the CRD
+            benchmark's weights for KD alone. As a companion of another loss its protocol uses 1.
         spots: Defaults to `"logits"`.
 
     Raises:

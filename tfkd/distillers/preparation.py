@@ -1,0 +1,65 @@
+"""The stage before training that some losses need."""
+
+import tensorflow as tf
+
+from tfkd.distillers.distiller import Distiller
+from tfkd.optimizers import SGD
+
+
+class Preparation(Distiller):
+    """Trains what a loss needs before the student is trained with it.
+
+    That is the paraphraser of factor transfer, or the student's own features for activation
+    boundaries. Made by `KnowledgeDistiller.preparations()`, already compiled: the optimizer is
+    the one that the loss asks for.
+
+    Args:
+        distiller: The `KnowledgeDistiller` whose loss it is.
+        loss: A `DistillationLoss` with a `preparation`.
+        pairs: List of `(student tap, teacher tap)`, where the loss distils.
+
+    Logs: `loss`, what is minimised.
+    """
+
+    def __init__(self, distiller, loss, pairs):
+        super().__init__(
+            distiller.student,
+            distiller.teacher,
+            distiller.relational_scope,
+            name=f"preparation_{loss.name}",
+        )
+        self.prepared_loss = loss
+        self._pairs = pairs
+        self.watch([student for student, _ in pairs], [teacher for _, teacher in pairs])
+        self.built = True
+        settings = {**loss.preparation}
+        self.epochs = settings.pop("epochs")
+        self.compile(SGD(**settings))
+
+    def optimizers(self):
+        """Returns `{name: (optimizer, variables it updates)}`."""
+        loss = self.prepared_loss
+        variables = list(loss.preparation_variables)
+        if loss.prepares_student:
+            variables += self.student.trainable_variables
+        return {"optimizer": (self.optimizer, variables)}
+
+    def finish(self):
+        """Notes that the loss is prepared; the note is saved with its weights."""
+        self.prepared_loss.prepared.assign(1)
+
+    def train_step(self, data):
+        """Takes one step on what the loss minimises before training."""
+        loss = self.prepared_loss
+        batch = self.unpack(data)
+        teacher = self.observe_teacher(batch)
+        with tf.GradientTape() as tape:
+            student = self.observe_student(batch, training=loss.prepares_student)
+            value = loss.preparation_loss(
+                [student[tap] for tap, _ in self._pairs],
+                [teacher[tap] for _, tap in self._pairs],
+                training=True,
+            )
+            objective = self.objective(batch, {"preparation_loss": (1.0, value)})
+        self.update(tape, objective, *self.optimizers()["optimizer"])
+        return self.get_metrics_result()
