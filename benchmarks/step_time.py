@@ -44,6 +44,7 @@ def compiled(model):
 def training_step(model, data):
     """Returns a function that takes one training step of a compiled model."""
     batches = iter(data)
+    model.train_on_batch(*next(batches))
     model.make_train_function()
     return lambda: tf.nest.map_structure(lambda x: x.numpy(), model.train_function(batches))
 
@@ -95,8 +96,12 @@ def main(arguments):
 
     random = np.random.default_rng(0)
     images = tf.constant(random.normal(size=(FLAGS.batch_size, *shape)), "float32")
-    labels = tf.constant(random.integers(0, FLAGS.classes, FLAGS.batch_size))
+    # As many examples as CIFAR-100 has, for the losses that remember every one.
+    all_labels = random.integers(0, FLAGS.classes, 50_000)
+    labels = tf.constant(all_labels[: FLAGS.batch_size])
     data = tf.data.Dataset.from_tensors((images, labels)).repeat()
+    index = tf.range(FLAGS.batch_size, dtype="int64")
+    indexed = tf.data.Dataset.from_tensors((images, {"label": labels, "index": index})).repeat()
     teacher = create(FLAGS.teacher)
     steps = {
         "student step": training_step(compiled(create(FLAGS.student)), data),
@@ -104,8 +109,11 @@ def main(arguments):
     }
     for method in methods:
         settings = tfkd_config.default_config(method, FLAGS.teacher, FLAGS.student)
-        distiller = tfkd_config.make_distiller(settings, create(FLAGS.student), teacher)
-        steps[method] = training_step(compiled(distiller), data)
+        distiller = tfkd_config.make_distiller(
+            settings, create(FLAGS.student), teacher, lambda: all_labels
+        )
+        needs_indices = tfkd_config.needs_indices(settings)
+        steps[method] = training_step(compiled(distiller), indexed if needs_indices else data)
     if FLAGS.keras:
         distiller = compiled(keras_distiller(create(FLAGS.student), create(FLAGS.teacher)))
         steps["keras.distillation"] = training_step(distiller, data)

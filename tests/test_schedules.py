@@ -234,16 +234,13 @@ class Epoch(Schedule):
         return keras.ops.cast(epoch, "float32")
 
 
-@pytest.mark.parametrize("form", ["list", "nested", "single", "positional"])
+@pytest.mark.parametrize("form", ["list", "nested", "single"])
 def test_callbacks_of_every_form_see_the_epoch_that_begins(form):
     epochs = Epochs()
     distiller = make(Epoch())
     x, y = tiny.data(8)
     callbacks = {"nested": [[epochs]], "single": epochs}.get(form, [epochs])
-    if form == "positional":
-        distiller.fit(x, y, 8, 2, 0, callbacks)
-    else:
-        distiller.fit(x, y, epochs=2, verbose=0, callbacks=callbacks)
+    distiller.fit(x, y, epochs=2, verbose=0, callbacks=callbacks)
     assert epochs.seen == [0, 1]
 
 

@@ -137,6 +137,28 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     assert_same_run(finished, workdir)
 
 
+@pytest.mark.parametrize("method, stage", [("ft", "preparation_ft"), ("ft", "run"), ("crd", "run")])
+def test_losses_with_a_state_of_their_own_resume_too(
+    method, stage, small, tmp_path, data_dir, monkeypatch
+):
+    config = [small[0].replace("runlocal", f"method={method},runlocal"), *small[1:], data_dir]
+    config += ["--config.method.preparation_epochs=2"] if method == "ft" else []
+    call(train.train, *config, f"--workdir={tmp_path / 'whole'}")
+    epoch_begin = experiment._Progress.on_epoch_begin
+
+    def interrupt(self, epoch, logs=None):
+        epoch_begin(self, epoch, logs)
+        if self.folder.name == stage and epoch == 1:
+            raise KeyboardInterrupt
+
+    arguments = [*config, f"--workdir={tmp_path / 'run'}"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(experiment._Progress, "on_epoch_begin", interrupt)
+        call(train.train, *arguments)
+    call(train.train, *arguments)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 def test_ctrl_c_in_a_process_of_its_own(tmp_path, data_dir):
     def command(name):
         config = SMALL[0].replace("runlocal", "method=alone,runlocal")

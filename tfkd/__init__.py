@@ -6,16 +6,18 @@ import os
 # what a user should read. Who wants it sets the variable to 0.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from tfkd import data, losses, models, optimizers, runtime, taps  # noqa: E402
+from tfkd import data, layers, losses, models, optimizers, runtime, schedules, taps  # noqa: E402
 from tfkd.distillers import Distiller, KnowledgeDistiller  # noqa: E402
 
 __all__ = [
     "Distiller",
     "KnowledgeDistiller",
     "data",
+    "layers",
     "losses",
     "models",
     "optimizers",
     "runtime",
+    "schedules",
     "taps",
 ]

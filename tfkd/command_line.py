@@ -6,11 +6,11 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from tfkd import runtime
+from tfkd import errors, runtime
 from tfkd.errors import UsageError
 
 #: Exit codes: of a mistake in what the user gave, and of Ctrl-C as shells expect it.
-MISTAKE, INTERRUPTED = 2, 130
+MISTAKE, INTERRUPTED = errors.MISTAKE, 130
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -39,16 +39,11 @@ def main(run):
             strategy.
     """
     try:
-        _parse()
-        runtime.set_precision(flags.FLAGS.precision)
-        with runtime.strategy(flags.FLAGS.strategy, flags.FLAGS.replicas).scope():
-            run(_CONFIG.value)
-    except UsageError as error:
-        _stop(error)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        _stop(f"{error.filename}: {error.strerror}.")
+        with errors.told_in_one_line():
+            _parse()
+            runtime.set_precision(flags.FLAGS.precision)
+            with runtime.strategy(flags.FLAGS.strategy, flags.FLAGS.replicas).scope():
+                run(_CONFIG.value)
     except KeyboardInterrupt:
         print("\nInterrupted; the same command resumes.", file=sys.stderr)
         sys.exit(INTERRUPTED)
@@ -85,9 +80,3 @@ def _reason(error):
     if isinstance(error, (UsageError, flags.Error)):
         return text
     return f"--config: {text}"
-
-
-def _stop(error):
-    """Prints one line and exits."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(MISTAKE)

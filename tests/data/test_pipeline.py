@@ -207,3 +207,17 @@ def start(script, environment):
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_indices_are_positions_in_the_training_set(data_dir, cache):
+    arguments = {"data_dir": data_dir, "cache": cache, "augment": (), "train_examples": 200}
+    data = load("digits", batch_size=50, indices=True, **arguments)
+    plain = load("digits", batch_size=50, **arguments)
+    labels, seen = data.train_labels(), []
+    for (images, target), (same_images, same_labels) in zip(data.train, plain.train):
+        np.testing.assert_array_equal(images, same_images)
+        np.testing.assert_array_equal(target["label"], same_labels)
+        np.testing.assert_array_equal(labels[target["index"]], target["label"])
+        seen.extend(target["index"].numpy())
+    assert sorted(seen) == list(range(200)) == list(range(len(labels)))

@@ -73,3 +73,9 @@ def test_spots_that_do_not_pair_say_what_each_model_has():
 def test_a_loss_that_does_not_exist():
     with pytest.raises(UsageError, match="Unknown loss 'kdd': it must be one of .*kd"):
         tfkd.KnowledgeDistiller(tiny.model(), tiny.model(seed=1), losses=["kdd"])
+
+
+@pytest.mark.parametrize("weight", [-1, "high", keras.Variable(0.5)])
+def test_a_weight_that_is_no_number(weight):
+    with pytest.raises(UsageError, match="student_loss_weight must be a number of at least 0"):
+        tfkd.KnowledgeDistiller(tiny.model(), tiny.model(seed=1), student_loss_weight=weight)

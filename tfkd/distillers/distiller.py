@@ -207,18 +207,8 @@ class Distiller(keras.Model):
             epoch: Number, counted from 0.
         """
 
-    def fit(
-        self,
-        x=None,
-        y=None,
-        batch_size=None,
-        epochs=1,
-        verbose="auto",
-        callbacks=None,
-        *args,
-        **kwargs,
-    ):
-        """Trains the student; the arguments are those of `keras.Model.fit`.
+    def fit(self, x=None, y=None, *, callbacks=None, **kwargs):
+        """Trains the student; the arguments are those of `keras.Model.fit`, by keyword.
 
         Raises:
             UsageError: If a label is outside the classes, or a model turns out to output
@@ -228,27 +218,13 @@ class Distiller(keras.Model):
         if isinstance(x, tf.data.Dataset):
             # Keras' default, which it warns that it ignores for a data set.
             kwargs.setdefault("shuffle", False)
-        with checks.clear_label_errors(self.student):
-            return super().fit(
-                x,
-                y,
-                batch_size,
-                epochs,
-                verbose,
-                self._announce_epochs(callbacks),
-                *args,
-                **kwargs,
-            )
-
-    def _announce_epochs(self, callbacks):
-        """Returns the callbacks of `fit` with one before them that calls `start_epoch`."""
+        self.build_optimizers()
         announce = keras.callbacks.LambdaCallback(
             on_epoch_begin=lambda epoch, logs: self.start_epoch(epoch)
         )
-        announced = [announce, *keras.tree.flatten(callbacks or [])]
-        # Keras adds nothing to a list of this kind, and neither must we.
-        is_complete = isinstance(callbacks, keras.callbacks.CallbackList)
-        return keras.callbacks.CallbackList(announced) if is_complete else announced
+        callbacks = [announce, *keras.tree.flatten(callbacks or [])]
+        with checks.clear_label_errors(self.student):
+            return super().fit(x, y, callbacks=callbacks, **kwargs)
 
     def train_on_batch(self, *args, **kwargs):
         """Takes one training step, as `keras.Model.train_on_batch`."""

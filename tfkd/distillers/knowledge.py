@@ -72,6 +72,11 @@ class KnowledgeDistiller(Distiller):
             raise UsageError(f"Losses need different names to be logged; received {names}.")
         if student_loss_weight is None:
             student_loss_weight = 0.1 if names == ["kd"] else 1.0
+        if not isinstance(student_loss_weight, (int, float)) or student_loss_weight < 0:
+            raise UsageError(
+                f"student_loss_weight must be a number of at least 0; received "
+                f"{student_loss_weight!r}."
+            )
         self.student_loss_weight = student_loss_weight
         self._spots = [self._pair(loss) for loss in self.distillation_losses]
         for pairs in self._spots:
@@ -114,7 +119,7 @@ class KnowledgeDistiller(Distiller):
         return [
             Preparation(self, loss, pairs)
             for loss, pairs in zip(self.distillation_losses, self._spots)
-            if loss.preparation is not None and not int(loss.prepared)
+            if loss.preparation is not None and not float(loss.prepared)
         ]
 
     def prepare(self, x=None, y=None, epochs=None, verbose="auto", **kwargs):
@@ -145,14 +150,12 @@ class KnowledgeDistiller(Distiller):
                 )
                 preparation.finish()
 
-    def fit(self, x=None, y=None, *args, **kwargs):
+    def fit(self, x=None, y=None, **kwargs):
         """Trains the student, after the preparation that a loss may need; see `prepare`."""
-        names = ("batch_size", "sample_weight", "class_weight", "steps_per_epoch", "shuffle")
-        data = {name: kwargs[name] for name in names if name in kwargs}
-        if args:
-            data["batch_size"] = args[0]
-        self.prepare(x, y, verbose=kwargs.get("verbose", "auto"), **data)
-        return super().fit(x, y, *args, **kwargs)
+        of_data = ("batch_size", "sample_weight", "class_weight", "steps_per_epoch", "shuffle")
+        described = {name: kwargs[name] for name in of_data if name in kwargs}
+        self.prepare(x, y, verbose=kwargs.get("verbose", "auto"), **described)
+        return super().fit(x, y, **kwargs)
 
     def start_epoch(self, epoch):
         """Tells the losses, whose weights and temperatures may be schedules."""

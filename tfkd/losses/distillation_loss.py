@@ -51,7 +51,7 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         preparation: None, or a dictionary with the defaults of the stage before training:
             `epochs`, and `learning_rate`, `momentum` and `weight_decay` of its SGD.
         prepares_student: Whether that stage trains the student too.
-        prepared: Where there is such a stage, an integer variable: 1 once it is over.
+        prepared: Where there is such a stage, a variable: 0, and 1 once it is over.
     """
 
     id = None
@@ -134,7 +134,6 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         if self.preparation is not None:
             self.prepared = self.add_weight(
                 shape=(),
-                dtype="int32",
                 initializer="zeros",
                 trainable=False,
                 aggregation="only_first_replica",

@@ -49,6 +49,7 @@ class KerasInterface(keras.distillation.DistillationLoss):
             "sample indices": self.needs_indices,
             "a preparation stage": self.preparation is not None,
             "several spots": several_spots,
+            "to know the epoch": self._epoch is not None,
         }
         if any(needs.values()):
             needed = " and ".join(what for what, needed in needs.items() if needed)

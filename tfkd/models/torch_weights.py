@@ -12,7 +12,7 @@ import tempfile
 
 from absl import app, flags
 
-from tfkd.errors import UsageError
+from tfkd.errors import UsageError, told_in_one_line
 from tfkd.models import create, load_torch_weights
 
 
@@ -65,38 +65,34 @@ def _define_flags():
     flags.DEFINE_list("input_shape", "32,32,3", "Height, width and channels of an image.")
 
 
-def _parse_flags(arguments):
+def _parse_flags():
+    app.define_help_flags()
     try:
-        rest = flags.FLAGS(arguments)
+        rest = flags.FLAGS(sys.argv)
     except flags.Error as error:
-        _stop(error)
+        raise UsageError(error) from error
     if rest[1:]:
-        _stop(f"unexpected argument {rest[1]!r}: every option is written --name=value.")
+        raise UsageError(f"Unexpected argument {rest[1]!r}: every option is written --name=value.")
     missing = [name for name in _REQUIRED if flags.FLAGS[name].value is None]
     if missing:
-        _stop(f"missing {', '.join(f'--{name}' for name in missing)}; --help explains them.")
-    return rest
+        needed = ", ".join(f"--{name}" for name in missing)
+        raise UsageError(f"Missing {needed}; --help explains them.")
 
 
-def _stop(message):
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(1)
-
-
-def main(_):
-    """Runs `convert()` on the flags; a mistake is one line on stderr and exit code 1."""
-    values = flags.FLAGS
+def run(values):
+    """Runs `convert()` on the values of the flags."""
     try:
         shape = [int(size) for size in values.input_shape]
-    except ValueError:
-        _stop(f"input_shape must be three integers such as 32,32,3; received {values.input_shape}.")
-    try:
-        convert(values.model, values.num_classes, values.source, values.output, shape)
-    except UsageError as error:
-        _stop(error)
+    except ValueError as error:
+        raise UsageError(
+            f"input_shape must be three integers such as 32,32,3; received {values.input_shape}."
+        ) from error
+    convert(values.model, values.num_classes, values.source, values.output, shape)
     print(f"Wrote {values.output}.")
 
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main, flags_parser=_parse_flags)
+    with told_in_one_line():
+        _parse_flags()
+        run(flags.FLAGS)

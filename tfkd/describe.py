@@ -1,0 +1,230 @@
+"""Tells what a loss, method, model or data set is.
+
+    python -m tfkd.describe at
+
+Without a name it lists all that exist.
+"""
+
+import difflib
+import functools
+import inspect
+import sys
+import textwrap
+
+import tensorflow_datasets as tfds
+from absl import app, flags, logging
+
+from tfkd import data, distillers, losses, models, taps
+from tfkd.config import ALONE
+from tfkd.data.sources import KNOWN
+from tfkd.errors import UsageError, told_in_one_line
+from tfkd.models.families import FAMILIES
+
+#: What a model is described for; the images are those that `create()` makes one for.
+_CLASSES = 100
+
+_ALONE = "trains the student on its labels, without a teacher: the baseline."
+
+
+def describe(name=None):
+    """Describes one name, or lists all names.
+
+    Args:
+        name: String: the id of a loss, model or data set, the class of a loss or distiller, or
+            `"alone"`. None for the list.
+
+    Returns:
+        The description, a string of several lines.
+
+    Raises:
+        UsageError: If nothing has this name.
+
+    Example:
+    ```python
+    print(describe("wrn_40_2"))
+    ```
+    """
+    if name is None:
+        return _list()
+    pages = _pages()
+    if name not in pages:
+        lower = {known.lower(): known for known in pages}
+        close = [lower[match] for match in difflib.get_close_matches(name.lower(), lower)]
+        remedy = (
+            f"did you mean {' or '.join(close)}?"
+            if close
+            else "python -m tfkd.describe lists all that exist."
+        )
+        raise UsageError(f"Unknown name {name!r}: {remedy}")
+    return pages[name]()
+
+
+def _pages():
+    """Returns `{name: function that describes it}`."""
+    pages = {ALONE: lambda: f"{ALONE} {_ALONE}"}
+    for identifier, cls in losses.available().items():
+        pages[identifier] = pages[cls.__name__] = functools.partial(_describe_loss, cls)
+    for name, cls in _distillers().items():
+        pages[name] = functools.partial(_describe_distiller, cls)
+    for family in FAMILIES:
+        for identifier in family.MODELS:
+            pages[identifier] = functools.partial(_describe_model, identifier, family)
+    for name in data.available():
+        pages[name] = functools.partial(_describe_data_set, name)
+    return pages
+
+
+def _distillers():
+    """Returns `{name: class}` of the methods that are distillers."""
+    classes = {name: getattr(distillers, name) for name in distillers.__all__}
+    return {name: cls for name, cls in classes.items() if cls is not distillers.Distiller}
+
+
+def _list():
+    methods = {
+        ALONE: _ALONE,
+        "loss, loss+loss": "distils by one or several of the losses above, named by their ids.",
+    }
+    methods |= {name: _summary(inspect.getmodule(cls)) for name, cls in _distillers().items()}
+    sections = {
+        "Losses": _table(
+            {
+                identifier: _summary(inspect.getmodule(cls))
+                for identifier, cls in losses.available().items()
+            }
+        ),
+        "Methods": _table(methods),
+        "Models": "\n".join(
+            f"  {_first_line(family)}\n" + _fill(" ".join(family.MODELS), "    ", "    ")
+            for family in FAMILIES
+        ),
+        "Data sets": _table({name: _data_summary(name) for name in data.available()}),
+    }
+    listed = "\n\n".join(f"{title}\n{text}" for title, text in sections.items())
+    return f"{listed}\n\nMore about one of them: python -m tfkd.describe NAME"
+
+
+def _describe_loss(cls):
+    needs = {
+        "labels": cls.needs_labels,
+        "the positions of the samples in the training set": cls.needs_indices,
+        "a stage before training": cls.preparation is not None,
+        "the batch of all replicas": cls.relational,
+    }
+    facts = {
+        "id": cls.id,
+        "class": f"tfkd.losses.{cls.__name__}",
+        "distils at": cls.spots,
+        "needs": ", ".join(need for need, needed in needs.items() if needed),
+        "arguments": _arguments(cls, losses.DistillationLoss),
+    }
+    return f"{_table(facts)}\n\n{inspect.getdoc(cls)}"
+
+
+def _describe_distiller(cls):
+    facts = {"class": f"tfkd.{cls.__name__}", "arguments": _arguments(cls, distillers.Distiller)}
+    return f"{_table(facts)}\n\n{inspect.getdoc(cls)}"
+
+
+def _describe_model(identifier, family):
+    model = models.create(identifier, _CLASSES)
+    facts = {
+        "id": identifier,
+        "made by": f'tfkd.models.create("{identifier}", num_classes={_CLASSES})',
+        "images": _size(model.input_shape[1:]),
+        "parameters": f"{model.count_params():,}",
+        "multiply-adds": f"{models.multiply_adds(model):,}",
+    }
+    tap_sizes = {tap: _size(shape[1:]) for tap, shape in taps.of(model).items()}
+    references = inspect.getdoc(family.build).partition("References:\n")[2]
+    return (
+        f"{_table(facts)}\n\n{_first_line(family)}\n\nTaps:\n{_table(tap_sizes)}\n\n"
+        f"References:\n{references}"
+    )
+
+
+def _describe_data_set(name):
+    info, known = tfds.builder(name).info, KNOWN[name]
+    sizes = [f"{split} {part.num_examples:,}" for split, part in info.splits.items()]
+    facts = {
+        "id": name,
+        "made by": f'tfkd.data.load("{name}")',
+        "images": _size(info.features["image"].shape),
+        "classes": str(info.features["label"].num_classes),
+        "examples": ", ".join(sizes) or "known once the data set is prepared, which load() does",
+        "mean": ", ".join(map(str, known.mean)),
+        "deviation": ", ".join(map(str, known.std)),
+        "augmentation": ", ".join(known.augment),
+        "homepage": info.homepage,
+    }
+    return f"{_table(facts)}\n\n{_fill(info.description)}"
+
+
+def _data_summary(name):
+    features = tfds.builder(name).info.features
+    return f"{_size(features['image'].shape)} images, {features['label'].num_classes} classes"
+
+
+def _size(shape):
+    return "x".join(map(str, shape))
+
+
+def _arguments(cls, base):
+    """Returns the arguments of a class, and of the base it passes others on to, with defaults."""
+    parameters = dict(inspect.signature(cls).parameters)
+    if parameters.pop("kwargs", None):
+        parameters |= {
+            name: parameter
+            for name, parameter in inspect.signature(base).parameters.items()
+            if name not in parameters and name != "kwargs"
+        }
+    return ", ".join(map(str, parameters.values()))
+
+
+def _first_line(module):
+    return inspect.getdoc(module).splitlines()[0]
+
+
+def _summary(module):
+    """Returns what the first line of a module says of what it names before the colon."""
+    return _first_line(module).rpartition(": ")[2]
+
+
+def _table(rows):
+    """Returns two columns; rows without a value are left out."""
+    width = max(map(len, rows)) + 2
+    return "\n".join(
+        _fill(value, f"  {name:<{width}}", " " * (2 + width))
+        for name, value in rows.items()
+        if value
+    )
+
+
+def _fill(text, first_indent="", indent=""):
+    return textwrap.fill(
+        text,
+        100,
+        initial_indent=first_indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def main():
+    """Prints what the command line asks for."""
+    with told_in_one_line():
+        app.define_help_flags()
+        try:
+            names = flags.FLAGS(sys.argv)[1:]
+        except flags.Error as error:
+            raise UsageError(str(error)) from error
+        if len(names) > 1:
+            raise UsageError(f"One name at a time, or none for the list; received {len(names)}.")
+        # TFDS tells every file it opens.
+        logging.set_verbosity(logging.ERROR)
+        print(describe(*names))
+
+
+if __name__ == "__main__":
+    main()
