@@ -280,6 +280,14 @@ MISTAKES = {
     "validation": ([CONFIG, "--config.data.validation=1.5"], "validation"),
     "select": ([CONFIG, "--config.select=first"], "select must be last or best"),
     "temperature": ([CONFIG, "--config.method.losses.kd.temperature=0.0"], "temperature must be"),
+    "tap": (
+        [f"{CONFIG},method=at", "--config.method.losses.at.spots=(('stage9','stage1'),)"],
+        "no tap 'stage9'; it has stem, stage1, stage2, stage3, pooled, logits",
+    ),
+    "spots": (
+        [f"{CONFIG},method=at", "--config.method.losses.at.spots=('stage1',)"],
+        "pairs",
+    ),
     "seed": ([CONFIG, "--config.seed=-1"], "seed must be at least 0"),
     "strategy": ([CONFIG, "--strategy=horovod"], "strategy=horovod.*one_device"),
     "replicas": ([CONFIG, "--replicas=0"], "replicas=0"),

@@ -142,11 +142,12 @@ def method_config(name):
 def _defaults(cls):
     """The arguments of a loss that are plain values, so that flags can override them."""
     parameters = inspect.signature(cls.__init__).parameters.values()
-    return {
+    plain = {
         parameter.name: parameter.default
         for parameter in parameters
         if isinstance(parameter.default, (bool, int, float, str)) and parameter.name != "dtype"
     }
+    return {**plain, "spots": config_dict.placeholder(tuple)}
 
 
 def check(config):

@@ -9,6 +9,7 @@ from keras import ops
 from tiny import Hint, Relational
 
 import tfkd
+import tfkd.checkpoint
 from tfkd.errors import UsageError
 
 
@@ -311,6 +312,76 @@ def test_relational_losses_can_stay_on_the_replica():
     expected, _ = one_step(1, **run)
     found, _ = one_step(2, relational_scope="replica", **run)
     assert largest_difference(expected, found) > 1e-4
+
+
+class Adversarial(tfkd.Distiller):
+    """A method of two networks: a critic tells student from teacher, the student deceives it."""
+
+    def __init__(self, student, teacher):
+        super().__init__(student, teacher)
+        self.critic = keras.layers.Dense(1)
+        self.critic.build((None, tiny.CLASSES))
+        self.built = True
+
+    def compile(self, optimizer, critic_optimizer, **kwargs):
+        super().compile(optimizer, **kwargs)
+        self.critic_optimizer = self.own_optimizer(critic_optimizer)
+
+    def optimizers(self):
+        return {
+            "optimizer": (self.optimizer, self.student.trainable_variables),
+            "critic_optimizer": (self.critic_optimizer, self.critic.trainable_variables),
+        }
+
+    def train_step(self, data):
+        batch = self.unpack(data)
+        teacher = self.observe_teacher(batch)
+        with tf.GradientTape(persistent=True) as tape:
+            student = self.observe_student(batch)
+            real, fake = self.critic(teacher["logits"]), self.critic(student["logits"])
+            deceit = ops.mean(ops.softplus(-ops.cast(fake, "float32")))
+            doubt = ops.mean(ops.softplus(ops.cast(fake - real, "float32")))
+            objective = self.objective(batch, {"deceit": (1.0, deceit)})
+            critic_objective = self.objective(batch, {"doubt": (1.0, doubt)})
+        optimizers = self.optimizers()
+        self.update(tape, objective, *optimizers["optimizer"])
+        self.update(tape, critic_objective, *optimizers["critic_optimizer"])
+        return self.logs(batch, student["logits"])
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_several_optimizers_update_their_own_variables_and_resume(policy, tmp_path):
+    keras.config.set_dtype_policy(policy)
+
+    def make_adversarial(rate, critic_rate, seed=1):
+        distiller = Adversarial(tiny.model(seed=seed), tiny.model(seed=2))
+        distiller.compile(tfkd.optimizers.SGD(rate), keras.optimizers.Adam(critic_rate))
+        return distiller
+
+    x, y = tiny.data()
+    for rates in ((0.0, 0.1), (0.1, 0.0)):
+        distiller = make_adversarial(*rates)
+        groups = [distiller.student.trainable_variables, distiller.critic.trainable_variables]
+        before = [[v.numpy() for v in group] for group in groups]
+        distiller.train_on_batch(x, y)
+        moved = [
+            any(not np.array_equal(a, v.numpy()) for a, v in zip(values_, group))
+            for values_, group in zip(before, groups)
+        ]
+        assert moved == [rate > 0 for rate in rates]
+        both = (distiller.optimizer, distiller.critic_optimizer)
+        scaled = [isinstance(o, keras.optimizers.LossScaleOptimizer) for o in both]
+        assert scaled == [policy == "mixed_float16"] * 2
+
+    first = make_adversarial(0.1, 0.1)
+    first.train_on_batch(x, y)
+    tfkd.checkpoint.save(tmp_path / "checkpoint.npz", first, {})
+    second = make_adversarial(0.1, 0.1, seed=3)
+    tfkd.checkpoint.restore(tmp_path / "checkpoint.npz", second)
+    for distiller in (first, second):
+        distiller.train_on_batch(x, y)
+    state = tfkd.checkpoint.variables_of
+    assert_equal(*([v.numpy() for v in state(d)] for d in (first, second)))
 
 
 def test_a_student_whose_graph_is_unknown_trains():

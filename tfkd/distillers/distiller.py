@@ -188,6 +188,22 @@ class Distiller(keras.Model):
             **kwargs,
         )
 
+    def own_optimizer(self, optimizer):
+        """Returns a further optimizer for `compile`, ready for the distiller's precision.
+
+        Args:
+            optimizer: A Keras optimizer, or its name.
+
+        Returns:
+            The optimizer; under `mixed_float16` one that scales the loss, as Keras makes of the
+            first.
+        """
+        optimizer = keras.optimizers.get(optimizer)
+        scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if self.dtype_policy.name == "mixed_float16" and not scaled:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        return optimizer
+
     def optimizers(self):
         """Returns `{name: (optimizer, variables it updates)}`; what a resumed run restores."""
         return {"optimizer": (self.optimizer, self.trainable_variables)}
