@@ -51,8 +51,8 @@ def variables_of(distiller):
     """
     metrics = {id(variable) for variable in distiller.metrics_variables}
     found = [variable for variable in distiller.variables if id(variable) not in metrics]
-    for optimizer, variables in distiller.optimizers().values():
-        optimizer.build(variables)
+    distiller.build_optimizers()
+    for optimizer, _ in distiller.optimizers().values():
         found.extend(optimizer.variables)
     return found
 

@@ -255,7 +255,9 @@ class Distiller(keras.Model):
         """
         if self.built:
             for optimizer, variables in self.optimizers().values():
-                optimizer.build(variables)
+                # One that scales the loss would add its variables a second time.
+                if not optimizer.built:
+                    optimizer.build(variables)
 
     def evaluate(self, *args, **kwargs):
         """Evaluates the student; the arguments are those of `keras.Model.evaluate`."""

@@ -70,13 +70,7 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         # meaning in half precision. Keras casts the taps on entry.
         super().__init__(name=name or self.id, dtype=dtype, **kwargs)
         self.weight = schedules.number_or_schedule("weight", weight)
-        if spots is not None:
-            self.spots = spots if isinstance(spots, str) else [tuple(pair) for pair in spots]
-        if isinstance(self.spots, str) and self.spots not in SPOTS:
-            raise UsageError(
-                f"{type(self).__name__}: spots={self.spots!r} must be one of {', '.join(SPOTS)}, "
-                "or a list of pairs of tap names."
-            )
+        self.spots = _check_spots(type(self).__name__, self.spots if spots is None else spots)
 
     def __setattr__(self, name, value):
         if isinstance(value, schedules.Schedule) and self._epoch is None:
@@ -256,6 +250,21 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         spots = self.spots if isinstance(self.spots, str) else [list(pair) for pair in self.spots]
         weight = keras.saving.serialize_keras_object(self.weight)
         return {**super().get_config(), "weight": weight, "spots": spots}
+
+
+def _check_spots(loss, spots):
+    """Returns the spots as a word or a list of pairs of tap names."""
+    if isinstance(spots, str) and spots in SPOTS:
+        return spots
+    pairs = spots if isinstance(spots, (list, tuple)) and spots else [None]
+    for pair in pairs:
+        names = pair if isinstance(pair, (list, tuple)) else ()
+        if len(names) != 2 or not all(isinstance(name, str) for name in names):
+            raise UsageError(
+                f"{loss}: spots={spots!r} must be one of {', '.join(SPOTS)}, or a list of pairs "
+                "of tap names, [('student tap', 'teacher tap'), ...]."
+            )
+    return [tuple(pair) for pair in pairs]
 
 
 def masked_mean(values, sample_mask):
