@@ -237,8 +237,10 @@ def test_select_best_saves_the_epoch_of_the_highest_validation_accuracy(tmp_path
 
 def test_a_comparison_writes_its_table(tmp_path, data_dir, capsys):
     arguments = [*SMALL, data_dir, f"--workdir={tmp_path}", "--methods=alone,kd", "--seeds=2"]
-    call(compare.main, *arguments)
+    call(compare.main, *arguments, "--config.method.losses.kd.temperature=2.0")
     rows = json.loads((tmp_path / "table.json").read_text())
+    used = json.loads((tmp_path / "kd-seed1" / "config.json").read_text())
+    assert used["method"]["losses"]["kd"]["temperature"] == 2.0 and used["seed"] == 1
     assert [(row["role"], row["method"], row["seeds"]) for row in rows] == [
         ("teacher", "alone", 1),
         ("student", "alone", 2),
@@ -311,6 +313,10 @@ def test_another_config_is_refused(finished, data_dir, capsys):
     changed = [*SMALL, "--config.epochs=3", data_dir, f"--workdir={finished}"]
     line = refused(capsys, train.train, *changed)
     assert "run of another config (epochs 2 there, 3 now)" in line
+    line = refused(
+        capsys, train.train, *SMALL, data_dir, f"--workdir={finished}", "--precision=mixed_bfloat16"
+    )
+    assert "precision 'float32' there, 'mixed_bfloat16' now" in line
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
 
 

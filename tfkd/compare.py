@@ -28,7 +28,8 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
     """Trains a teacher once and the student by each method with each seed.
 
     Args:
-        config: `ConfigDict` of a run; its method is replaced.
+        config: `ConfigDict` of a run. What it says of its method holds for that method; the
+            others have their defaults.
         workdir: Path of the directory of the comparison.
         methods: List of methods, as in configs.
         seeds: Integer, the number of seeds.
@@ -40,7 +41,7 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
         the standard deviation over the seeds (population).
     """
     workdir = pathlib.Path(workdir)
-    variants = {method: method_config(method) for method in methods}
+    variants = {method: _variant(config, method) for method in methods}
     if len(variants) < len(methods):
         raise UsageError(f"--methods names one twice: {','.join(methods)}.")
     runs = {}
@@ -78,6 +79,15 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
     checkpoint.write(workdir / "curves.png", lambda path: plots.curves(path, histories))
     print(f"\n{table}\nWritten: table.md, table.json and curves.png in {workdir}", flush=True)
     return rows
+
+
+def _variant(config, method):
+    """The part of the config that describes a method: as given, or with its defaults."""
+    if method == config.method.name:
+        return config.method
+    variant = method_config(method)
+    variant.preparation_epochs = config.method.preparation_epochs
+    return variant
 
 
 def _run(config, workdir, data_dir, command):

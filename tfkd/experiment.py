@@ -105,7 +105,9 @@ def _say(text):
 
 
 def _as_json(config):
-    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    """The config, and the flag that changes numbers as a config does; devices do not."""
+    values = {**config.to_dict(), "precision": keras.config.dtype_policy().name}
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
 def _check_same_config(config, workdir):

@@ -79,3 +79,21 @@ def test_a_loss_that_does_not_exist():
 def test_a_weight_that_is_no_number(weight):
     with pytest.raises(UsageError, match="student_loss_weight must be a number of at least 0"):
         tfkd.KnowledgeDistiller(tiny.model(), tiny.model(seed=1), student_loss_weight=weight)
+
+
+def test_labels_in_a_column_are_labels():
+    x, y = tiny.data()
+    logs = []
+    for labels in (y, y[:, None]):
+        distiller = tfkd.KnowledgeDistiller(tiny.model(seed=1), tiny.model(seed=2), losses=["dkd"])
+        distiller.compile("sgd")
+        logs.append(distiller.train_on_batch(x, labels, return_dict=True))
+    assert logs[0] == pytest.approx(logs[1])
+
+
+def test_a_loss_of_class_numbers_refuses_mixtures():
+    x, y = tiny.data()
+    distiller = tfkd.KnowledgeDistiller(tiny.model(seed=1), tiny.model(seed=2), losses=["dkd"])
+    distiller.compile("sgd", loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    with pytest.raises(UsageError, match="'dkd' needs the number .* without one-hot, mixup"):
+        distiller.fit(x, np.eye(tiny.CLASSES)[y], verbose=0)

@@ -369,7 +369,7 @@ class Distiller(keras.Model):
         Returns:
             A float32 scalar, to be scaled by `objective()`.
         """
-        labels = batch.labels if loss.needs_labels else None
+        labels = _class_numbers(batch.labels, loss) if loss.needs_labels else None
         indices = batch.indices if loss.needs_indices else None
         if loss.needs_indices and indices is None:
             raise UsageError(
@@ -451,3 +451,15 @@ class Distiller(keras.Model):
         return self.compute_metrics(
             batch.inputs, batch.labels, ops.cast(logits, "float32"), batch.sample_weight
         )
+
+
+def _class_numbers(labels, loss):
+    """Returns labels as integers `(batch,)`, of which Keras also allows `(batch, 1)`."""
+    if len(labels.shape) == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if len(labels.shape) != 1:
+        raise UsageError(
+            f"Loss {loss.name!r} needs the number of each sample's class, (batch,); received "
+            f"labels of shape {tuple(labels.shape)}: train without one-hot, mixup and cutmix."
+        )
+    return labels
