@@ -19,10 +19,7 @@ from tfkd import config as tfkd_config
 
 def get_config(arguments=""):
     """Returns the config; arguments: method, teacher, student, runlocal."""
-    chosen = tfkd_config.parse_arguments(
-        arguments, method="kd", teacher="wrn_40_2", student="wrn_16_2", runlocal=False
-    )
-    config = tfkd_config.default_config(chosen["method"], chosen["teacher"], chosen["student"])
+    config, chosen = tfkd_config.from_arguments(arguments, teacher="wrn_40_2", student="wrn_16_2")
     config.data.name = "cifar100"
     config.epochs = config.teacher.epochs = 240
     if chosen["student"].startswith(("mobilenet", "shufflenet")):

@@ -12,10 +12,7 @@ from tfkd import config as tfkd_config
 
 def get_config(arguments=""):
     """Returns the config; arguments: method, teacher, student, runlocal."""
-    chosen = tfkd_config.parse_arguments(
-        arguments, method="kd", teacher="wrn_16_2", student="resnet8", runlocal=False
-    )
-    config = tfkd_config.default_config(chosen["method"], chosen["teacher"], chosen["student"])
+    config, chosen = tfkd_config.from_arguments(arguments, teacher="wrn_16_2", student="resnet8")
     config.data.name = "digits"
     config.data.batch_size = 32
     config.data.train_examples = 500

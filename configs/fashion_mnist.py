@@ -5,10 +5,7 @@ from tfkd import config as tfkd_config
 
 def get_config(arguments=""):
     """Returns the config; arguments: method, teacher, student, runlocal."""
-    chosen = tfkd_config.parse_arguments(
-        arguments, method="kd", teacher="resnet20", student="resnet8", runlocal=False
-    )
-    config = tfkd_config.default_config(chosen["method"], chosen["teacher"], chosen["student"])
+    config, chosen = tfkd_config.from_arguments(arguments, teacher="resnet20", student="resnet8")
     config.data.name = "fashion_mnist"
     config.data.batch_size = 128
     if chosen["runlocal"]:

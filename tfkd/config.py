@@ -51,6 +51,24 @@ def parse_arguments(text, **defaults):
     return values
 
 
+def from_arguments(arguments, **defaults):
+    """Returns the config that every file in `configs/` starts from.
+
+    Args:
+        arguments: String, what follows the colon of `--config=file.py:...`.
+        **defaults: The file's own `method`, `teacher` and `student`, and further arguments.
+
+    Returns:
+        The tuple `(config, chosen)`: a complete `ConfigDict`, and a dictionary of the arguments,
+        `runlocal` (make a smoke run) among them.
+
+    Raises:
+        UsageError: If an argument is unknown or names nothing.
+    """
+    chosen = parse_arguments(arguments, **{"method": "kd", **defaults, "runlocal": False})
+    return default_config(chosen["method"], chosen["teacher"], chosen["student"]), chosen
+
+
 def default_config(method, teacher, student):
     """Returns a complete config, which a file in `configs/` then adapts to its task.
 
