@@ -22,8 +22,9 @@ def get_config(arguments=""):
     config, chosen = tfkd_config.from_arguments(arguments, teacher="wrn_40_2", student="wrn_16_2")
     config.data.name = "cifar100"
     config.epochs = config.teacher.epochs = 240
-    if chosen["student"].startswith(("mobilenet", "shufflenet")):
-        config.optimizer.learning_rate = 0.01
+    light = ("mobilenet", "shufflenet")
+    config.optimizer.learning_rate = 0.01 if chosen["student"].startswith(light) else 0.05
+    config.teacher.learning_rate = 0.01 if chosen["teacher"].startswith(light) else 0.05
     if chosen["runlocal"]:
         config.data.train_examples = 256
         config.epochs = config.teacher.epochs = 1

@@ -53,6 +53,7 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
         trained.method = method_config(ALONE)
         trained.student.model = config.teacher.model
         trained.epochs = config.teacher.epochs
+        trained.optimizer.learning_rate = config.teacher.learning_rate
         teacher = workdir / "teacher" / "student.keras"
         runs["teacher"] = [_run(trained, teacher.parent, data_dir, command)]
     for method, variant in variants.items():

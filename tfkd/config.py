@@ -78,7 +78,8 @@ def default_config(method, teacher, student):
         student: String, the id of a zoo model.
 
     Returns:
-        A `ConfigDict`. `schedule.milestones` are fractions of the run.
+        A `ConfigDict`. `schedule.milestones` are fractions of the run. `optimizer` and `schedule`
+        are those of teacher and student alike, but for the teacher's own learning rate.
     """
     trained = teacher.endswith(".keras")
     return ConfigDict(
@@ -96,6 +97,7 @@ def default_config(method, teacher, student):
                 "model": "" if trained else teacher,
                 "path": teacher if trained else "",
                 "epochs": 30,
+                "learning_rate": 0.05,
             },
             "student": {"model": student},
             "method": method_config(method),
@@ -180,6 +182,7 @@ def check(config):
     rules = {
         "epochs": (config.epochs, lambda x: x >= 1, "at least 1"),
         "teacher.epochs": (config.teacher.epochs, lambda x: x >= 1, "at least 1"),
+        "teacher.learning_rate": (config.teacher.learning_rate, lambda x: x > 0, "above 0"),
         "optimizer.learning_rate": (config.optimizer.learning_rate, lambda x: x > 0, "above 0"),
         "optimizer.momentum": (config.optimizer.momentum, lambda x: 0 <= x < 1, "from 0 to 1"),
         "optimizer.weight_decay": (config.optimizer.weight_decay, lambda x: x >= 0, "at least 0"),

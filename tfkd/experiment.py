@@ -52,7 +52,7 @@ def run(config, workdir, data_dir=None, command=None):
     student = _create(config.student.model, data, config.seed)
     teacher = None if config.method.name == ALONE else _get_teacher(config, data, workdir)
     distiller = make_distiller(config, student, teacher, data.train_labels)
-    _compile(distiller, config, data, config.epochs)
+    _compile(distiller, config, data, config.epochs, config.optimizer.learning_rate)
     checkpoint.write_text(workdir / "config.json", _as_json(config))
 
     summary = {"command": command, "config": json.loads(_as_json(config)), "data": data.sizes}
@@ -184,14 +184,14 @@ def _train_teacher(config, data, teacher, workdir):
     if not config.teacher.path:
         _say(f"teacher {config.teacher.model} ({teacher.count_params():,} parameters)")
         trainer = KnowledgeDistiller(teacher)
-        _compile(trainer, config, data, config.teacher.epochs)
+        _compile(trainer, config, data, config.teacher.epochs, config.teacher.learning_rate)
         _fit(trainer, data, config.teacher.epochs, workdir / "teacher")
     checkpoint.write(path, teacher.save)
 
 
-def _compile(distiller, config, data, epochs):
+def _compile(distiller, config, data, epochs, learning_rate):
     rate = optimizers.schedule(
-        learning_rate=config.optimizer.learning_rate,
+        learning_rate=learning_rate,
         steps=epochs * data.steps_per_epoch,
         **config.schedule.to_dict(),
     )
