@@ -16,8 +16,8 @@ setup(
     packages=find_packages(include=["tfkd", "tfkd.*"]),
     python_requires=">=3.10",
     install_requires=[
-        "tensorflow>=2.20,<2.22",
-        "keras>=3.12,<3.16",
+        "tensorflow>=2.21,<2.22",
+        "keras>=3.15,<3.16",
         "tensorboard>=2.20",
         "tensorflow-datasets>=4.9.9",
         "keras-tuner>=1.4.7",
