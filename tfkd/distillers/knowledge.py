@@ -23,6 +23,7 @@ class KnowledgeDistiller(Distiller):
         student_loss_weight: Number, the weight of the loss on the labels. Defaults to 0.1 where
             `kd` is the only loss and to 1 otherwise, as in the CRD benchmark.
         relational_scope: `"global"` or `"replica"`; see `Distiller`.
+        teacher_preprocessing: What makes the teacher's inputs of the student's; see `Distiller`.
         name: String, optional.
 
     Raises:
@@ -59,9 +60,10 @@ class KnowledgeDistiller(Distiller):
         losses=None,
         student_loss_weight=None,
         relational_scope="global",
+        teacher_preprocessing=None,
         name=None,
     ):
-        super().__init__(student, teacher, relational_scope, name=name)
+        super().__init__(student, teacher, relational_scope, teacher_preprocessing, name=name)
         if losses is None:
             losses = [] if teacher is None else ["kd"]
         if losses and teacher is None:
@@ -89,7 +91,12 @@ class KnowledgeDistiller(Distiller):
             self.build(student.input_shape)
 
     def _pair(self, loss):
-        """Returns `[(student tap, teacher tap), ...]`: where a loss distils."""
+        """Returns `[(student tap, teacher tap), ...]`: where a loss distils.
+
+        Different numbers of stages are an error rather than matched in silence: which stages
+        belong together decides what is learned, and neither equal sizes nor equal depth is right
+        for all models. `taps.suggest_pairs` matches them, where a user can read what it chose.
+        """
         if not isinstance(loss.spots, str):
             return loss.spots
         student = taps.at_spots(self.student, loss.spots)
@@ -98,7 +105,8 @@ class KnowledgeDistiller(Distiller):
             raise UsageError(
                 f"Loss {loss.name!r} pairs the {loss.spots} of both models, and the student has "
                 f"{len(student)} ({', '.join(student)}), the teacher {len(teacher)} "
-                f"({', '.join(teacher)}): pass spots=[('student tap', 'teacher tap'), ...]."
+                f"({', '.join(teacher)}): pass spots=[('student tap', 'teacher tap'), ...], or "
+                "spots=tfkd.taps.suggest_pairs(student, teacher)."
             )
         return list(zip(student, teacher))
 
