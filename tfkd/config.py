@@ -4,7 +4,7 @@ import inspect
 
 from ml_collections import ConfigDict, config_dict
 
-from tfkd import distillers, losses
+from tfkd import distillers, layers, losses
 from tfkd.errors import UsageError, unknown
 
 #: The method that trains the student on its labels alone: the baseline of every comparison.
@@ -78,6 +78,12 @@ def default_config(method, teacher, student):
                 "model": "" if trained else teacher,
                 "path": teacher if trained else "",
                 "epochs": 30,
+                # What a given teacher takes, where it is not what the student takes: its image
+                # size; its mean, std and white, as in tfkd.layers.TeacherPreprocessing.
+                "image_size": config_dict.placeholder(int),
+                "mean": config_dict.placeholder(tuple),
+                "std": config_dict.placeholder(tuple),
+                "scale": config_dict.placeholder(float),
             },
             "student": {"model": student},
             "method": method_config(method),
@@ -95,6 +101,7 @@ def default_config(method, teacher, student):
             },
             "epochs": 30,
             "select": "last",
+            "check": True,
             "seed": 0,
         }
     )
@@ -170,8 +177,45 @@ def check(config):
     for name, (value, allowed, range_) in rules.items():
         if not allowed(value):
             raise UsageError(f"--config.{name} must be {range_}; received {value}.")
+    inputs = {
+        name: config.teacher[name] for name in _OWN_INPUTS if config.teacher[name] is not None
+    }
+    if inputs and not config.teacher.path:
+        raise UsageError(
+            f"--config.teacher.{next(iter(inputs))} describes the images of a given teacher "
+            "(:teacher=path.keras); one that is trained here takes the student's."
+        )
     if config.select not in ("last", "best"):
         raise UsageError(f"--config.select must be last or best; received {config.select!r}.")
+
+
+_OWN_INPUTS = ("image_size", "mean", "std", "scale")
+
+
+def teacher_preprocessing(config, data, teacher):
+    """Returns what makes the teacher's images of the student's.
+
+    Args:
+        config: `ConfigDict` of a run.
+        data: The `tfkd.data.Data`, whose normalisation is undone where the teacher has its own.
+        teacher: `keras.Model`, for its number of channels; or None.
+
+    Returns:
+        A `tfkd.layers.TeacherPreprocessing`, or None where the config asks for nothing.
+    """
+    size, mean, std, scale = (config.teacher[name] for name in _OWN_INPUTS)
+    if teacher is None or (size, mean, std, scale) == (None,) * 4:
+        return None
+    own_values = (mean, std, scale) != (None,) * 3
+    return layers.TeacherPreprocessing(
+        size=size,
+        mean=mean,
+        std=std,
+        scale=1.0 if scale is None else scale,
+        student_mean=data.mean if own_values else None,
+        student_std=data.std if own_values else None,
+        channels=teacher.input_shape[-1],
+    )
 
 
 def needs_indices(config):
@@ -180,7 +224,7 @@ def needs_indices(config):
     return any(known[identifier].needs_indices for identifier in config.method.losses)
 
 
-def make_distiller(config, student, teacher, train_labels=None):
+def make_distiller(config, student, teacher, train_labels=None, preprocessing=None):
     """Builds the distiller that `config.method` describes.
 
     Args:
@@ -189,6 +233,7 @@ def make_distiller(config, student, teacher, train_labels=None):
         teacher: `keras.Model`; None for the method `"alone"`.
         train_labels: Function that returns the labels of the training set, for losses that
             remember every example.
+        preprocessing: As from `teacher_preprocessing`.
 
     Returns:
         A `tfkd.Distiller`, not yet compiled.
@@ -201,5 +246,9 @@ def make_distiller(config, student, teacher, train_labels=None):
         if loss.needs_indices:
             loss.set_examples(train_labels())
     return distillers.KnowledgeDistiller(
-        student, teacher, losses=chosen, **config.method.arguments.to_dict()
+        student,
+        teacher,
+        losses=chosen,
+        teacher_preprocessing=preprocessing,
+        **config.method.arguments.to_dict(),
     )

@@ -148,6 +148,22 @@ def of(model):
     return {path: tuple(tensor.shape) for path, tensor in graph.taps.items()}
 
 
+def of_kind(model, kind):
+    """Finds the layers of a kind in a functional model, nested models included.
+
+    Args:
+        model: A `keras.Model`.
+        kind: A layer class.
+
+    Returns:
+        `[(tap, layer), ...]` in order of computation; empty for a subclassed model.
+    """
+    graph = _graph(model)
+    found = {} if graph is None else graph.taps
+    operations = [(path, tensor._keras_history.operation) for path, tensor in found.items()]
+    return [(path, layer) for path, layer in operations if isinstance(layer, kind)]
+
+
 def _zoo_taps(graph):
     """The taps by the zoo's names, in order; empty for a model that does not use them."""
     stages = [f"stage{number}" for number in range(1, len(graph.taps) + 1)]

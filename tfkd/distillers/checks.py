@@ -211,7 +211,12 @@ def clear_label_errors(student):
         if found is None:
             raise
         label, classes = found.groups()
-        raise UsageError(
-            f"The data has label {label}, and student {student.name!r} has {classes} classes: "
-            f"labels must be whole numbers from 0 to {int(classes) - 1}."
-        ) from None
+        raise label_error(student, label, int(classes)) from None
+
+
+def label_error(student, label, classes):
+    """Returns the error for a label outside the classes of the student, to be raised."""
+    return UsageError(
+        f"The data has label {label}, and student {student.name!r} has {classes} classes: labels "
+        f"must be whole numbers from 0 to {classes - 1}."
+    )

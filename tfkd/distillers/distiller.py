@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfkd import runtime, taps
-from tfkd.distillers import checks
+from tfkd.distillers import checks, preflight
 from tfkd.errors import UsageError
 
 
@@ -74,6 +74,9 @@ class Distiller(keras.Model):
         UsageError: If the models share variables, differ in their number of classes or in the
             shape of their inputs, or output probabilities instead of logits.
     """
+
+    #: The weight of the loss on the labels.
+    student_loss_weight = 1.0
 
     def __init__(
         self,
@@ -232,6 +235,37 @@ class Distiller(keras.Model):
     def preparations(self):
         """Returns the stages that must run before training, as distillers; by default none."""
         return []
+
+    def distillation_parts(self):
+        """Returns `[(loss, [(student tap, teacher tap), ...]), ...]`; by default none."""
+        return []
+
+    def check(self, dataset, batches=20):
+        """Looks for what would spoil training, before it: one pass over some data.
+
+        Nothing changes by it: no variable, no metric, no random state.
+
+        Args:
+            dataset: `tf.data.Dataset`, or another iterable, of batches `(inputs, labels)` or
+                `(inputs, labels, sample weights)`, as the student will see them. Validation data
+                serves best.
+            batches: Integer, how many batches to look at at most.
+
+        Returns:
+            A `tfkd.distillers.Report`: accuracies of both models on this data, their outputs
+            and sizes, every loss at the start, and `warnings`, a list of lines on what looks
+            wrong. `print` shows it as a table.
+
+        Raises:
+            UsageError: If the distiller is not compiled, or its student has never run and cannot
+                tell its shapes; if the data has no labels, or some outside the classes.
+
+        Example:
+        ```python
+        print(distiller.check(data.validation))
+        ```
+        """
+        return preflight.check(self, dataset, batches)
 
     def call(self, inputs, training=None):
         """Runs the student."""

@@ -113,11 +113,15 @@ class KnowledgeDistiller(Distiller):
     def build(self, input_shape):
         """Creates the weights of the losses for inputs of this shape."""
         student, teacher = self.tap_shapes(input_shape)
-        for loss, pairs in zip(self.distillation_losses, self._spots):
+        for loss, pairs in self.distillation_parts():
             if not loss.built:
                 loss.build([student[tap] for tap, _ in pairs], [teacher[tap] for _, tap in pairs])
         runtime.synchronize_batch_normalization(self)
         self.built = True
+
+    def distillation_parts(self):
+        """Returns `[(loss, [(student tap, teacher tap), ...]), ...]`."""
+        return list(zip(self.distillation_losses, self._spots))
 
     def preparations(self):
         """Returns what is to be trained before the student, as a list of `Preparation`.
@@ -126,7 +130,7 @@ class KnowledgeDistiller(Distiller):
         """
         return [
             Preparation(self, loss, pairs)
-            for loss, pairs in zip(self.distillation_losses, self._spots)
+            for loss, pairs in self.distillation_parts()
             if loss.preparation is not None and not float(loss.prepared)
         ]
 
@@ -182,7 +186,7 @@ class KnowledgeDistiller(Distiller):
                     self.student_loss(batch, student["logits"]),
                 )
             }
-            for loss, pairs in zip(self.distillation_losses, self._spots):
+            for loss, pairs in self.distillation_parts():
                 if loss.weight == 0:
                     # It acts in its preparation only.
                     continue
