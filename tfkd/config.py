@@ -73,6 +73,7 @@ def default_config(method, teacher, student):
                 "augment": config_dict.placeholder(tuple),
                 "mixup": 0.0,
                 "cutmix": 0.0,
+                "image_size": config_dict.placeholder(int),
             },
             "teacher": {
                 "model": "" if trained else teacher,

@@ -220,8 +220,8 @@ def contrastive_distiller(*more):
 def test_nothing_changes(indices):
     """Not even memory and draws of crd; ft is checked as it is before its preparation."""
     distiller, x, labels = contrastive_distiller("ft")
+    distiller.test_on_batch(x, labels)
     before, python = state(distiller)
-    metrics = distiller.get_metrics_result()
     labels = labels if indices else labels["label"]
     report = distiller.check(tf.data.Dataset.from_tensor_slices((x, labels)).batch(8))
     assert (report.losses["crd_loss"]["value"] is None) == (not indices)
@@ -229,7 +229,7 @@ def test_nothing_changes(indices):
     after, python_after = state(distiller)
     for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert python == python_after and metrics == distiller.get_metrics_result()
+    assert python == python_after
     assert len(distiller.preparations()) == 1
 
 
