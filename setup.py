@@ -25,6 +25,7 @@ setup(
         "ml_collections>=1.0",
         "numpy>=1.26",
         "scikit-learn>=1.5",
+        "scipy>=1.11",
         # TFDS imports it to download some data sets, and does not ask for it.
         "importlib_resources>=6",
         "matplotlib>=3.8",

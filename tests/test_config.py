@@ -40,6 +40,12 @@ def test_kd_alone_shares_the_weight_and_as_a_companion_adds_to_the_labels():
     assert config.method_config("alone").losses.to_dict() == {}
 
 
+def test_a_task_can_change_the_weight_of_a_loss():
+    made = config.method_config("kd+at", {"at": 3, "ft": 5})
+    assert made.losses["at"].weight == 3.0 and made.losses.kd.weight == 1.0
+    assert set(made.losses) == {"kd", "at"}
+
+
 @pytest.mark.parametrize("name", ["kdd", "kd+nothing", ""])
 def test_an_unknown_method_names_those_that_exist(name):
     with pytest.raises(UsageError, match="Unknown method .* one of alone, .*kd"):

@@ -75,6 +75,8 @@ def assert_same_run(one, other):
         for a, b in zip(weights(one, name), weights(other, name), strict=True):
             np.testing.assert_array_equal(a, b)
     assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
+    checks = [json.loads((run / "summary.json").read_text())["check"] for run in (one, other)]
+    assert checks[0] == checks[1]
 
 
 def test_a_run_leaves_its_artefacts(finished):
@@ -90,6 +92,8 @@ def test_a_run_leaves_its_artefacts(finished):
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert {"loss", "student_loss", "kd_loss", "accuracy", "val_accuracy"} <= set(rows[0])
     assert json.loads((finished / "config.json").read_text())["method"]["name"] == "kd"
+    assert summary["check"]["losses"]["kd_loss"]["weighted"] > 0
+    assert summary["check"]["teacher"]["parameters"] == summary["teacher"]["parameters"]
     assert list((finished / "tensorboard").rglob("events*"))
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert not list(finished.rglob("*.partial.*"))
@@ -225,6 +229,35 @@ def test_a_given_teacher_is_used_and_not_trained(finished, small, tmp_path, data
             np.testing.assert_array_equal(a, b)
 
 
+def test_a_given_teacher_may_take_other_images(tmp_path, data_dir, capsys):
+    """It is checked, and its accuracy measured, on its own images."""
+    teacher = tfkd.models.create("resnet8", num_classes=10, input_shape=(16, 16, 3), seed=1)
+    teacher.save(tmp_path / "teacher.keras")
+    path = f"teacher={tmp_path / 'teacher.keras'}"
+    given = [SMALL[0].replace("teacher=resnet14", path), *SMALL[1:], "--config.epochs=1", data_dir]
+    line = refused(capsys, train.train, *given, f"--workdir={tmp_path / 'refused'}")
+    assert "teacher_preprocessing" in line
+    own = ["--config.teacher.image_size=16", "--config.teacher.scale=255.0"]
+    call(train.train, *given, *own, f"--workdir={tmp_path / 'run'}")
+    printed = capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    (warning,) = [w for w in summary["check"]["warnings"] if "near chance" in w]
+    assert f"warning: {warning}" in printed
+    data = tfkd.data.load("digits", data_dir=data_dir.removeprefix("--data_dir="))
+    layer = tfkd.layers.TeacherPreprocessing(
+        size=16, scale=255, channels=3, student_mean=data.mean, student_std=data.std
+    )
+    hits = [np.argmax(teacher(layer(x)), -1) == y.numpy() for x, y in data.test]
+    expected = np.mean(np.concatenate(hits))
+    assert summary["teacher"]["test_accuracy"] == pytest.approx(expected, abs=0.01)
+
+
+def test_the_check_can_be_left_out(tmp_path, small, data_dir, capsys):
+    call(train.train, *small, data_dir, f"--workdir={tmp_path}", "--config.check=False")
+    assert "check" not in json.loads((tmp_path / "summary.json").read_text())
+    assert "check on" not in capsys.readouterr().out
+
+
 def test_select_best_saves_the_epoch_of_the_highest_validation_accuracy(tmp_path, small, data_dir):
     more = ["--config.epochs=5", "--config.select=best", "--config.optimizer.learning_rate=0.5"]
     call(train.train, *small, data_dir, f"--workdir={tmp_path}", *more)
@@ -280,6 +313,10 @@ MISTAKES = {
     "batch": ([CONFIG, "--config.data.batch_size=4096"], "batch_size=4096 is more than"),
     "augment": ([CONFIG, "--config.data.augment=('blur',)"], "blur.*crop"),
     "validation": ([CONFIG, "--config.data.validation=1.5"], "validation"),
+    "teacher images": (
+        [CONFIG, "--config.teacher.image_size=16"],
+        "teacher.image_size describes the images of a given teacher",
+    ),
     "select": ([CONFIG, "--config.select=first"], "select must be last or best"),
     "temperature": ([CONFIG, "--config.method.losses.kd.temperature=0.0"], "temperature must be"),
     "tap": (

@@ -86,7 +86,7 @@ def _variant(config, method):
     """The part of the config that describes a method: as given, or with its defaults."""
     if method == config.method.name:
         return config.method
-    variant = method_config(method)
+    variant = method_config(method, config.weights.to_dict())
     variant.preparation_epochs = config.method.preparation_epochs
     return variant
 

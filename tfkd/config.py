@@ -4,7 +4,7 @@ import inspect
 
 from ml_collections import ConfigDict, config_dict
 
-from tfkd import distillers, losses
+from tfkd import distillers, layers, losses
 from tfkd.errors import UsageError, unknown
 
 #: The method that trains the student on its labels alone: the baseline of every comparison.
@@ -51,11 +51,12 @@ def parse_arguments(text, **defaults):
     return values
 
 
-def from_arguments(arguments, **defaults):
+def from_arguments(arguments, weights=None, **defaults):
     """Returns the config that every file in `configs/` starts from.
 
     Args:
         arguments: String, what follows the colon of `--config=file.py:...`.
+        weights: As in `default_config`.
         **defaults: The file's own `method`, `teacher` and `student`, and further arguments.
 
     Returns:
@@ -66,16 +67,18 @@ def from_arguments(arguments, **defaults):
         UsageError: If an argument is unknown or names nothing.
     """
     chosen = parse_arguments(arguments, **{"method": "kd", **defaults, "runlocal": False})
-    return default_config(chosen["method"], chosen["teacher"], chosen["student"]), chosen
+    models = chosen["teacher"], chosen["student"]
+    return default_config(chosen["method"], *models, weights), chosen
 
 
-def default_config(method, teacher, student):
+def default_config(method, teacher, student, weights=None):
     """Returns a complete config, which a file in `configs/` then adapts to its task.
 
     Args:
         method: String, see `method_config`.
         teacher: String, the id of a zoo model, or the path of a saved `.keras` model.
         student: String, the id of a zoo model.
+        weights: `{id: weight}` of losses whose published weight does not suit the task.
 
     Returns:
         A `ConfigDict`. `schedule.milestones` are fractions of the run. `optimizer` and `schedule`
@@ -92,15 +95,23 @@ def default_config(method, teacher, student):
                 "augment": config_dict.placeholder(tuple),
                 "mixup": 0.0,
                 "cutmix": 0.0,
+                "image_size": config_dict.placeholder(int),
             },
             "teacher": {
                 "model": "" if trained else teacher,
                 "path": teacher if trained else "",
                 "epochs": 30,
                 "learning_rate": 0.05,
+                # What a given teacher takes, where it is not what the student takes: its image
+                # size; its mean, std and white, as in tfkd.layers.TeacherPreprocessing.
+                "image_size": config_dict.placeholder(int),
+                "mean": config_dict.placeholder(tuple),
+                "std": config_dict.placeholder(tuple),
+                "scale": config_dict.placeholder(float),
             },
             "student": {"model": student},
-            "method": method_config(method),
+            "method": method_config(method, weights),
+            "weights": weights or {},
             "optimizer": {
                 "learning_rate": 0.05,
                 "momentum": 0.9,
@@ -115,17 +126,19 @@ def default_config(method, teacher, student):
             },
             "epochs": 30,
             "select": "last",
+            "check": True,
             "seed": 0,
         }
     )
 
 
-def method_config(name):
+def method_config(name, weights=None):
     """Returns the part of a config that describes the method.
 
     Args:
-        name: String: `"alone"` (the labels only), the id of a loss, several joined by `+`
-            (`"kd+at"`), or the id of a distiller.
+        name: String: `"alone"` (the labels only), the id of a loss, or several joined by `+`
+            (`"kd+at"`).
+        weights: `{id: weight}`, in place of the losses' own.
 
     Returns:
         A `ConfigDict` with `name`, the distiller's `arguments`, `losses`, `{id: arguments}`, and
@@ -149,6 +162,9 @@ def method_config(name):
     chosen = {identifier: _defaults(known[identifier]) for identifier in ids}
     if "kd" in chosen and len(ids) > 1:
         chosen["kd"]["weight"] = 1.0
+    for identifier, weight in (weights or {}).items():
+        if identifier in chosen:
+            chosen[identifier]["weight"] = float(weight)
     return ConfigDict(
         {
             "name": name,
@@ -191,8 +207,45 @@ def check(config):
     for name, (value, allowed, range_) in rules.items():
         if not allowed(value):
             raise UsageError(f"--config.{name} must be {range_}; received {value}.")
+    inputs = {
+        name: config.teacher[name] for name in _OWN_INPUTS if config.teacher[name] is not None
+    }
+    if inputs and not config.teacher.path:
+        raise UsageError(
+            f"--config.teacher.{next(iter(inputs))} describes the images of a given teacher "
+            "(:teacher=path.keras); one that is trained here takes the student's."
+        )
     if config.select not in ("last", "best"):
         raise UsageError(f"--config.select must be last or best; received {config.select!r}.")
+
+
+_OWN_INPUTS = ("image_size", "mean", "std", "scale")
+
+
+def teacher_preprocessing(config, data, teacher):
+    """Returns what makes the teacher's images of the student's.
+
+    Args:
+        config: `ConfigDict` of a run.
+        data: The `tfkd.data.Data`, whose normalisation is undone where the teacher has its own.
+        teacher: `keras.Model`, for its number of channels; or None.
+
+    Returns:
+        A `tfkd.layers.TeacherPreprocessing`, or None where the config asks for nothing.
+    """
+    size, mean, std, scale = (config.teacher[name] for name in _OWN_INPUTS)
+    if teacher is None or (size, mean, std, scale) == (None,) * 4:
+        return None
+    own_values = (mean, std, scale) != (None,) * 3
+    return layers.TeacherPreprocessing(
+        size=size,
+        mean=mean,
+        std=std,
+        scale=1.0 if scale is None else scale,
+        student_mean=data.mean if own_values else None,
+        student_std=data.std if own_values else None,
+        channels=teacher.input_shape[-1],
+    )
 
 
 def needs_indices(config):
@@ -201,7 +254,7 @@ def needs_indices(config):
     return any(known[identifier].needs_indices for identifier in config.method.losses)
 
 
-def make_distiller(config, student, teacher, train_labels=None):
+def make_distiller(config, student, teacher, train_labels=None, preprocessing=None):
     """Builds the distiller that `config.method` describes.
 
     Args:
@@ -210,6 +263,7 @@ def make_distiller(config, student, teacher, train_labels=None):
         teacher: `keras.Model`; None for the method `"alone"`.
         train_labels: Function that returns the labels of the training set, for losses that
             remember every example.
+        preprocessing: As from `teacher_preprocessing`.
 
     Returns:
         A `tfkd.Distiller`, not yet compiled.
@@ -222,5 +276,9 @@ def make_distiller(config, student, teacher, train_labels=None):
         if loss.needs_indices:
             loss.set_examples(train_labels())
     return distillers.KnowledgeDistiller(
-        student, teacher, losses=chosen, **config.method.arguments.to_dict()
+        student,
+        teacher,
+        losses=chosen,
+        teacher_preprocessing=preprocessing,
+        **config.method.arguments.to_dict(),
     )

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkd import checkpoint, models, optimizers, plots, runtime
-from tfkd.config import ALONE, check, make_distiller, needs_indices
+from tfkd.config import ALONE, check, make_distiller, needs_indices, teacher_preprocessing
 from tfkd.data import load
 from tfkd.distillers import KnowledgeDistiller
 from tfkd.distillers.preparation import Preparation
@@ -51,7 +51,8 @@ def run(config, workdir, data_dir=None, command=None):
     # Everything is built before anything is trained: a mistake in the method shows at once.
     student = _create(config.student.model, data, config.seed)
     teacher = None if config.method.name == ALONE else _get_teacher(config, data, workdir)
-    distiller = make_distiller(config, student, teacher, data.train_labels)
+    preprocessing = teacher_preprocessing(config, data, teacher)
+    distiller = make_distiller(config, student, teacher, data.train_labels, preprocessing)
     _compile(distiller, config, data, config.epochs, config.optimizer.learning_rate)
     checkpoint.write_text(workdir / "config.json", _as_json(config))
 
@@ -59,9 +60,13 @@ def run(config, workdir, data_dir=None, command=None):
     if teacher is not None:
         _train_teacher(config, data, teacher, workdir)
         summary["teacher"] = {
-            **_measure(teacher, data, workdir / "teacher.keras"),
-            "test_accuracy": _accuracy(teacher, data.test),
+            **_measure(teacher, data, workdir / "teacher.keras", distiller.teacher_inputs),
+            "test_accuracy": _accuracy(teacher, data.test, distiller.teacher_inputs),
         }
+        if config.check:
+            report = distiller.check(data.validation or data.train)
+            _say(report)
+            summary["check"] = report.as_dict()
     started = time.perf_counter()
     _say(f"student {config.student.model} ({student.count_params():,} parameters)")
     history, best = _fit(distiller, data, config.epochs, workdir, config.method.preparation_epochs)
@@ -289,20 +294,24 @@ def _forward(model):
     )
 
 
-def _accuracy(model, dataset):
-    """Returns the accuracy, in [0, 1], of a model on a data set."""
+def _same(images):
+    return images
+
+
+def _accuracy(model, dataset, prepare=_same):
+    """Returns the accuracy, in [0, 1], of a model on a data set whose images are prepared."""
     forward, hits = _forward(model), []
     for images, labels in dataset:
-        predicted = np.argmax(forward(images), axis=-1)
+        predicted = np.argmax(forward(prepare(images)), axis=-1)
         labels = labels.numpy()
         hits.append(predicted == (labels.argmax(-1) if labels.ndim == 2 else labels))
     return float(np.mean(np.concatenate(hits)))
 
 
-def _measure(model, data, path):
+def _measure(model, data, path, prepare=_same):
     """Returns what a model costs: size, work, and its speed on batches of the test pipeline."""
     forward = _forward(model)
-    images = next(iter(data.test))[0]
+    images = prepare(next(iter(data.test))[0])
     forward(images)
     seconds = []
     for _ in range(10):

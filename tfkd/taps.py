@@ -148,6 +148,22 @@ def of(model):
     return {path: tuple(tensor.shape) for path, tensor in graph.taps.items()}
 
 
+def of_kind(model, kind):
+    """Finds the layers of a kind in a functional model, nested models included.
+
+    Args:
+        model: A `keras.Model`.
+        kind: A layer class.
+
+    Returns:
+        `[(tap, layer), ...]` in order of computation; empty for a subclassed model.
+    """
+    graph = _graph(model)
+    found = {} if graph is None else graph.taps
+    operations = [(path, tensor._keras_history.operation) for path, tensor in found.items()]
+    return [(path, layer) for path, layer in operations if isinstance(layer, kind)]
+
+
 def _zoo_taps(graph):
     """The taps by the zoo's names, in order; empty for a model that does not use them."""
     stages = [f"stage{number}" for number in range(1, len(graph.taps) + 1)]
@@ -181,13 +197,16 @@ def suggest(model):
             f"yourself; it has {_listing(_sublayers(model))}."
         )
     maps, vectors = {}, []
+    order = {path: number for number, (path, _) in enumerate(graph.edges)}
+    # The classifier: vectors that follow it (flattened, or cast to float32) are logits.
+    classifier = max((order[p] for p in order if _has_kernel(graph.taps[p])), default=0)
     for path, tensor in _bottlenecks(graph):
         kind = type(tensor._keras_history.operation).__name__
         if tensor is graph.output or kind in _NO_FEATURES:
             continue
         if len(tensor.shape) == 4 and tensor.shape[1:3] != (1, 1):
             maps[tuple(tensor.shape[1:3])] = path
-        elif len(tensor.shape) == 2:
+        elif len(tensor.shape) == 2 and order[path] < classifier:
             vectors.append(path)
     found, smallest = [], None
     for size in reversed(maps):
@@ -219,16 +238,46 @@ def _bottlenecks(graph):
         known = [position[id(source)] for source in sources if id(source) in position]
         for source in known:
             reach[source] = max(reach[source], number)
-        tensor = graph.taps[path]
-        weights = getattr(tensor._keras_history.operation, "weights", ())
-        convolved[number] = any(convolved[source] for source in known) or any(
-            len(weight.shape) >= 2 for weight in weights
-        )
+        learned = _has_kernel(graph.taps[path])
+        convolved[number] = learned or any(convolved[source] for source in known)
     furthest = reach[0]
     for number, (path, _) in enumerate(graph.edges, start=1):
         if furthest <= number and convolved[number]:
             yield path, graph.taps[path]
         furthest = max(furthest, reach[number])
+
+
+def _has_kernel(tensor):
+    """Whether the operation that makes a tensor mixes features by weights that are learned."""
+    weights = getattr(tensor._keras_history.operation, "weights", ())
+    return any(len(weight.shape) >= 2 for weight in weights)
+
+
+def suggest_pairs(student, teacher):
+    """Proposes spots for models with different numbers of stages.
+
+    The stages are paired from the last one up, and the first stages of the model that has more
+    are left out: what counts is how far a feature is from the classifier. Sizes need not agree,
+    since losses bring maps to one size where they must.
+
+    Args:
+        student: A functional `keras.Model`.
+        teacher: A functional `keras.Model`.
+
+    Returns:
+        `[(student tap, teacher tap), ...]`, from the first stage to the last, as the argument
+        `spots` of a loss takes them.
+
+    Raises:
+        UsageError: If one of the models has no stages, or is subclassed.
+
+    Example:
+    ```python
+    loss = tfkd.losses.get("at", spots=tfkd.taps.suggest_pairs(student, teacher))
+    ```
+    """
+    stages = at_spots(student, "stages"), at_spots(teacher, "stages")
+    return list(zip(*map(reversed, stages)))[::-1]
 
 
 def at_spots(model, spots):
@@ -425,8 +474,10 @@ def segment(model, start=None, end=None):
     graph = _graph(model)
     if graph is None:
         raise UsageError(
-            f"Model {model.name!r} is subclassed: its features can be read but not cut into "
-            "segments; a functional model can."
+            f"Model {model.name!r} is subclassed: its features can be read (at "
+            f"{_listing(_sublayers(model))}) but not cut into segments, since the connections "
+            "between its layers are Python code. A functional model can be cut, for example one "
+            "whose parts are the layers of this one."
         )
     outputs = graph.output if end is None else _tensor(model, graph, end)
     inputs = graph.inputs if start is None else _tensor(model, graph, start)

@@ -2,5 +2,6 @@
 
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.knowledge import KnowledgeDistiller
+from tfkd.distillers.report import Report
 
-__all__ = ["Distiller", "KnowledgeDistiller"]
+__all__ = ["Distiller", "KnowledgeDistiller", "Report"]

@@ -16,17 +16,26 @@ _PROBABILITIES = (
 )
 
 
-def check_models(student, teacher=None):
+def check_models(student, teacher=None, teacher_preprocessing=None):
     """Checks that models can be student and teacher.
 
     Args:
         student: A `keras.Model`.
         teacher: A `keras.Model`, or None.
+        teacher_preprocessing: Layer or function that makes the teacher's inputs of the
+            student's, or None.
 
     Raises:
         UsageError: If either is no model, they share variables, differ in input shape or number
             of classes, or output probabilities.
     """
+    if teacher_preprocessing is not None and (
+        teacher is None or not callable(teacher_preprocessing)
+    ):
+        raise UsageError(
+            "teacher_preprocessing must be a layer or function of a batch, beside a teacher; "
+            f"received {teacher_preprocessing!r}{' and no teacher' if teacher is None else ''}."
+        )
     models = {"Student": student} if teacher is None else {"Student": student, "Teacher": teacher}
     outputs = {}
     for role, model in models.items():
@@ -60,11 +69,37 @@ def check_models(student, teacher=None):
                 f"Student {student.name!r} has {classes} classes and teacher {teacher.name!r} "
                 f"{teacher_classes}: both must be built for the same classes."
             )
-        if not _agree(inputs, teacher_inputs):
-            raise UsageError(
-                f"Student {student.name!r} takes inputs of shape {inputs} and teacher "
-                f"{teacher.name!r} {teacher_inputs}: both must take the same."
-            )
+        _check_inputs(student, teacher, teacher_preprocessing, inputs, teacher_inputs)
+
+
+def _check_inputs(student, teacher, teacher_preprocessing, inputs, teacher_inputs):
+    """Checks that the student's inputs, once preprocessed, have the shape of the teacher's."""
+    prepared = inputs
+    if teacher_preprocessing is not None and isinstance(inputs, tuple):
+        prepare = tf.function(lambda x: preprocessed(teacher_preprocessing, x))
+        outputs = prepare.get_concrete_function(tf.TensorSpec(inputs, keras.config.floatx()))
+        prepared = tuple(outputs.structured_outputs.shape)
+    if _agree(prepared, teacher_inputs):
+        return
+    remedy = (
+        "teacher_preprocessing must make the one of the other, as "
+        "tfkd.layers.TeacherPreprocessing(size=..., channels=...) does."
+    )
+    if teacher_preprocessing is not None:
+        remedy = f"teacher_preprocessing makes {prepared} of the student's."
+    raise UsageError(
+        f"Student {student.name!r} takes inputs of shape {inputs} and teacher {teacher.name!r} "
+        f"{teacher_inputs}: {remedy}"
+    )
+
+
+def preprocessed(teacher_preprocessing, inputs):
+    """Returns the teacher's inputs: what the layer or function makes of the student's, if any."""
+    if teacher_preprocessing is None:
+        return inputs
+    if isinstance(teacher_preprocessing, keras.layers.Layer):
+        return teacher_preprocessing(inputs, training=False)
+    return teacher_preprocessing(inputs)
 
 
 def _agree(shape, other):
@@ -84,18 +119,21 @@ def _activation(output):
     return names.get(kind) or names.get(activation)
 
 
-def check_first_batch(models, x):
+def check_first_batch(student, teacher, teacher_preprocessing, x):
     """Looks for probabilities in the outputs of models whose graph cannot be looked at.
 
     Args:
-        models: The student and the teacher, or None.
+        student: A `keras.Model`.
+        teacher: A `keras.Model`, or None.
+        teacher_preprocessing: As in `check_models`.
         x: What was given to `fit`: a `tf.data.Dataset`, an array or a tensor. Anything else is
             left alone, since looking at it would use it up.
 
     Raises:
         UsageError: If the outputs for some of the data are probabilities.
     """
-    hidden = [model for model in models if model is not None and taps.output(model) is None]
+    models = {student: None} if teacher is None else {student: None, teacher: teacher_preprocessing}
+    hidden = {model: prepare for model, prepare in models.items() if taps.output(model) is None}
     if not hidden:
         return
     if isinstance(x, tf.data.Dataset):
@@ -103,11 +141,16 @@ def check_first_batch(models, x):
         x = element[0] if isinstance(element, tuple) else element
     if not isinstance(x, (np.ndarray, tf.Tensor)):
         return
-    for model in hidden:
-        outputs = keras.ops.convert_to_numpy(model(x[:8], training=False)).astype("float32")
-        if outputs.min() >= 0 and np.allclose(outputs.sum(axis=-1), 1.0, atol=1e-3):
+    for model, prepare in hidden.items():
+        outputs = model(preprocessed(prepare, x[:8]), training=False)
+        if are_probabilities(keras.ops.convert_to_numpy(outputs).astype("float32")):
             how = "rows that add up to 1"
             raise UsageError(_PROBABILITIES.format(role="Model", name=model.name, how=how))
+
+
+def are_probabilities(outputs):
+    """Whether the rows of an array are probabilities: none negative, all adding up to 1."""
+    return outputs.min() >= 0 and np.allclose(outputs.sum(axis=-1), 1.0, atol=1e-3)
 
 
 def label_loss(loss):
@@ -168,7 +211,12 @@ def clear_label_errors(student):
         if found is None:
             raise
         label, classes = found.groups()
-        raise UsageError(
-            f"The data has label {label}, and student {student.name!r} has {classes} classes: "
-            f"labels must be whole numbers from 0 to {int(classes) - 1}."
-        ) from None
+        raise label_error(student, label, int(classes)) from None
+
+
+def label_error(student, label, classes):
+    """Returns the error for a label outside the classes of the student, to be raised."""
+    return UsageError(
+        f"The data has label {label}, and student {student.name!r} has {classes} classes: labels "
+        f"must be whole numbers from 0 to {classes - 1}."
+    )

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfkd import runtime, taps
-from tfkd.distillers import checks
+from tfkd.distillers import checks, preflight
 from tfkd.errors import UsageError
 
 
@@ -65,6 +65,9 @@ class Distiller(keras.Model):
         relational_scope: `"global"`: losses that compare samples with each other see the whole
             batch of all replicas, so that N devices give what one gives. `"replica"`: only the
             replica's own part, which saves the exchange.
+        teacher_preprocessing: Keras layer or function of a batch of the student's inputs that
+            returns the teacher's, such as `tfkd.layers.TeacherPreprocessing`. It runs once per
+            step, in inference mode and without gradient. None where both take the same.
         name: String, optional.
 
     Raises:
@@ -72,8 +75,18 @@ class Distiller(keras.Model):
             shape of their inputs, or output probabilities instead of logits.
     """
 
-    def __init__(self, student, teacher=None, relational_scope="global", name=None):
-        checks.check_models(student=student, teacher=teacher)
+    #: The weight of the loss on the labels.
+    student_loss_weight = 1.0
+
+    def __init__(
+        self,
+        student,
+        teacher=None,
+        relational_scope="global",
+        teacher_preprocessing=None,
+        name=None,
+    ):
+        checks.check_models(student, teacher, teacher_preprocessing)
         # The distiller only passes inputs on: casting them is up to each of the two models.
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
         if relational_scope not in ("global", "replica"):
@@ -82,7 +95,7 @@ class Distiller(keras.Model):
             )
         self.student = student
         self.relational_scope = relational_scope
-        self._frozen = _Untracked(teacher=teacher)
+        self._frozen = _Untracked(teacher=teacher, preprocessing=teacher_preprocessing)
         self._observers = _Untracked(student=None, teacher=None)
         self._watched = _Untracked(student=[], teacher=[])
         self._trackers = {}
@@ -95,9 +108,19 @@ class Distiller(keras.Model):
         """The teacher, frozen; None for methods without one."""
         return self._frozen.teacher
 
+    @property
+    def teacher_preprocessing(self):
+        """What makes the teacher's inputs of the student's; None where both take the same."""
+        return self._frozen.preprocessing
+
+    def teacher_inputs(self, inputs):
+        """Returns what the teacher sees where the student sees `inputs`."""
+        return checks.preprocessed(self.teacher_preprocessing, inputs)
+
     def __dir__(self):
         # Keras saves whatever it finds here that has weights; the teacher stays out of files.
-        return [name for name in super().__dir__() if name != "teacher"]
+        hidden = ("teacher", "teacher_preprocessing")
+        return [name for name in super().__dir__() if name not in hidden]
 
     # Construction: what a method asks for before training.
 
@@ -137,17 +160,18 @@ class Distiller(keras.Model):
         """
         inputs = tf.TensorSpec(input_shape, keras.config.floatx())
 
-        def shapes(observe):
+        def shapes(observe, prepare=lambda x: x):
             if observe is None:
                 return {}
             outputs = getattr(observe, "output", None)
             if outputs is None or any(None in tensor.shape[1:] for tensor in outputs.values()):
                 # A subclassed model, or one for any input size, tells its shapes when it runs.
-                step = tf.function(lambda x: observe(x, training=False))
+                step = tf.function(lambda x: observe(prepare(x), training=False))
                 outputs = step.get_concrete_function(inputs).structured_outputs
             return {tap: tuple(tensor.shape) for tap, tensor in outputs.items()}
 
-        return shapes(self._observers.student), shapes(self._observers.teacher)
+        teacher = shapes(self._observers.teacher, self.teacher_inputs)
+        return shapes(self._observers.student), teacher
 
     # What Keras calls.
 
@@ -212,6 +236,37 @@ class Distiller(keras.Model):
         """Returns the stages that must run before training, as distillers; by default none."""
         return []
 
+    def distillation_parts(self):
+        """Returns `[(loss, [(student tap, teacher tap), ...]), ...]`; by default none."""
+        return []
+
+    def check(self, dataset, batches=20):
+        """Looks for what would spoil training, before it: one pass over some data.
+
+        Nothing changes by it: no variable, no metric, no random state.
+
+        Args:
+            dataset: `tf.data.Dataset`, or another iterable, of batches `(inputs, labels)` or
+                `(inputs, labels, sample weights)`, as the student will see them. Validation data
+                serves best.
+            batches: Integer, how many batches to look at at most.
+
+        Returns:
+            A `tfkd.distillers.Report`: accuracies of both models on this data, their outputs
+            and sizes, every loss at the start, and `warnings`, a list of lines on what looks
+            wrong. `print` shows it as a table.
+
+        Raises:
+            UsageError: If the distiller is not compiled, or its student has never run and cannot
+                tell its shapes; if the data has no labels, or some outside the classes.
+
+        Example:
+        ```python
+        print(distiller.check(data.validation))
+        ```
+        """
+        return preflight.check(self, dataset, batches)
+
     def call(self, inputs, training=None):
         """Runs the student."""
         return self.student(inputs, training=training)
@@ -230,7 +285,7 @@ class Distiller(keras.Model):
             UsageError: If a label is outside the classes, or a model turns out to output
                 probabilities.
         """
-        checks.check_first_batch((self.student, self.teacher), x)
+        checks.check_first_batch(self.student, self.teacher, self.teacher_preprocessing, x)
         if isinstance(x, tf.data.Dataset):
             # Keras' default, which it warns that it ignores for a data set.
             kwargs.setdefault("shuffle", False)
@@ -328,7 +383,7 @@ class Distiller(keras.Model):
         """
         if self.teacher is None:
             return {}
-        observed = self._observers.teacher(batch.inputs, training=False)
+        observed = self._observers.teacher(self.teacher_inputs(batch.inputs), training=False)
         return {tap: tf.stop_gradient(tensor) for tap, tensor in observed.items()}
 
     def observe_student(self, batch, training=True):

@@ -23,6 +23,7 @@ class KnowledgeDistiller(Distiller):
         student_loss_weight: Number, the weight of the loss on the labels. Defaults to 0.1 where
             `kd` is the only loss and to 1 otherwise, as in the CRD benchmark.
         relational_scope: `"global"` or `"replica"`; see `Distiller`.
+        teacher_preprocessing: What makes the teacher's inputs of the student's; see `Distiller`.
         name: String, optional.
 
     Raises:
@@ -59,9 +60,10 @@ class KnowledgeDistiller(Distiller):
         losses=None,
         student_loss_weight=None,
         relational_scope="global",
+        teacher_preprocessing=None,
         name=None,
     ):
-        super().__init__(student, teacher, relational_scope, name=name)
+        super().__init__(student, teacher, relational_scope, teacher_preprocessing, name=name)
         if losses is None:
             losses = [] if teacher is None else ["kd"]
         if losses and teacher is None:
@@ -89,7 +91,12 @@ class KnowledgeDistiller(Distiller):
             self.build(student.input_shape)
 
     def _pair(self, loss):
-        """Returns `[(student tap, teacher tap), ...]`: where a loss distils."""
+        """Returns `[(student tap, teacher tap), ...]`: where a loss distils.
+
+        Different numbers of stages are an error rather than matched in silence: which stages
+        belong together decides what is learned, and neither equal sizes nor equal depth is right
+        for all models. `taps.suggest_pairs` matches them, where a user can read what it chose.
+        """
         if not isinstance(loss.spots, str):
             return loss.spots
         student = taps.at_spots(self.student, loss.spots)
@@ -98,18 +105,23 @@ class KnowledgeDistiller(Distiller):
             raise UsageError(
                 f"Loss {loss.name!r} pairs the {loss.spots} of both models, and the student has "
                 f"{len(student)} ({', '.join(student)}), the teacher {len(teacher)} "
-                f"({', '.join(teacher)}): pass spots=[('student tap', 'teacher tap'), ...]."
+                f"({', '.join(teacher)}): pass spots=[('student tap', 'teacher tap'), ...], or "
+                "spots=tfkd.taps.suggest_pairs(student, teacher)."
             )
         return list(zip(student, teacher))
 
     def build(self, input_shape):
         """Creates the weights of the losses for inputs of this shape."""
         student, teacher = self.tap_shapes(input_shape)
-        for loss, pairs in zip(self.distillation_losses, self._spots):
+        for loss, pairs in self.distillation_parts():
             if not loss.built:
                 loss.build([student[tap] for tap, _ in pairs], [teacher[tap] for _, tap in pairs])
         runtime.synchronize_batch_normalization(self)
         self.built = True
+
+    def distillation_parts(self):
+        """Returns `[(loss, [(student tap, teacher tap), ...]), ...]`."""
+        return list(zip(self.distillation_losses, self._spots))
 
     def preparations(self):
         """Returns what is to be trained before the student, as a list of `Preparation`.
@@ -118,7 +130,7 @@ class KnowledgeDistiller(Distiller):
         """
         return [
             Preparation(self, loss, pairs)
-            for loss, pairs in zip(self.distillation_losses, self._spots)
+            for loss, pairs in self.distillation_parts()
             if loss.preparation is not None and not float(loss.prepared)
         ]
 
@@ -174,7 +186,7 @@ class KnowledgeDistiller(Distiller):
                     self.student_loss(batch, student["logits"]),
                 )
             }
-            for loss, pairs in zip(self.distillation_losses, self._spots):
+            for loss, pairs in self.distillation_parts():
                 if loss.weight == 0:
                     # It acts in its preparation only.
                     continue

@@ -26,6 +26,7 @@ class Preparation(Distiller):
             distiller.student,
             distiller.teacher,
             distiller.relational_scope,
+            distiller.teacher_preprocessing,
             name=f"preparation_{loss.name}",
         )
         self.prepared_loss = loss

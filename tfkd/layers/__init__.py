@@ -1,5 +1,6 @@
-"""Trainable parts that methods put around the models."""
+"""Trainable parts that methods put around the models, and what prepares the teacher's images."""
 
 from tfkd.layers.adapter import Adapter
+from tfkd.layers.teacher_preprocessing import TeacherPreprocessing
 
-__all__ = ["Adapter"]
+__all__ = ["Adapter", "TeacherPreprocessing"]

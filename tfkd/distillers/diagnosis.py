@@ -1,0 +1,165 @@
+"""What in a report looks wrong, in one line each."""
+
+import math
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+
+def warnings(report):
+    """Lists what looks wrong.
+
+    Args:
+        report: A `Report`.
+
+    Returns:
+        A list of strings, each of which says what is wrong and what would be right.
+    """
+    tests = (
+        _probabilities,
+        _class_order,
+        _near_chance,
+        _normalization,
+        _raw_inputs,
+        _size,
+        _not_finite,
+        _balance,
+    )
+    return [warning for test in tests if (warning := test(report)) is not None]
+
+
+def _probabilities(report):
+    guilty = [
+        f"{role} {model['name']!r}"
+        for role, model in (("teacher", report.teacher), ("student", report.student))
+        if model is not None and model["outputs"] == "probabilities"
+    ]
+    if guilty:
+        return (
+            f"{' and '.join(guilty)} outputs probabilities, not logits: end it without a softmax, "
+            "or every temperature and every loss on the outputs means something else."
+        )
+    return None
+
+
+def _margin(accuracy, examples):
+    """Three standard deviations of an accuracy measured on some examples."""
+    return 3 * math.sqrt(accuracy * (1 - accuracy) / examples)
+
+
+def _near_chance(report):
+    if report.teacher is None or _class_order(report):
+        return None
+    accuracy, chance = report.teacher["accuracy"], 1 / report.teacher["classes"]
+    # Twice chance where there are many classes, a tenth above it where there are few.
+    if accuracy < chance + max(min(chance, 0.1), _margin(chance, report.data["examples"])):
+        return (
+            f"teacher {report.teacher['name']!r} is right in {accuracy:.1%} of these examples, "
+            f"which is near chance ({chance:.1%}): load its trained weights, give it the "
+            "normalisation it was trained with (teacher_preprocessing), and its order of classes."
+        )
+    return None
+
+
+def _class_order(report):
+    if report.teacher is None:
+        return None
+    accuracy, reordered = report.teacher["accuracy"], report.teacher["reordered_accuracy"]
+    clear = max(0.1, _margin(0.5, report.data["examples"]))
+    if reordered >= 0.5 and reordered - accuracy > clear:
+        return (
+            f"teacher {report.teacher['name']!r} is right in {accuracy:.1%} of these examples, "
+            f"and in {reordered:.1%} with its classes in another order: give teacher and data "
+            "the same order of classes."
+        )
+    return None
+
+
+def _normalization(report):
+    seen = None if report.teacher is None else report.teacher["normalization"]
+    if seen is None or (seen["shift"] <= 1 and 0.5 <= seen["spread"] <= 2):
+        return None
+    return (
+        f"teacher {report.teacher['name']!r} gets other images than in its training: at its first "
+        f"batch normalization, {seen['layer']!r}, the mean is {seen['shift']:.2g} standard "
+        f"deviations off and the standard deviation {seen['spread']:.2g} times that of training. "
+        "Give it the normalisation it was trained with (teacher_preprocessing), and its weights."
+    )
+
+
+def _raw_inputs(report):
+    inputs = report.data["inputs"]
+    if report.student["normalizes"] or inputs["max"] <= 10 or inputs["min"] < 0:
+        return None
+    return (
+        f"the student gets values from {inputs['min']:.3g} to {inputs['max']:.3g}, which look "
+        "like raw pixels, and has no layer that normalises them: bring them to a mean of 0 and a "
+        "standard deviation of 1, as tfkd.data.load does."
+    )
+
+
+def _size(report):
+    if report.teacher is None or report.student["parameters"] < report.teacher["parameters"]:
+        return None
+    return (
+        f"student {report.student['name']!r} has {report.student['parameters']:,} parameters and "
+        f"its teacher {report.teacher['parameters']:,}: a student is meant to be the smaller "
+        "one; check that the two are not exchanged."
+    )
+
+
+def _not_finite(report):
+    guilty = [
+        name
+        for name, loss in report.losses.items()
+        if loss["value"] is not None and not math.isfinite(loss["value"])
+    ]
+    if guilty:
+        return (
+            f"{', '.join(guilty)} is not a finite number before training has begun: look for "
+            "values in the data that are not, and for weights of the models that are not."
+        )
+    return None
+
+
+def _balance(report):
+    sizes = {
+        name: abs(loss["weighted"])
+        for name, loss in report.losses.items()
+        if loss["value"] is not None and loss["weighted"] and math.isfinite(loss["weighted"])
+    }
+    if len(sizes) < 2:
+        return None
+    largest, second = sorted(sizes, key=sizes.get, reverse=True)[:2]
+    if sizes[largest] <= 100 * sizes[second]:
+        return None
+    ratio = sizes[largest] / sizes[second]
+    return (
+        f"{largest}, weighted, is {ratio:.0f} times {second}, the next largest, which will hardly "
+        f"take part: bring its weight from {report.losses[largest]['weight']:.4g} down to about "
+        f"{report.losses[largest]['weight'] / ratio:.2g}."
+    )
+
+
+def reordered_accuracy(labels, predictions, classes):
+    """Returns the accuracy with the best assignment of predicted classes to labels.
+
+    The assignment is chosen on one half of the examples and measured on the other, and the
+    reverse: with many classes the best one for given examples fits them by chance.
+
+    Args:
+        labels: Integer array `(examples,)`.
+        predictions: Integer array `(examples,)`.
+        classes: Integer.
+
+    Returns:
+        A number in [0, 1].
+    """
+    hits = np.zeros(len(labels), bool)
+    for half in (0, 1):
+        chosen = np.arange(len(labels)) % 2 == half
+        counts = np.zeros((classes, classes), np.int64)
+        np.add.at(counts, (predictions[chosen], labels[chosen]), 1)
+        _, assigned = linear_sum_assignment(counts, maximize=True)
+        hits[~chosen] = assigned[predictions[~chosen]] == labels[~chosen]
+    return float(hits.mean())
