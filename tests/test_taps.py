@@ -155,6 +155,16 @@ def test_suggest_skips_branches_paddings_and_dropout():
     assert list(taps.suggest(model)) == ["joined", "down", "vector", "out"]
 
 
+def test_layers_of_a_kind_are_found_in_nested_models_too():
+    model = nested()
+    found = taps.of_kind(model, layers.BatchNormalization)
+    inside = model.get_layer("backbone").layers
+    kind = layers.BatchNormalization
+    assert {id(layer) for _, layer in found} == {id(x) for x in inside if isinstance(x, kind)}
+    assert all(path == f"backbone/{layer.name}" for path, layer in found)
+    assert taps.of_kind(tiny.Subclassed(), layers.Dense) == []
+
+
 def test_spots_by_name():
     model = models.create("vgg8", num_classes=10)
     assert taps.at_spots(model, "stages") == ["stage1", "stage2", "stage3", "stage4"]

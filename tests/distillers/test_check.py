@@ -272,6 +272,7 @@ def test_a_distiller_without_a_teacher_is_checked_too():
     "data, message",
     [
         ([], "at least one batch; the data set has none"),
+        ([({"a": np.ones(4), "b": np.ones(4)}, np.arange(4))], "one tensor of images per batch"),
         ([tiny.data(4)[0]], r"check needs batches \(inputs, labels\)"),
         ([(tiny.data(4)[0], np.array([0, 1, 2, 5]))], "label 5, and student 'tiny' has 5 classes"),
         ([(tiny.data(4)[0], np.array([0, 1, -1, 4]))], "label -1, and student"),

@@ -78,6 +78,8 @@ class _Seen:
             )
         data = tf.nest.map_structure(tf.convert_to_tensor, tuple(data))
         batch = self.distiller.unpack(data)
+        if not isinstance(batch.inputs, tf.Tensor):
+            raise UsageError("check takes one tensor of images per batch; received several.")
         labels = np.array(batch.labels)
         if labels.ndim == 2:
             labels = labels.argmax(-1) if labels.shape[1] > 1 else labels[:, 0]
