@@ -286,15 +286,17 @@ def test_a_comparison_writes_its_table(tmp_path, data_dir, capsys):
         for seed in (0, 1)
     ]
     assert rows[2]["accuracy"] == pytest.approx(np.mean(accuracies))
-    assert rows[2]["accuracy_deviation"] == pytest.approx(np.std(accuracies))
+    assert rows[2]["accuracy_deviation"] == pytest.approx(np.std(accuracies, ddof=1))
     table = (tmp_path / "table.md").read_text()
-    assert f"{100 * np.mean(accuracies):.2f} ± {100 * np.std(accuracies):.2f}" in table
+    assert f"{100 * np.mean(accuracies):.2f} ± {100 * np.std(accuracies, ddof=1):.2f}" in table
     assert table.splitlines()[-1] in capsys.readouterr().out
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 CONFIG = SMALL[0]
 MISTAKES = {
+    "no such flag": ([CONFIG, "--epochs=3"], "set as --config.epochs="),
+    "alone and more": ([f"{CONFIG},method=kd+alone"], "Unknown method 'alone': .* one of ab, "),
     "no config": (["--config="], "config"),
     "no such config": (["--config=configs/none.py"], "No such file .*none.py"),
     "config argument": ([f"{CONFIG},metod=kd"], "Unknown config argument 'metod'"),
@@ -391,6 +393,22 @@ def test_a_teacher_of_other_classes_or_with_a_softmax(tmp_path, data_dir, capsys
         config = SMALL[0].replace("teacher=resnet14", f"teacher={tmp_path / name}.keras")
         line = refused(capsys, train.train, config, data_dir, f"--workdir={tmp_path / 'run'}")
         assert message in line
+
+
+def test_without_a_workdir(capsys):
+    assert "--workdir=DIR is missing" in refused(capsys, train.train, *SMALL)
+
+
+def test_files_of_something_else_are_left_alone(tmp_path, data_dir, capsys):
+    (tmp_path / "student.keras").write_text("precious")
+    line = refused(capsys, train.train, *SMALL, data_dir, f"--workdir={tmp_path}")
+    assert "holds student.keras, but of no run" in line
+    assert (tmp_path / "student.keras").read_text() == "precious"
+
+
+def test_a_comparison_of_nothing(tmp_path, data_dir, capsys):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    assert "names none" in refused(capsys, compare.main, *SMALL, data_dir, workdir, "--methods=")
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path, data_dir, capsys):

@@ -28,7 +28,6 @@ flags.DEFINE_integer(
     "replicas", None, "Devices to mirror over: GPUs, or where there are none logical CPUs.", 1
 )
 flags.DEFINE_enum("precision", "float32", runtime.PRECISIONS, "The policy models are built in.")
-flags.mark_flag_as_required("workdir")
 
 
 def main(run):
@@ -56,6 +55,8 @@ def _parse():
         rest = flags.FLAGS(sys.argv)
         if _CONFIG.value is None:
             raise UsageError("--config=FILE is missing; configs/ has some.")
+        if flags.FLAGS.workdir is None:
+            raise UsageError("--workdir=DIR is missing: where everything is read and written.")
         # A file that is not there shows only when its values are asked for.
         _CONFIG.value.keys()
     except Exception as error:
@@ -71,6 +72,8 @@ def _parse():
 def _reason(error):
     """Returns the line that says what was wrong, out of an error that may be many lines long."""
     text = str(error.args[0] if error.args else type(error).__name__).strip()
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return f"{text} Values of the config are set as --config.{error.flagname}=..."
     if isinstance(error, (AttributeError, KeyError)):
         text = text.replace("\\n", " ").replace("\\'", "'")
         return f"--config has no such value: {text}"

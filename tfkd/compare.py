@@ -2,8 +2,9 @@
 
     python -m tfkd.compare --config=configs/digits.py --methods=alone,kd --workdir=runs/digits
 
-Every single run is a work directory of its own, so an interrupted comparison resumes, and another
-method or more seeds can be added later. Writes `table.md`, `table.json` and `curves.png`.
+Every single run is a work directory of its own, so an interrupted comparison resumes, and a
+comparison of more methods or seeds reuses what is there. Writes `table.md`, `table.json` and
+`curves.png` of the methods named, with the mean and the standard deviation over the seeds.
 """
 
 import copy
@@ -38,9 +39,11 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
 
     Returns:
         The rows of the table, a list of dictionaries. Accuracies are those of the test set, with
-        the standard deviation over the seeds (population).
+        the standard deviation over the seeds (that of a sample).
     """
     workdir = pathlib.Path(workdir)
+    if not all(methods) or not methods:
+        raise UsageError("--methods names none: for example --methods=alone,kd.")
     variants = {method: _variant(config, method) for method in methods}
     if len(variants) < len(methods):
         raise UsageError(f"--methods names one twice: {','.join(methods)}.")
@@ -107,7 +110,7 @@ def _row(name, config, results):
         "role": "teacher" if name == "teacher" else "student",
         "seeds": len(students),
         "accuracy": float(np.mean(accuracy)),
-        "accuracy_deviation": float(np.std(accuracy)),
+        "accuracy_deviation": float(np.std(accuracy, ddof=min(1, len(accuracy) - 1))),
         "validation_accuracy": None if None in validation else float(np.mean(validation)),
         "parameters": students[0]["parameters"],
         "bytes": students[0]["bytes"],

@@ -67,8 +67,10 @@ def from_arguments(arguments, weights=None, **defaults):
         UsageError: If an argument is unknown or names nothing.
     """
     chosen = parse_arguments(arguments, **{"method": "kd", **defaults, "runlocal": False})
-    models = chosen["teacher"], chosen["student"]
-    return default_config(chosen["method"], *models, weights), chosen
+    config = default_config(chosen["method"], chosen["teacher"], chosen["student"], weights)
+    if chosen["runlocal"]:
+        config.method.preparation_epochs = 1
+    return config, chosen
 
 
 def default_config(method, teacher, student, weights=None):
@@ -151,7 +153,8 @@ def method_config(name, weights=None):
     known = losses.available()
     for identifier in ids:
         if identifier not in known:
-            raise unknown("method", identifier, [ALONE, *known])
+            alone = [] if identifier == ALONE else [ALONE]
+            raise unknown("method", identifier, [*alone, *known])
     if len(set(ids)) < len(ids):
         raise UsageError(f"Method {name!r} names a loss twice.")
     arguments = {}

@@ -18,6 +18,9 @@ from tfkd.distillers import KnowledgeDistiller
 from tfkd.distillers.preparation import Preparation
 from tfkd.errors import UsageError
 
+# What a run would overwrite.
+_ARTEFACTS = ("teacher.keras", "student.keras", "metrics.csv", "checkpoint.npz", "summary.json")
+
 
 def run(config, workdir, data_dir=None, command=None):
     """Trains a teacher where none is given, distils a student and writes what came of it.
@@ -67,10 +70,10 @@ def run(config, workdir, data_dir=None, command=None):
             report = distiller.check(data.validation or data.train)
             _say(report)
             summary["check"] = report.as_dict()
-    started = time.perf_counter()
     _say(f"student {config.student.model} ({student.count_params():,} parameters)")
-    history, best = _fit(distiller, data, config.epochs, workdir, config.method.preparation_epochs)
-    summary["training_seconds"] = round(time.perf_counter() - started, 1)
+    progress = _fit(distiller, data, config.epochs, workdir, config.method.preparation_epochs)
+    history, best = progress.history, progress.best
+    summary["training_seconds"] = round(progress.seconds, 1)
 
     weights = {"last": student.get_weights(), "best": best["weights"]}
     scores = {}
@@ -119,6 +122,12 @@ def _check_same_config(config, workdir):
     """Refuses a work directory that belongs to another config."""
     path = workdir / "config.json"
     if not path.exists():
+        foreign = [name for name in _ARTEFACTS if (workdir / name).exists()]
+        if foreign:
+            raise UsageError(
+                f"{workdir} holds {', '.join(foreign)}, but of no run of tfkd: choose another "
+                "--workdir."
+            )
         return
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -165,7 +174,7 @@ def _get_teacher(config, data, workdir):
             teacher = keras.models.load_model(path, compile=False)
         except Exception as error:
             # Keras lets whatever the archive, HDF5 or JSON reader raises through.
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
             raise UsageError(
                 f"Teacher {path} cannot be read as a Keras model ({reason})."
             ) from error
@@ -219,8 +228,8 @@ def _fit(distiller, data, epochs, folder, preparation_epochs=None):
             each of them asks for.
 
     Returns:
-        The tuple `(history, best)`: the logs of every epoch, and `{"epoch", "weights"}` of the
-        student where its validation accuracy was highest.
+        A `_Progress`, with the `history` of logs, the `best` epoch and weights of the student,
+        and the `seconds` that training took, those before an interruption included.
     """
     progress = _Progress(data, folder)
     if progress.path.exists():
@@ -241,7 +250,7 @@ def _fit(distiller, data, epochs, folder, preparation_epochs=None):
             callbacks=[progress, keras.callbacks.TensorBoard(folder / "tensorboard")],
             verbose=1 if sys.stdout.isatty() else 2,
         )
-    return progress.history, progress.best
+    return progress
 
 
 class _Progress(keras.callbacks.Callback):
@@ -254,17 +263,21 @@ class _Progress(keras.callbacks.Callback):
         self.path = folder / "checkpoint.npz"
         self.history = []
         self.best = None
+        self.seconds = 0.0
+        self._epoch_began = None
 
     def restore(self, saved):
         state, extra = saved
-        self.history = state["history"]
+        self.history, self.seconds = state["history"], state["seconds"]
         weights = [extra[f"best/{i}"] for i in range(len(extra))]
         self.best = {"epoch": state["best_epoch"], "weights": weights}
 
     def on_epoch_begin(self, epoch, logs=None):
         self.data.start_epoch(epoch)
+        self._epoch_began = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
+        self.seconds += time.perf_counter() - self._epoch_began
         self.history.append({name: float(value) for name, value in logs.items()})
         # Later epochs win a tie: they have seen more.
         score = self.history[-1].get("val_accuracy", 0.0)
@@ -273,7 +286,11 @@ class _Progress(keras.callbacks.Callback):
         checkpoint.save(
             self.path,
             self.model,
-            {"history": self.history, "best_epoch": self.best["epoch"]},
+            {
+                "history": self.history,
+                "best_epoch": self.best["epoch"],
+                "seconds": self.seconds,
+            },
             {f"best/{i}": array for i, array in enumerate(self.best["weights"])},
         )
         # From the history rather than appended to: a run that was killed leaves no double rows.

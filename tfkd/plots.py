@@ -29,7 +29,8 @@ def curves(path, histories):
             runs = [runs] if runs and isinstance(runs[0], dict) else runs
             values = np.array([[epoch.get(key, np.nan) for epoch in run] for run in runs])
             epochs = np.arange(1, values.shape[1] + 1)
-            mean, deviation = values.mean(axis=0), values.std(axis=0)
+            mean = values.mean(axis=0)
+            deviation = values.std(axis=0, ddof=min(1, len(runs) - 1))
             (line,) = axis.plot(epochs, mean, label=label)
             if len(runs) > 1:
                 axis.fill_between(
@@ -37,6 +38,7 @@ def curves(path, histories):
                 )
         axis.set_title(title)
         axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     axes[0].set_yscale("log")
     axes[-1].legend()

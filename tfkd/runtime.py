@@ -166,6 +166,19 @@ def gather_batch(values):
     return tf.nest.map_structure(gather, values)
 
 
+def of_one_replica(batch):
+    """Returns the part of a distributed batch that the first local replica gets.
+
+    Keras builds a model from a batch added up over the replicas, which fails where they get
+    parts of different sizes.
+
+    Args:
+        batch: A structure of tensors or of what a distributed data set yields.
+    """
+    strategy = tf.distribute.get_strategy()
+    return tf.nest.map_structure(lambda x: strategy.experimental_local_results(x)[0], batch)
+
+
 def synchronize_batch_normalization(model):
     """Lets the batch normalizations of a model see the global batch under several replicas.
 

@@ -187,7 +187,7 @@ def suggest(model):
     Example:
     ```python
     tfkd.taps.suggest(keras.applications.MobileNetV2(weights=None, classifier_activation=None))
-    # {"Conv1_relu": (None, 112, 112, 32), ..., "out_relu": (None, 7, 7, 1280), ...}
+    # {"block_1_expand_relu": (None, 112, 112, 96), ..., "out_relu": (None, 7, 7, 1280), ...}
     ```
     """
     graph = _graph(model)

@@ -482,3 +482,38 @@ def test_labels_outside_the_classes(label):
         make().fit(x, y, verbose=0)
     with pytest.raises(UsageError, match=message):
         make().evaluate(x, y, verbose=0)
+
+
+def test_what_training_needs_is_said_before_it():
+    x, y = tiny.data()
+    distiller = tfkd.KnowledgeDistiller(tiny.model(), tiny.model(seed=1))
+    with pytest.raises(UsageError, match="Compile the distiller"):
+        distiller.fit(x, y)
+    distiller.compile("sgd")
+    for labels, message in (
+        (None, "need labels"),
+        (y + 0.5, "whole numbers"),
+        (np.array(["cat"] * len(x)), "Labels must be numbers"),
+        (np.eye(tiny.CLASSES)[y], r"use keras.losses.CategoricalCrossentropy\(from_logits=True"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            distiller.fit(x, labels, verbose=0)
+    distiller.student.trainable = False
+    with pytest.raises(UsageError, match="nothing to train"):
+        distiller.fit(x, y)
+
+
+@pytest.mark.parametrize("loss", ["nope", ["mse"], 3])
+def test_a_loss_that_is_none(loss):
+    with pytest.raises(UsageError, match="Unknown loss|one Keras loss or function"):
+        make(compile_arguments={"loss": loss})
+
+
+def test_a_lambda_can_be_the_loss():
+    loss = lambda y, p: keras.losses.sparse_categorical_crossentropy(  # noqa: E731
+        y, p, from_logits=True
+    )
+    one, other = make(compile_arguments={"loss": loss}), make()
+    x, y = tiny.data()
+    logs = [d.train_on_batch(x, y, return_dict=True) for d in (one, other)]
+    assert logs[0] == pytest.approx(logs[1])

@@ -97,3 +97,8 @@ def test_a_loss_of_class_numbers_refuses_mixtures():
     distiller.compile("sgd", loss=keras.losses.CategoricalCrossentropy(from_logits=True))
     with pytest.raises(UsageError, match="'dkd' needs the number .* without one-hot, mixup"):
         distiller.fit(x, np.eye(tiny.CLASSES)[y], verbose=0)
+
+
+def test_a_single_loss_needs_no_list():
+    distiller = tfkd.KnowledgeDistiller(tiny.model(), tiny.model(seed=1), losses="kd")
+    assert [loss.id for loss in distiller.distillation_losses] == ["kd"]

@@ -42,6 +42,9 @@ class Data:
         one_hot: Boolean, whether labels are float32 `(batch, num_classes)` rather than int32
             `(batch,)`.
         seed: Integer.
+
+    `train_labels()` returns the labels of the training set, which losses that remember every
+    example ask for; `start_epoch()` chooses the epoch of the next pass.
     """
 
     def __init__(self, source, mean, std, batch_size, seed, augmentation, one_hot, indices, splits):

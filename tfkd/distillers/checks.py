@@ -170,9 +170,11 @@ def label_loss(loss):
         return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if isinstance(loss, str):
         try:
-            loss = keras.losses.deserialize(loss)
+            loss = keras.losses.get(loss)
         except ValueError as error:
             raise UsageError(f"Unknown loss {loss!r}: pass a keras.losses.Loss.") from error
+    if not callable(loss):
+        raise UsageError(f"loss must be one Keras loss or function; received {loss!r}.")
     of_probabilities = (
         loss.get_config().get("from_logits") is False
         if isinstance(loss, keras.losses.Loss)
@@ -190,11 +192,61 @@ class _FunctionLoss(keras.losses.Loss):
     """A function as a loss object, which reduces and scales like Keras' own."""
 
     def __init__(self, function):
-        super().__init__(name=getattr(function, "__name__", "loss"))
+        name = getattr(function, "__name__", "loss")
+        # A lambda's name, "<lambda>", is none that TensorFlow accepts.
+        super().__init__(name=name if name.isidentifier() else "loss")
         self.function = function
 
     def call(self, y_true, y_pred):
         return self.function(y_true, y_pred)
+
+
+def check_labels(labels):
+    """Checks labels given as an array.
+
+    Args:
+        labels: What was given to `fit`.
+
+    Raises:
+        UsageError: If it holds single numbers that are not whole, or no numbers.
+    """
+    if not isinstance(labels, (list, tuple, np.ndarray)):
+        return
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "biuf":
+        raise UsageError(f"Labels must be numbers; received {labels.dtype}.")
+    column = labels.ndim == 1 or labels.shape[-1] == 1
+    if column and labels.dtype.kind == "f" and np.any(labels != np.round(labels)):
+        raise UsageError("Labels must be whole numbers, the classes; received fractions.")
+
+
+def check_label_shape(loss, labels, logits):
+    """Checks that labels have the form that a loss expects.
+
+    Args:
+        loss: A `keras.losses.Loss`.
+        labels: Tensor, or None where the data has none.
+        logits: Tensor `(batch, classes)`.
+
+    Raises:
+        UsageError: If there are none, or they are one-hot where the loss wants classes or the
+            other way round.
+    """
+    if labels is None:
+        raise UsageError("Training and evaluation need labels: pass batches (inputs, labels).")
+    rank = labels.shape.rank if isinstance(labels, tf.Tensor) else np.ndim(labels)
+    one_hot = rank == 2 and labels.shape[1] == logits.shape[1] != 1
+    wanted = {
+        keras.losses.SparseCategoricalCrossentropy: False,
+        keras.losses.CategoricalCrossentropy: True,
+    }.get(type(loss))
+    if rank is None or wanted in (None, one_hot):
+        return
+    right = "CategoricalCrossentropy" if one_hot else "SparseCategoricalCrossentropy"
+    raise UsageError(
+        f"{type(loss).__name__} does not fit labels of shape {tuple(labels.shape)}: use "
+        f"keras.losses.{right}(from_logits=True)."
+    )
 
 
 @contextlib.contextmanager

@@ -279,12 +279,16 @@ class Distiller(keras.Model):
         """
 
     def fit(self, x=None, y=None, *, callbacks=None, **kwargs):
-        """Trains the student; the arguments are those of `keras.Model.fit`, by keyword.
+        """Trains the student; the arguments are those of `keras.Model.fit`.
+
+        They are keyword only from `batch_size` on. In the logs `val_loss` is the loss on the
+        labels alone, since validation runs the student alone.
 
         Raises:
             UsageError: If a label is outside the classes, or a model turns out to output
                 probabilities.
         """
+        self._check_ready(y)
         checks.check_first_batch(self.student, self.teacher, self.teacher_preprocessing, x)
         if isinstance(x, tf.data.Dataset):
             # Keras' default, which it warns that it ignores for a data set.
@@ -299,9 +303,26 @@ class Distiller(keras.Model):
 
     def train_on_batch(self, *args, **kwargs):
         """Takes one training step, as `keras.Model.train_on_batch`."""
+        self._check_ready()
         self.build_optimizers()
         with checks.clear_label_errors(self.student):
             return super().train_on_batch(*args, **kwargs)
+
+    def _check_ready(self, labels=None):
+        """Raises a `UsageError` for what training would stumble over much later."""
+        if not self.compiled or self.optimizer is None:
+            raise UsageError("Compile the distiller with an optimizer before training it.")
+        if self.student.built and not self.student.trainable_variables:
+            raise UsageError(
+                f"Student {self.student.name!r} has nothing to train: set student.trainable = True."
+            )
+        checks.check_labels(labels)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if iterator is not None and runtime.num_replicas() > 1:
+            _, _, batches = next(iter(iterator))
+            iterator, data_batch = None, runtime.of_one_replica(next(batches))
+        super()._maybe_symbolic_build(iterator, data_batch)
 
     def build_optimizers(self):
         """Makes the optimizers' own variables, each for the variables that it updates.
@@ -405,6 +426,7 @@ class Distiller(keras.Model):
             A float32 scalar. It is not yet scaled for several replicas: `objective()` does that,
             once, for all losses.
         """
+        checks.check_label_shape(self.label_loss, batch.labels, logits)
         value = self.label_loss(batch.labels, ops.cast(logits, "float32"), batch.sample_weight)
         # A Keras loss divides by the number of replicas by itself.
         return value * runtime.num_replicas()

@@ -64,6 +64,8 @@ class KnowledgeDistiller(Distiller):
         name=None,
     ):
         super().__init__(student, teacher, relational_scope, teacher_preprocessing, name=name)
+        if isinstance(losses, (str, losses_module.DistillationLoss)):
+            losses = [losses]
         if losses is None:
             losses = [] if teacher is None else ["kd"]
         if losses and teacher is None:

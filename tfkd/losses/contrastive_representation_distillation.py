@@ -252,8 +252,8 @@ class ContrastiveRepresentationDistillation(DistillationLoss):
             )
         if self.num_examples is None:
             raise UsageError(
-                f"Loss {self.name!r} does not know the training set: pass num_examples=, or call "
-                "set_examples(labels) first."
+                f"Loss {self.name!r} does not know the training set: call set_examples(labels) "
+                "first, with the labels of all training examples, such as data.train_labels()."
             )
         super().build(student_taps_shape, teacher_taps_shape)
 
