@@ -179,7 +179,7 @@ def shapes(*shapes):
         ("fsp", shapes((8, 8, 3), (4, 4, 3)), shapes((8, 8, 3), (4, 4, 5)), "same channels"),
         ("ft", shapes((4, 4, 3)), shapes((4, 4, 1)), "leaves none"),
         ("crd", shapes((3,), (3,)), shapes((3,), (3,)), "one spot"),
-        ("crd", shapes((3,)), shapes((3,)), "num_examples="),
+        ("crd", shapes((3,)), shapes((3,)), "set_examples"),
     ],
 )
 def test_wrong_shapes_give_one_clear_line(name, student, teacher, message):
