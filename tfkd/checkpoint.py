@@ -66,9 +66,10 @@ def save(path, distiller, state, extra=None):
         state: Dictionary of JSON values that belongs to it, such as the epoch.
         extra: `{name: array}` to keep beside it.
     """
-    arrays = {f"variable/{i}": v.numpy() for i, v in enumerate(variables_of(distiller))}
+    variables = variables_of(distiller)
+    arrays = {f"variable/{i}": v.numpy() for i, v in enumerate(variables)}
     arrays |= {f"extra/{name}": array for name, array in (extra or {}).items()}
-    header = {"state": state, "names": [v.path for v in variables_of(distiller)]}
+    header = {"state": state, "names": [v.path for v in variables]}
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
     write(path, lambda temporary: np.savez(temporary, **arrays))
 

@@ -78,6 +78,9 @@ def run(config, workdir, data_dir=None, command=None):
     weights = {"last": student.get_weights(), "best": best["weights"]}
     scores = {}
     for which in ("last", "best"):
+        if which == "best" and best["epoch"] == config.epochs - 1:
+            scores["best"] = scores["last"]
+            continue
         epoch = best["epoch"] if which == "best" else config.epochs - 1
         student.set_weights(weights[which])
         scores[which] = {
@@ -246,7 +249,6 @@ def _fit(distiller, data, epochs, folder, preparation_epochs=None):
             validation_data=None if isinstance(distiller, Preparation) else data.validation,
             epochs=epochs,
             initial_epoch=len(progress.history),
-            shuffle=False,
             callbacks=[progress, keras.callbacks.TensorBoard(folder / "tensorboard")],
             verbose=1 if sys.stdout.isatty() else 2,
         )

@@ -431,6 +431,34 @@ class Distiller(keras.Model):
         # A Keras loss divides by the number of replicas by itself.
         return value * runtime.num_replicas()
 
+    def loss_arguments(self, loss, batch):
+        """Returns what a distillation loss takes of a batch, beside the taps.
+
+        Args:
+            loss: A `tfkd.losses.DistillationLoss`.
+            batch: The `Batch`.
+
+        Returns:
+            A dictionary of keyword arguments: labels, mask, and indices where it needs them.
+
+        Raises:
+            UsageError: If the batch lacks what the loss needs.
+        """
+        mask = batch.sample_weight
+        if loss.relational and mask is not None:
+            mask = ops.cast(mask > 0, "float32")
+        labels = _class_numbers(batch.labels, loss) if loss.needs_labels else None
+        arguments = {"labels": labels, "sample_mask": mask}
+        if loss.needs_indices:
+            if batch.indices is None:
+                raise UsageError(
+                    f"Loss {loss.name!r} needs to know which training example a sample is: labels "
+                    'as {"label": labels, "index": positions}, or '
+                    "tfkd.data.load(..., indices=True)."
+                )
+            arguments["indices"] = batch.indices
+        return arguments
+
     def distillation_loss(self, loss, batch, student_taps, teacher_taps):
         """Returns the unweighted value of a distillation loss for this replica's samples.
 
@@ -446,25 +474,13 @@ class Distiller(keras.Model):
         Returns:
             A float32 scalar, to be scaled by `objective()`.
         """
-        labels = _class_numbers(batch.labels, loss) if loss.needs_labels else None
-        indices = batch.indices if loss.needs_indices else None
-        if loss.needs_indices and indices is None:
-            raise UsageError(
-                f"Loss {loss.name!r} needs to know which training example a sample is: labels as "
-                '{"label": labels, "index": positions}, or tfkd.data.load(..., indices=True).'
-            )
-        mask = batch.sample_weight
-        if loss.relational and mask is not None:
-            mask = ops.cast(mask > 0, "float32")
+        arguments = self.loss_arguments(loss, batch)
         gather = loss.relational and self.relational_scope == "global"
         if gather:
-            student_taps, teacher_taps, labels, mask, indices = runtime.gather_batch(
-                (student_taps, teacher_taps, labels, mask, indices)
+            student_taps, teacher_taps, arguments = runtime.gather_batch(
+                (student_taps, teacher_taps, arguments)
             )
-        arguments = {"labels": labels, "sample_mask": mask, "training": True}
-        if loss.needs_indices:
-            arguments["indices"] = indices
-        value = loss(student_taps, teacher_taps, **arguments)
+        value = loss(student_taps, teacher_taps, training=True, **arguments)
         if gather and runtime.num_replicas() > 1:
             # Every replica has computed the same value: each counts for 1/N of it, whatever its
             # share of the batch, by which `objective()` is going to multiply.

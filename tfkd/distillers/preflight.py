@@ -107,21 +107,13 @@ class _Seen:
         teacher = distiller.observe_teacher(batch)
         values = {"student_loss": distiller.student_loss(batch, student["logits"])}
         for loss, pairs in distiller.distillation_parts():
-            arguments = {"labels": batch.labels if loss.needs_labels else None}
-            if loss.needs_indices:
-                if batch.indices is None:
-                    continue
-                arguments["indices"] = batch.indices
-            if batch.sample_weight is not None:
-                weight = batch.sample_weight
-                arguments["sample_mask"] = (
-                    ops.cast(weight > 0, "float32") if loss.relational else weight
-                )
+            if loss.needs_indices and batch.indices is None:
+                continue
             values[f"{loss.name}_loss"] = loss(
                 [student[tap] for tap, _ in pairs],
                 [teacher[tap] for _, tap in pairs],
                 training=False,
-                **arguments,
+                **distiller.loss_arguments(loss, batch),
             )
         moments = []
         if self.normalization is not None:
