@@ -12,13 +12,13 @@ from tfkd import config as tfkd_config
 # The published weights are for images of 32x32. These two losses average over the positions of a
 # normalised map, so that on maps with a 16th of the positions a difference counts 16 times in its
 # square (at), or 4 times (ft): with 1000 and 200 the students end at 45 % and 72 %.
-WEIGHTS = {"at": 1000 / 16, "ft": 200 / 4}
+SETTINGS = {"at": {"weight": 1000 / 16}, "ft": {"weight": 200 / 4}}
 
 
 def get_config(arguments=""):
     """Returns the config; arguments: method, teacher, student, runlocal."""
     config, chosen = tfkd_config.from_arguments(
-        arguments, WEIGHTS, teacher="wrn_16_2", student="resnet8"
+        arguments, SETTINGS, teacher="wrn_16_2", student="resnet8"
     )
     config.data.name = "digits"
     config.data.batch_size = 32

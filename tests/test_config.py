@@ -41,14 +41,14 @@ def test_kd_alone_shares_the_weight_and_as_a_companion_adds_to_the_labels():
 
 
 def test_a_task_can_change_the_weight_of_a_loss():
-    made = config.method_config("kd+at", {"at": 3, "ft": 5})
+    made = config.method_config("kd+at", {"at": {"weight": 3.0}, "ft": {"weight": 5.0}})
     assert made.losses["at"].weight == 3.0 and made.losses.kd.weight == 1.0
     assert set(made.losses) == {"kd", "at"}
 
 
 @pytest.mark.parametrize("name", ["kdd", "kd+nothing", ""])
 def test_an_unknown_method_names_those_that_exist(name):
-    with pytest.raises(UsageError, match="Unknown method .* one of alone, .*kd"):
+    with pytest.raises(UsageError, match=r"Unknown method .* one of (alone, )?.*kd"):
         config.method_config(name)
 
 

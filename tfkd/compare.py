@@ -47,7 +47,7 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
     variants = {method: _variant(config, method) for method in methods}
     if len(variants) < len(methods):
         raise UsageError(f"--methods names one twice: {','.join(methods)}.")
-    runs = {}
+    runs, histories = {}, {}
     if config.teacher.path:
         teacher = config.teacher.path
     else:
@@ -64,17 +64,11 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
         for seed in range(config.seed, config.seed + seeds):
             one = copy.deepcopy(config)
             one.method, one.seed, one.teacher.path = variant, seed, str(teacher)
-            folder = workdir / f"{method}-seed{seed}"
+            folder = workdir / f"{method.replace(':', '-')}-seed{seed}"
             runs[method].append(_run(one, folder, data_dir, command))
+            histories.setdefault(method, []).append(experiment.history(folder))
 
-    rows = [_row(name, config, results) for name, results in runs.items()]
-    histories = {
-        method: [
-            experiment.history(workdir / f"{method}-seed{seed}")
-            for seed in range(config.seed, config.seed + seeds)
-        ]
-        for method in variants
-    }
+    rows = [row for name, results in runs.items() for row in _rows(name, config, results)]
     table = _table(rows)
     heading = f"# {config.student.model} on {config.data.name}\n\n"
     text = heading + (f"`{command}`\n\n" if command else "") + table
@@ -89,7 +83,7 @@ def _variant(config, method):
     """The part of the config that describes a method: as given, or with its defaults."""
     if method == config.method.name:
         return config.method
-    variant = method_config(method, config.weights.to_dict())
+    variant = method_config(method, config.settings.to_dict())
     variant.preparation_epochs = config.method.preparation_epochs
     return variant
 
@@ -99,9 +93,17 @@ def _run(config, workdir, data_dir, command):
     return experiment.run(config, workdir, data_dir=data_dir, command=command)
 
 
-def _row(name, config, results):
+def _rows(name, config, results):
+    """The lines of a method: its student's, and those of what else it trains."""
+    rows = [_row(name, config, results, [result["student"] for result in results])]
+    for learner in results[0]["learners"]:
+        found = [result["learners"][learner] for result in results]
+        rows.append(_row(f"{name}, {learner}", config, results, found))
+    return rows
+
+
+def _row(name, config, results, students):
     """One line of the table: the mean over the seeds."""
-    students = [result["student"] for result in results]
     accuracy = [student["test_accuracy"] for student in students]
     validation = [student["validation_accuracy"] for student in students]
     return {

@@ -1,5 +1,7 @@
 """What a run's config holds, and the helpers with which the files in `configs/` write one."""
 
+import ast
+import contextlib
 import inspect
 
 from ml_collections import ConfigDict, config_dict
@@ -51,12 +53,12 @@ def parse_arguments(text, **defaults):
     return values
 
 
-def from_arguments(arguments, weights=None, **defaults):
+def from_arguments(arguments, settings=None, **defaults):
     """Returns the config that every file in `configs/` starts from.
 
     Args:
         arguments: String, what follows the colon of `--config=file.py:...`.
-        weights: As in `default_config`.
+        settings: As in `default_config`.
         **defaults: The file's own `method`, `teacher` and `student`, and further arguments.
 
     Returns:
@@ -67,20 +69,21 @@ def from_arguments(arguments, weights=None, **defaults):
         UsageError: If an argument is unknown or names nothing.
     """
     chosen = parse_arguments(arguments, **{"method": "kd", **defaults, "runlocal": False})
-    config = default_config(chosen["method"], chosen["teacher"], chosen["student"], weights)
+    config = default_config(chosen["method"], chosen["teacher"], chosen["student"], settings)
     if chosen["runlocal"]:
         config.method.preparation_epochs = 1
     return config, chosen
 
 
-def default_config(method, teacher, student, weights=None):
+def default_config(method, teacher, student, settings=None):
     """Returns a complete config, which a file in `configs/` then adapts to its task.
 
     Args:
         method: String, see `method_config`.
         teacher: String, the id of a zoo model, or the path of a saved `.keras` model.
         student: String, the id of a zoo model.
-        weights: `{id: weight}` of losses whose published weight does not suit the task.
+        settings: `{id: {argument: value}}` of losses and methods whose defaults do not suit the
+            task.
 
     Returns:
         A `ConfigDict`. `schedule.milestones` are fractions of the run. `optimizer` and `schedule`
@@ -112,8 +115,8 @@ def default_config(method, teacher, student, weights=None):
                 "scale": config_dict.placeholder(float),
             },
             "student": {"model": student},
-            "method": method_config(method, weights),
-            "weights": weights or {},
+            "method": method_config(method, settings),
+            "settings": settings or {},
             "optimizer": {
                 "learning_rate": 0.05,
                 "momentum": 0.9,
@@ -134,59 +137,104 @@ def default_config(method, teacher, student, weights=None):
     )
 
 
-def method_config(name, weights=None):
+def method_config(name, settings=None):
     """Returns the part of a config that describes the method.
 
     Args:
-        name: String: `"alone"` (the labels only), the id of a loss, or several joined by `+`
-            (`"kd+at"`).
-        weights: `{id: weight}`, in place of the losses' own.
+        name: String: `"alone"` (the labels only), the id of a method such as `"ackd"`, the id of a
+            loss, or several ids joined by `+` (`"kd+at"`, `"sakd+at+rkd"`). Arguments follow
+            after colons: those of the method (`"ackd:attention=logit"`), or of one of its losses
+            (`"kd+at:at.weight=500"`).
+        settings: `{id: {argument: value}}`, in place of the defaults of losses and methods.
 
     Returns:
-        A `ConfigDict` with `name`, the distiller's `arguments`, `losses`, `{id: arguments}`, and
-        `preparation_epochs` for losses that are prepared before training (None for their own).
+        A `ConfigDict` with `name`; `distiller`, the id of its class, or None for
+        `KnowledgeDistiller`; the distiller's `arguments`; `losses`, `{id: arguments}`;
+        `optimizers`, `{name: settings}` of those beside the student's; and `preparation_epochs`
+        for losses that are prepared before training (None for their own).
 
     Raises:
-        UsageError: If there is no such method.
+        UsageError: If there is no such method, or it has no such argument.
+
+    Example:
+    ```python
+    method_config("ackd:attention=logit:temperature=3.0").arguments.attention  # "logit"
+    ```
     """
-    ids = [] if name == ALONE else name.split("+")
-    known = losses.available()
+    joined, *given = name.split(":")
+    ids = [] if joined == ALONE else joined.split("+")
+    methods, known = distillers.available(), losses.available()
+    distiller = ids.pop(0) if ids and ids[0] in methods else None
     for identifier in ids:
         if identifier not in known:
-            alone = [] if identifier == ALONE else [ALONE]
-            raise unknown("method", identifier, [*alone, *known])
+            first = identifier == joined.split("+")[0]
+            raise unknown("method", identifier, [*([ALONE, *methods] if first else []), *known])
     if len(set(ids)) < len(ids):
         raise UsageError(f"Method {name!r} names a loss twice.")
-    arguments = {}
-    if ids:
+    arguments, optimizers = {}, {}
+    if distiller is not None:
+        cls = methods[distiller]
+        arguments, optimizers = _defaults(cls), dict(cls.further_optimizers)
+        takes = inspect.signature(cls.__init__).parameters
+        if ids and "losses" not in takes:
+            raise UsageError(f"Method {distiller!r} takes no losses; received {'+'.join(ids)}.")
+        if not ids and "losses" in takes:
+            ids = list(takes["losses"].default)
+    elif ids:
         # The CRD benchmark: kd alone shares the weight with the labels; every other loss, kd as
         # its companion included, is added to them.
         arguments["student_loss_weight"] = 0.1 if ids == ["kd"] else 1.0
-    chosen = {identifier: _defaults(known[identifier]) for identifier in ids}
+    chosen = {
+        identifier: {**_defaults(known[identifier]), "spots": config_dict.placeholder(tuple)}
+        for identifier in ids
+    }
     if "kd" in chosen and len(ids) > 1:
         chosen["kd"]["weight"] = 1.0
-    for identifier, weight in (weights or {}).items():
-        if identifier in chosen:
-            chosen[identifier]["weight"] = float(weight)
+    for identifier, own in (settings or {}).items():
+        for target in (chosen.get(identifier), arguments if identifier == distiller else None):
+            if target is not None:
+                target.update(own)
+    for item in given:
+        _set_argument(item, name, arguments, chosen)
     return ConfigDict(
         {
             "name": name,
+            "distiller": distiller,
             "arguments": arguments,
             "losses": chosen,
+            "optimizers": optimizers,
             "preparation_epochs": config_dict.placeholder(int),
         }
     )
 
 
+def _set_argument(item, name, arguments, chosen):
+    """Reads `argument=value` or `loss.argument=value` into the arguments of method or loss."""
+    key, equals, value = item.partition("=")
+    known = {**arguments}
+    for identifier, own in chosen.items():
+        known.update({f"{identifier}.{argument}": default for argument, default in own.items()})
+    if not equals or key not in known:
+        raise unknown(f"argument of method {name.partition(':')[0]!r}", key, known)
+    with contextlib.suppress(SyntaxError, ValueError):  # A word is itself.
+        value = ast.literal_eval(value)
+    default = known[key]
+    if isinstance(default, float) and type(value) is int:
+        value = float(value)
+    if isinstance(default, (bool, int, float, str)) and type(value) is not type(default):
+        raise UsageError(f"Method {name!r}: {key} takes a value like {default!r}.")
+    identifier, dot, argument = key.partition(".")
+    (chosen[identifier] if dot else arguments)[argument if dot else key] = value
+
+
 def _defaults(cls):
-    """The arguments of a loss that are plain values, so that flags can override them."""
+    """The arguments of a loss or method that are plain values, so that flags can override them."""
     parameters = inspect.signature(cls.__init__).parameters.values()
-    plain = {
+    return {
         parameter.name: parameter.default
         for parameter in parameters
         if isinstance(parameter.default, (bool, int, float, str)) and parameter.name != "dtype"
     }
-    return {**plain, "spots": config_dict.placeholder(tuple)}
 
 
 def check(config):
@@ -278,10 +326,10 @@ def make_distiller(config, student, teacher, train_labels=None, preprocessing=No
     for loss in chosen:
         if loss.needs_indices:
             loss.set_examples(train_labels())
-    return distillers.KnowledgeDistiller(
-        student,
-        teacher,
-        losses=chosen,
-        teacher_preprocessing=preprocessing,
-        **config.method.arguments.to_dict(),
-    )
+    arguments = config.method.arguments.to_dict()
+    cls = distillers.KnowledgeDistiller
+    if config.method.distiller is not None:
+        cls = distillers.available()[config.method.distiller]
+    if "losses" in inspect.signature(cls.__init__).parameters:
+        arguments["losses"] = chosen
+    return cls(student, teacher, teacher_preprocessing=preprocessing, **arguments)

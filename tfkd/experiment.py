@@ -72,37 +72,74 @@ def run(config, workdir, data_dir=None, command=None):
             summary["check"] = report.as_dict()
     _say(f"student {config.student.model} ({student.count_params():,} parameters)")
     progress = _fit(distiller, data, config.epochs, workdir, config.method.preparation_epochs)
-    history, best = progress.history, progress.best
+    history = progress.history
     summary["training_seconds"] = round(progress.seconds, 1)
 
-    weights = {"last": student.get_weights(), "best": best["weights"]}
-    scores = {}
-    for which in ("last", "best"):
-        if which == "best" and best["epoch"] == config.epochs - 1:
-            scores["best"] = scores["last"]
-            continue
-        epoch = best["epoch"] if which == "best" else config.epochs - 1
-        student.set_weights(weights[which])
-        scores[which] = {
-            "epoch": epoch + 1,
-            "validation_accuracy": history[epoch].get("val_accuracy"),
-            "test_accuracy": _accuracy(student, data.test),
-        }
-    student.set_weights(weights[config.select])
-    checkpoint.write(workdir / "student.keras", student.save)
-    summary["student"] = {
-        **_measure(student, data, workdir / "student.keras"),
-        **scores[config.select],
-        **scores,
-    }
-    checkpoint.write(workdir / "curves.png", lambda path: plots.curves(path, {"student": history}))
+    summary |= _test(config, data, distiller, progress, workdir)
+    pictures = {"curves.png": lambda path: plots.curves(path, {"student": history})}
+    for name, draw in {**pictures, **distiller.pictures(history)}.items():
+        checkpoint.write(workdir / name, draw)
+        _show_in_tensorboard(workdir, name, config.epochs)
     summary["versions"] = {"tensorflow": tf.__version__, "keras": keras.__version__}
     checkpoint.write_text(finished, json.dumps(summary, indent=2) + "\n")
-    _say(
-        f"student: test accuracy {summary['student']['test_accuracy']:.2%} "
-        f"({config.select} epoch); see {finished}"
-    )
+    for name, found in {"student": summary["student"], **summary["learners"]}.items():
+        _say(f"{name}: test accuracy {found['test_accuracy']:.2%} ({config.select} epoch)")
+    _say(f"see {finished}")
     return summary
+
+
+def _test(config, data, distiller, progress, workdir):
+    """Saves what was trained, after its last and its best epoch, and measures it on the test set.
+
+    Returns:
+        `{"student": {...}, "learners": {name: {...}}}`, for the summary.
+    """
+    trained = {"student": distiller.student, **distiller.learners()}
+    scores = {name: {} for name in trained}
+    epochs = {"last": config.epochs - 1, "best": progress.best["epoch"]}
+    weights = {"last": _weights(distiller), "best": progress.best["weights"]}
+    for which, epoch in epochs.items():
+        if which == "best" and epoch == epochs["last"]:
+            for found in scores.values():
+                found["best"] = found["last"]
+            continue
+        _set_weights(distiller, weights[which])
+        for name, model in trained.items():
+            prefix = "val" if name == "student" else f"val_{name}"
+            scores[name][which] = {
+                "epoch": epoch + 1,
+                "validation_accuracy": progress.history[epoch].get(f"{prefix}_accuracy"),
+                "test_accuracy": _accuracy(model, data.test),
+            }
+    _set_weights(distiller, weights[config.select])
+    measured = {}
+    for name, model in trained.items():
+        path = workdir / f"{name}.keras"
+        checkpoint.write(path, model.save)
+        chosen = scores[name][config.select]
+        measured[name] = {**_measure(model, data, path), **chosen, **scores[name]}
+    return {"student": measured.pop("student"), "learners": measured}
+
+
+def _weights(distiller):
+    """Returns the weights of student and learners as one list of arrays."""
+    models_ = [distiller.student, *distiller.learners().values()]
+    return [array for model in models_ for array in model.get_weights()]
+
+
+def _set_weights(distiller, arrays):
+    """Sets what `_weights` returned."""
+    arrays = list(arrays)
+    for model in [distiller.student, *distiller.learners().values()]:
+        count = len(model.weights)
+        model.set_weights(arrays[:count])
+        arrays = arrays[count:]
+
+
+def _show_in_tensorboard(workdir, name, epoch):
+    image = tf.io.decode_png(tf.io.read_file(str(workdir / name)), channels=3)
+    with tf.summary.create_file_writer(str(workdir / "tensorboard" / "pictures")).as_default():
+        tf.summary.image(pathlib.Path(name).stem, image[None], step=epoch)
 
 
 def history(workdir):
@@ -216,7 +253,8 @@ def _compile(distiller, config, data, epochs, learning_rate):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if data.one_hot:
         loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    distiller.compile(optimizers.SGD(**settings), loss=loss, metrics=["accuracy"])
+    own = config.method.optimizers.to_dict() if distiller.further_optimizers else {}
+    distiller.compile(optimizers.SGD(**settings), loss=loss, metrics=["accuracy"], **own)
 
 
 def _fit(distiller, data, epochs, folder, preparation_epochs=None):
@@ -284,7 +322,7 @@ class _Progress(keras.callbacks.Callback):
         # Later epochs win a tie: they have seen more.
         score = self.history[-1].get("val_accuracy", 0.0)
         if self.best is None or score >= self.history[self.best["epoch"]].get("val_accuracy", 0.0):
-            self.best = {"epoch": epoch, "weights": self.model.student.get_weights()}
+            self.best = {"epoch": epoch, "weights": _weights(self.model)}
         checkpoint.save(
             self.path,
             self.model,

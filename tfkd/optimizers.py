@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from tfkd.errors import UsageError, unknown
+from tfkd.errors import UsageError, check_positive, unknown
 
 
 @keras.saving.register_keras_serializable(package="tfkd")
@@ -64,6 +64,75 @@ class SGD(keras.optimizers.SGD):
     def get_config(self):
         """Returns what `from_config()` needs to make an equal optimizer."""
         return {**super().get_config(), "weight_decay": self.decay_in_gradient}
+
+
+def create(name, student_optimizer=None, relative_learning_rate=None, **settings):
+    """Makes an optimizer from plain settings, as configs and distillers give them.
+
+    Args:
+        name: `"sgd"` for `tfkd.optimizers.SGD`, or the name of a Keras optimizer.
+        student_optimizer: The student's optimizer; needed for `relative_learning_rate`.
+        relative_learning_rate: Positive number that multiplies the student's learning rate, its
+            schedule included; in place of `learning_rate`.
+        **settings: Arguments of the optimizer.
+
+    Returns:
+        A Keras optimizer.
+
+    Raises:
+        UsageError: If there is no such optimizer, or it has no such argument.
+
+    Example:
+    ```python
+    create("adam", learning_rate=1e-4, beta_1=0.5)
+    create("sgd", student_optimizer, relative_learning_rate=0.5, weight_decay=1e-3)
+    ```
+    """
+    if relative_learning_rate is not None:
+        check_positive("relative_learning_rate", relative_learning_rate)
+        rate = student_optimizer.get_config()["learning_rate"]
+        if isinstance(rate, dict):
+            rate = keras.optimizers.schedules.deserialize(rate)
+            settings["learning_rate"] = RelativeSchedule(rate, relative_learning_rate)
+        else:
+            settings["learning_rate"] = relative_learning_rate * rate
+    try:
+        if name == "sgd":
+            return SGD(**settings)
+        return keras.optimizers.get({"class_name": name, "config": settings})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"Optimizer {name!r}: {str(error).splitlines()[0]}") from error
+
+
+@keras.saving.register_keras_serializable(package="tfkd")
+class RelativeSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Another schedule times a factor.
+
+    Args:
+        schedule: A `keras.optimizers.schedules.LearningRateSchedule`.
+        factor: Positive number.
+    """
+
+    def __init__(self, schedule, factor):
+        self.schedule = schedule
+        self.factor = factor
+
+    def __call__(self, step):
+        """Returns the learning rate of a step, counted from 0."""
+        return self.factor * self.schedule(step)
+
+    def get_config(self):
+        """Returns what `from_config()` needs to make an equal schedule."""
+        return {
+            "schedule": keras.optimizers.schedules.serialize(self.schedule),
+            "factor": self.factor,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes a schedule from what `get_config()` returned."""
+        schedule = keras.optimizers.schedules.deserialize(config["schedule"])
+        return cls(schedule, config["factor"])
 
 
 SCHEDULES = ("constant", "steps", "cosine")

@@ -317,15 +317,13 @@ def test_relational_losses_can_stay_on_the_replica():
 class Adversarial(tfkd.Distiller):
     """A method of two networks: a critic tells student from teacher, the student deceives it."""
 
+    further_optimizers = {"critic_optimizer": {"name": "adam", "learning_rate": 0.1}}
+
     def __init__(self, student, teacher):
         super().__init__(student, teacher)
         self.critic = keras.layers.Dense(1)
         self.critic.build((None, tiny.CLASSES))
         self.built = True
-
-    def compile(self, optimizer, critic_optimizer, **kwargs):
-        super().compile(optimizer, **kwargs)
-        self.critic_optimizer = self.own_optimizer(critic_optimizer)
 
     def optimizers(self):
         return {
@@ -342,7 +340,7 @@ class Adversarial(tfkd.Distiller):
             deceit = ops.mean(ops.softplus(-ops.cast(fake, "float32")))
             doubt = ops.mean(ops.softplus(ops.cast(fake - real, "float32")))
             objective = self.objective(batch, {"deceit": (1.0, deceit)})
-            critic_objective = self.objective(batch, {"doubt": (1.0, doubt)})
+            critic_objective = self.own_objective(batch, {"doubt": (1.0, doubt)})
         optimizers = self.optimizers()
         self.update(tape, objective, *optimizers["optimizer"])
         self.update(tape, critic_objective, *optimizers["critic_optimizer"])
@@ -355,7 +353,8 @@ def test_several_optimizers_update_their_own_variables_and_resume(policy, tmp_pa
 
     def make_adversarial(rate, critic_rate, seed=1):
         distiller = Adversarial(tiny.model(seed=seed), tiny.model(seed=2))
-        distiller.compile(tfkd.optimizers.SGD(rate), keras.optimizers.Adam(critic_rate))
+        critic_optimizer = keras.optimizers.Adam(critic_rate)
+        distiller.compile(tfkd.optimizers.SGD(rate), critic_optimizer=critic_optimizer)
         return distiller
 
     x, y = tiny.data()

@@ -4,4 +4,17 @@ from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.knowledge import KnowledgeDistiller
 from tfkd.distillers.report import Report
 
-__all__ = ["Distiller", "KnowledgeDistiller", "Report"]
+
+def available():
+    """Returns `{id: class}` of every method with an id, those that users have defined included."""
+    found, classes = {}, [Distiller]
+    while classes:
+        for cls in classes.pop().__subclasses__():
+            classes.append(cls)
+            # A method's own subclass inherits its id and does not take its place.
+            if cls.__dict__.get("id") is not None:
+                found[cls.id] = cls
+    return dict(sorted(found.items()))
+
+
+__all__ = ["Distiller", "KnowledgeDistiller", "Report", "available"]

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfkd import runtime, taps
+from tfkd import optimizers, runtime, schedules, taps
 from tfkd.distillers import checks, preflight
 from tfkd.errors import UsageError
 
@@ -75,8 +75,13 @@ class Distiller(keras.Model):
             shape of their inputs, or output probabilities instead of logits.
     """
 
+    #: The method's short name in configs; None for a class that is not a method by itself.
+    id = None
     #: The weight of the loss on the labels.
     student_loss_weight = 1.0
+    #: `{argument of compile: default settings}` of the optimizers beside the student's; settings
+    #: as `tfkd.optimizers.create` takes them.
+    further_optimizers = {}
 
     def __init__(
         self,
@@ -99,7 +104,17 @@ class Distiller(keras.Model):
         self._observers = _Untracked(student=None, teacher=None)
         self._watched = _Untracked(student=[], teacher=[])
         self._trackers = {}
+        self._evaluated_trackers = set()
         self._evaluating = False
+        # As a variable, so that a compiled step sees it change.
+        self._epoch = self.add_weight(
+            shape=(),
+            initializer="zeros",
+            trainable=False,
+            dtype="float32",
+            aggregation="only_first_replica",
+            name="epoch",
+        )
         runtime.synchronize_batch_normalization(student)
         self.watch()
 
@@ -144,10 +159,18 @@ class Distiller(keras.Model):
             watched.extend(tap for tap in wanted if tap not in watched)
             setattr(self._observers, role, taps.extractor(model, watched))
 
-    def add_tracker(self, name):
-        """Adds a value to the training logs: its mean over the epoch, under this name."""
+    def add_tracker(self, name, evaluated=False):
+        """Adds a value to the training logs: its mean over the epoch, under this name.
+
+        Args:
+            name: String.
+            evaluated: Whether `test_step` tracks it too, so that it is in the logs of
+                `evaluate`.
+        """
         if name not in self._trackers:
             self._trackers[name] = keras.metrics.Mean(name=name)
+        if evaluated:
+            self._evaluated_trackers.add(name)
 
     def tap_shapes(self, input_shape):
         """Returns the shapes of all watched taps.
@@ -195,11 +218,17 @@ class Distiller(keras.Model):
             weighted_metrics: The same, weighted by `sample_weight`.
             jit_compile: Whether to compile with XLA; `"auto"` for what is faster on the device.
             run_eagerly: Whether to run steps without compiling them, for debugging.
-            **kwargs: Other arguments of `keras.Model.compile`.
+            **kwargs: Other arguments of `keras.Model.compile`, and the method's own optimizers:
+                each a Keras optimizer, its name, or a dictionary of settings as
+                `tfkd.optimizers.create` takes them.
 
         Raises:
-            UsageError: If the loss expects probabilities.
+            UsageError: If the loss expects probabilities, or settings describe no optimizer.
         """
+        further = {
+            name: kwargs.pop(name, None) or default
+            for name, default in self.further_optimizers.items()
+        }
         self.label_loss = checks.label_loss(loss)
         if jit_compile == "auto":
             jit_compile = runtime.jit_compile() and not run_eagerly
@@ -211,17 +240,16 @@ class Distiller(keras.Model):
             run_eagerly=run_eagerly,
             **kwargs,
         )
+        for name, optimizer in further.items():
+            setattr(self, name, self._own_optimizer(optimizer))
 
-    def own_optimizer(self, optimizer):
-        """Returns a further optimizer for `compile`, ready for the distiller's precision.
+    def _own_optimizer(self, optimizer):
+        """Returns a further optimizer, ready for the distiller's precision.
 
-        Args:
-            optimizer: A Keras optimizer, or its name.
-
-        Returns:
-            The optimizer; under `mixed_float16` one that scales the loss, as Keras makes of the
-            first.
+        Under `mixed_float16` it scales the loss, as Keras lets the first one do.
         """
+        if isinstance(optimizer, dict):
+            optimizer = optimizers.create(student_optimizer=self.optimizer, **optimizer)
         optimizer = keras.optimizers.get(optimizer)
         scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         if self.dtype_policy.name == "mixed_float16" and not scaled:
@@ -239,6 +267,22 @@ class Distiller(keras.Model):
     def distillation_parts(self):
         """Returns `[(loss, [(student tap, teacher tap), ...]), ...]`; by default none."""
         return []
+
+    def learners(self):
+        """Returns `{name: keras.Model}` of what is trained beside the student to classify.
+
+        They are evaluated and reported with the student; by default there are none. Their
+        validation accuracy is logged as `val_{name}_accuracy`.
+        """
+        return {}
+
+    def pictures(self, history):
+        """Returns `{file name: function that writes a PNG to a path}`; by default none.
+
+        Args:
+            history: List of the logs of each epoch, `{name: value}`.
+        """
+        return {}
 
     def check(self, dataset, batches=20):
         """Looks for what would spoil training, before it: one pass over some data.
@@ -277,6 +321,13 @@ class Distiller(keras.Model):
         Args:
             epoch: Number, counted from 0.
         """
+        self._epoch.assign(epoch)
+
+    def value_of(self, number_or_schedule):
+        """Returns a number as it is, and a schedule's value at the current epoch."""
+        if isinstance(number_or_schedule, schedules.Schedule):
+            return number_or_schedule(self._epoch)
+        return number_or_schedule
 
     def fit(self, x=None, y=None, *, callbacks=None, **kwargs):
         """Trains the student; the arguments are those of `keras.Model.fit`.
@@ -357,7 +408,11 @@ class Distiller(keras.Model):
         """The metrics of the student, and in training the values that the method tracks."""
         metrics = super().metrics
         if self._evaluating:
-            trackers = {id(tracker) for tracker in self._trackers.values()}
+            trackers = {
+                id(tracker)
+                for name, tracker in self._trackers.items()
+                if name not in self._evaluated_trackers
+            }
             metrics = [metric for metric in metrics if id(metric) not in trackers]
         return metrics
 
@@ -490,8 +545,6 @@ class Distiller(keras.Model):
     def objective(self, batch, terms):
         """Adds up weighted losses and regularizers, scales them for the replicas and logs them.
 
-        This is the only place where losses are scaled.
-
         Args:
             batch: The `Batch`.
             terms: `{name: (weight, value)}`; the values are means over the replica's samples.
@@ -511,8 +564,30 @@ class Distiller(keras.Model):
         total = student_loss + distillation_loss
         regularization = self._regularization()
         self._loss_tracker.update_state(total + regularization, sample_weight=batch.size)
-        share = runtime.share_of_batch(batch.size)
-        return total * share + regularization / runtime.num_replicas()
+        return self._scaled(batch, total) + regularization / runtime.num_replicas()
+
+    def own_objective(self, batch, terms):
+        """Adds up and scales the losses of a method's own network, such as a discriminator.
+
+        Neither the student's regularizers nor its log `loss` have a part in it.
+
+        Args:
+            batch: The `Batch`.
+            terms: `{name: (weight, value)}`; see `objective()`.
+
+        Returns:
+            As `objective()`.
+        """
+        for name, (_, value) in terms.items():
+            self.track(name, value, batch)
+        return self._scaled(batch, sum(weight * value for weight, value in terms.values()))
+
+    def _scaled(self, batch, value):
+        """Scales a mean over this replica's samples so that the replicas' add up to the batch's.
+
+        This is the only place where losses are scaled.
+        """
+        return value * runtime.share_of_batch(batch.size)
 
     def _regularization(self):
         return sum((ops.sum(ops.cast(loss, "float32")) for loss in self.losses), start=0.0)
@@ -538,6 +613,21 @@ class Distiller(keras.Model):
         """Adds the mean over this replica's samples to the logs, if `name` has a tracker."""
         if name in self._trackers:
             self._trackers[name].update_state(value, sample_weight=batch.size)
+
+    def track_accuracy(self, name, logits, batch):
+        """Adds the accuracy of some logits to the logs, if `name` has a tracker.
+
+        Args:
+            name: String.
+            logits: Tensor `(batch, classes)`.
+            batch: The `Batch`, whose labels are class numbers or one-hot.
+        """
+        if name in self._trackers:
+            labels = batch.labels
+            if tuple(labels.shape[1:]) == tuple(logits.shape[1:]):
+                labels = ops.argmax(labels, axis=-1)
+            hits = ops.argmax(logits, axis=-1) == ops.cast(ops.reshape(labels, [-1]), "int32")
+            self.track(name, ops.mean(ops.cast(hits, "float32")), batch)
 
     def logs(self, batch, logits):
         """Updates the metrics of the student and returns all logs as `{name: scalar}`."""

@@ -173,6 +173,7 @@ class KnowledgeDistiller(Distiller):
 
     def start_epoch(self, epoch):
         """Tells the losses, whose weights and temperatures may be schedules."""
+        super().start_epoch(epoch)
         for loss in self.distillation_losses:
             loss.start_epoch(epoch)
 
