@@ -78,7 +78,8 @@ LOSSES = ("kd", "dkd")
         ({"temperature": LinearWarmUp(0, 4, epochs=3)}, "temperature must be.*LinearWarmUp"),
         ({"temperature": Cosine(4, -1, epochs=3)}, "temperature must be a number greater than 0"),
         ({"temperature": "hot"}, "temperature must be a number greater than 0.*'hot'"),
-        ({"weight": "heavy"}, "weight must be a number, or a schedule"),
+        ({"weight": "heavy"}, "weight must be a number of at least 0, or a schedule"),
+        ({"weight": -1.0}, "weight must be a number of at least 0.*-1.0"),
         ({"weight": keras.optimizers.schedules.CosineDecay(1.0, 9)}, "weight must be a number"),
     ],
 )

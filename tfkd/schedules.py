@@ -206,13 +206,14 @@ class LinearRestarts(_Ramp):
         return {**super().get_config(), "milestones": list(self.milestones)}
 
 
-def number_or_schedule(name, value, positive=False):
+def number_or_schedule(name, value, positive=False, nonnegative=False):
     """Checks an argument that can be a number or a schedule.
 
     Args:
         name: String, the argument's name, for the message.
         value: Number, `Schedule`, or a schedule as `keras.saving` serialises it.
         positive: Whether only numbers greater than 0 make sense.
+        nonnegative: Whether only numbers of at least 0 make sense.
 
     Returns:
         The number or the `Schedule`.
@@ -223,8 +224,13 @@ def number_or_schedule(name, value, positive=False):
     if isinstance(value, dict):
         value = keras.saving.deserialize_keras_object(value)
     values = value.bounds if isinstance(value, Schedule) else (value,)
-    if not all(_is_number(number) and (number > 0 or not positive) for number in values):
-        wanted = "a number greater than 0" if positive else "a number"
+    if not all(
+        _is_number(number) and (number > 0 or not positive) and (number >= 0 or not nonnegative)
+        for number in values
+    ):
+        wanted = "a number"
+        if positive or nonnegative:
+            wanted += " greater than 0" if positive else " of at least 0"
         raise UsageError(f"{name} must be {wanted}, or a schedule of such; received {value!r}.")
     return value
 

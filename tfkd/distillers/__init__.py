@@ -1,5 +1,6 @@
 """How a training step runs: one method per file."""
 
+from tfkd.distillers.ackd import ACKD
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.knowledge import KnowledgeDistiller
 from tfkd.distillers.report import Report
@@ -17,4 +18,4 @@ def available():
     return dict(sorted(found.items()))
 
 
-__all__ = ["Distiller", "KnowledgeDistiller", "Report", "available"]
+__all__ = ["ACKD", "Distiller", "KnowledgeDistiller", "Report", "available"]

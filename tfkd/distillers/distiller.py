@@ -31,7 +31,7 @@ class Batch:
     indices: object
 
 
-class _Untracked:
+class Untracked:
     """Keeps models out of the distiller's variables, so out of its checkpoints and optimizers."""
 
     def __init__(self, **values):
@@ -100,9 +100,9 @@ class Distiller(keras.Model):
             )
         self.student = student
         self.relational_scope = relational_scope
-        self._frozen = _Untracked(teacher=teacher, preprocessing=teacher_preprocessing)
-        self._observers = _Untracked(student=None, teacher=None)
-        self._watched = _Untracked(student=[], teacher=[])
+        self._frozen = Untracked(teacher=teacher, preprocessing=teacher_preprocessing)
+        self._observers = Untracked(student=None, teacher=None)
+        self._watched = Untracked(student=[], teacher=[])
         self._trackers = {}
         self._evaluated_trackers = set()
         self._evaluating = False
@@ -419,7 +419,11 @@ class Distiller(keras.Model):
     def test_step(self, data):
         """Evaluates the student on one batch; called by `evaluate`."""
         batch = self.unpack(data)
-        logits = ops.cast(self.student(batch.inputs, training=False), "float32")
+        return self.evaluated(batch, self.student(batch.inputs, training=False))
+
+    def evaluated(self, batch, logits):
+        """Updates loss and metrics by the student's logits; returns the logs of `test_step`."""
+        logits = ops.cast(logits, "float32")
         value = self.student_loss(batch, logits) + self._regularization()
         self._loss_tracker.update_state(value, sample_weight=batch.size)
         return self.logs(batch, logits)
@@ -446,6 +450,11 @@ class Distiller(keras.Model):
         """
         inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         size = ops.shape(tf.nest.flatten(inputs)[0])[0]
+        if not self.built and hasattr(inputs, "shape"):
+            # A student whose shapes only data tells. Variables are made outside of the step.
+            with tf.init_scope():
+                self.build((None, *inputs.shape[1:]))
+                self.build_optimizers()
         indices = None
         if isinstance(labels, dict):
             labels, indices = labels["label"], labels.get("index")

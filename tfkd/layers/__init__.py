@@ -1,6 +1,17 @@
 """Trainable parts that methods put around the models, and what prepares the teacher's images."""
 
 from tfkd.layers.adapter import Adapter
+from tfkd.layers.attention_fusion import AttentionFusion
+from tfkd.layers.auxiliary_learner import AuxiliaryLearner
+from tfkd.layers.discriminator import Discriminator
+from tfkd.layers.logit_attention import LogitAttention
 from tfkd.layers.teacher_preprocessing import TeacherPreprocessing
 
-__all__ = ["Adapter", "TeacherPreprocessing"]
+__all__ = [
+    "Adapter",
+    "AttentionFusion",
+    "AuxiliaryLearner",
+    "Discriminator",
+    "LogitAttention",
+    "TeacherPreprocessing",
+]

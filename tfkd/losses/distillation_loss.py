@@ -69,7 +69,7 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         # float32 whatever the global policy: softmax, norms and similarity matrices lose their
         # meaning in half precision. Keras casts the taps on entry.
         super().__init__(name=name or self.id, dtype=dtype, **kwargs)
-        self.weight = schedules.number_or_schedule("weight", weight)
+        self.weight = schedules.number_or_schedule("weight", weight, nonnegative=True)
         self.spots = _check_spots(type(self).__name__, self.spots if spots is None else spots)
 
     def __setattr__(self, name, value):

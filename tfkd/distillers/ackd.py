@@ -1,0 +1,411 @@
+"""ACKD: a student with auxiliary learners that collaborate, and a discriminator against them."""
+
+import keras
+import tensorflow as tf
+from keras import layers, ops
+
+from tfkd import losses, runtime, schedules, taps
+from tfkd.distillers.distiller import Distiller, Untracked
+from tfkd.errors import UsageError, unknown
+from tfkd.layers import AttentionFusion, AuxiliaryLearner, Discriminator, LogitAttention
+from tfkd.losses import masked_mean
+
+ATTENTIONS = ("channel", "logit", "uniform")
+TARGETS = ("teacher", "ensemble")
+
+#: The names of the learner that the student is by itself, and of the one that fuses all.
+MAIN, FUSED = "main", "fused"
+
+
+class ACKD(Distiller):
+    """Adversarial collaborative knowledge distillation.
+
+    While it is trained, the student is more than one classifier: auxiliary learners read its
+    intermediate stages, attention fuses their feature maps with the student's own, and a fused
+    classifier reads the result. The teacher and the labels teach every learner, the fused one
+    teaches the others, and a discriminator that tells teacher features from student features is
+    to be deceived by all of them.
+
+        L = Σ_n CE(z_n, y) + kd_weight · Σ_n KD(z_n, z_teacher)
+            + collaboration_weight · Σ_{n ≠ fused} KD(z_n, z_fused)
+            + adversarial_weight · mean_n softplus(−D(R_n h_n))
+        L_D = softplus(−D(h_teacher)) + mean_n softplus(D(R_n h_n))
+
+    with logits `z`, pooled features `h` and a linear map `R_n` to the teacher's width per
+    learner. Gradients stop at what teaches. Both objectives come from one forward pass of every
+    network; the discriminator's step is taken first.
+
+    `distiller.student` stays the plain student, `fused_student()` is the student with auxiliary
+    learners and fusion.
+
+    Args:
+        student: A `keras.Model` that outputs logits `(batch, classes)`.
+        teacher: A trained `keras.Model` that outputs logits `(batch, classes)`.
+        temperature: Positive number, of all KD terms.
+        kd_weight: Number of at least 0.
+        collaboration_weight: Number of at least 0.
+        adversarial_weight: Number of at least 0, or a schedule. 0: no discriminator.
+        adversarial_ramp: Number of epochs over which `adversarial_weight` grows from 0; 0 for
+            none.
+        auxiliary_learners: Integer, how many intermediate stages get a learner, from the last one
+            down; −1 for all. 0 leaves the student's own terms alone: it then equals
+            `KnowledgeDistiller` with `kd`.
+        auxiliary_design: `"separable"` or `"bottleneck"`; see `tfkd.layers.AuxiliaryLearner`.
+        attention: What fuses the learners. `"channel"`: their maps, by one weight per channel.
+            `"logit"`: their logits, by the similarity of their features; each learner then has a
+            mixture of its own to learn from. `"uniform"`: the mean of their maps.
+        adversarial_target: What the discriminator takes for real: `"teacher"`, the teacher's
+            features; `"ensemble"`, the fused learner's, with the others as fakes and no `R_n`.
+        stages: List of the student's taps to use, the last feature map at the end. None for its
+            stages as `tfkd.taps` finds them.
+        teacher_features: The teacher's tap with its features. None for its pooled vector.
+        teacher_preprocessing: What makes the teacher's inputs of the student's; see `Distiller`.
+        relational_scope: No loss here is relational; see `Distiller`.
+        name: String, optional.
+
+    Raises:
+        UsageError: If an option is none of those above, the student has fewer than two stages,
+            or the models do not fit each other (see `Distiller`).
+
+    Example:
+    ```python
+    distiller = tfkd.ACKD(student, teacher, temperature=4.0, adversarial_ramp=3)
+    distiller.compile("sgd", metrics=["accuracy"], discriminator_optimizer="adam")
+    distiller.fit(train, validation_data=validation, epochs=30)
+    distiller.student.save("student.keras")
+    distiller.fused_student().save("fused.keras")
+    ```
+
+    Logs: `loss`; `student_loss`, the student's own on the labels; `learners_loss`, the sum of
+    the others'; `kd_loss`, `collaboration_loss`, `adversarial_loss` and `discriminator_loss`,
+    unweighted; `{learner}_accuracy` and `{learner}_attention`, its mean weight in the fusion;
+    `discriminator_real_accuracy` and `discriminator_fake_accuracy`. Learners are called
+    `auxiliary1` (after the first stage), ..., `main`, `fused`; `accuracy` is the student's.
+
+    Deviations: the paper was read in abstract only, and no code of it is public. The auxiliary
+    learners, the attention and the adversary are the abstract's; their architectures, all
+    losses, weights, the ramp, the optimizer of the discriminator and the form of the fused
+    student are reconstructions after the works that it cites. docs/ackd.md says which is which.
+
+    References:
+        - [Improved Knowledge Distillation via Adversarial
+          Collaboration](https://arxiv.org/abs/2111.14356), abstract.
+    """
+
+    id = "ackd"
+    further_optimizers = {
+        "discriminator_optimizer": {"name": "adam", "learning_rate": 1e-4, "beta_1": 0.5}
+    }
+
+    def __init__(
+        self,
+        student,
+        teacher,
+        temperature=4.0,
+        kd_weight=1.0,
+        collaboration_weight=1.0,
+        adversarial_weight=0.1,
+        adversarial_ramp=10.0,
+        auxiliary_learners=-1,
+        auxiliary_design="separable",
+        attention="channel",
+        adversarial_target="teacher",
+        stages=None,
+        teacher_features=None,
+        teacher_preprocessing=None,
+        relational_scope="global",
+        name=None,
+    ):
+        super().__init__(student, teacher, relational_scope, teacher_preprocessing, name=name)
+        if attention not in ATTENTIONS:
+            raise unknown("attention", attention, ATTENTIONS)
+        if adversarial_target not in TARGETS:
+            raise unknown("adversarial_target", adversarial_target, TARGETS)
+        self.attention = attention
+        self.adversarial_target = adversarial_target
+        self.auxiliary_design = auxiliary_design
+        self.stages = list(stages or taps.at_spots(student, "stages"))
+        self.auxiliary_stages = self._auxiliary_stages(auxiliary_learners)
+        self.collaborates = bool(self.auxiliary_stages)
+        self.adversarial_weight = _ramp(adversarial_weight, adversarial_ramp)
+        self.is_adversarial = self.collaborates and adversarial_weight != 0
+        self.teacher_features = teacher_features or taps.at_spots(teacher, "pooled")[0]
+        self.kd_loss = losses.KnowledgeDistillation(temperature, weight=kd_weight)
+        self.collaboration_loss = losses.KnowledgeDistillation(
+            temperature, weight=collaboration_weight, name="collaboration"
+        )
+        self._fused_student = Untracked(model=None)
+        self.watch(self.stages, [self.teacher_features] if self.is_adversarial else [])
+        self._add_trackers()
+        if taps.output(student) is not None:
+            self.build(student.input_shape)
+
+    def _auxiliary_stages(self, number):
+        """Returns `{learner's name: position of its stage}`."""
+        intermediate = len(self.stages) - 1
+        if number != 0 and intermediate < 1:
+            raise UsageError(
+                f"Student {self.student.name!r} has one stage ({', '.join(self.stages)}), and "
+                "auxiliary learners need an intermediate one: name at least two taps, stages=[...]."
+            )
+        if isinstance(number, bool) or number not in range(-1, intermediate + 1):
+            raise UsageError(
+                f"auxiliary_learners must be -1 (all) or 0 to {intermediate}, the number of the "
+                f"student's intermediate stages; received {number!r}."
+            )
+        first = 0 if number == -1 else intermediate - number
+        return {f"auxiliary{stage + 1}": stage for stage in range(first, intermediate)}
+
+    def _add_trackers(self):
+        for part in ("student", "distillation", "kd"):
+            self.add_tracker(f"{part}_loss")
+        if not self.collaborates:
+            return
+        for part in ("learners", "collaboration"):
+            self.add_tracker(f"{part}_loss")
+        for learner in self.auxiliary_stages:
+            self.add_tracker(f"{learner}_accuracy")
+        self.add_tracker(f"{FUSED}_accuracy", evaluated=True)
+        for learner in (*self.auxiliary_stages, MAIN):
+            self.add_tracker(f"{learner}_attention")
+        if self.is_adversarial:
+            for part in ("adversarial_loss", "discriminator_loss"):
+                self.add_tracker(part)
+            for kind in ("real", "fake"):
+                self.add_tracker(f"discriminator_{kind}_accuracy")
+
+    def build(self, input_shape):
+        """Creates auxiliary learners, fusion and discriminator for inputs of this shape."""
+        student, teacher = self.tap_shapes(input_shape)
+        shapes = [student[stage] for stage in self.stages]
+        logits, channels = student[taps.LOGITS], shapes[-1][-1]
+        dtype = self.student.dtype_policy
+        names = [*self.auxiliary_stages, MAIN, *([FUSED] if self.collaborates else [])]
+        self.kd_loss.build([logits] * len(names), [teacher[taps.LOGITS]] * len(names))
+        self.auxiliary = {}
+        for learner, stage in self.auxiliary_stages.items():
+            following = [shape[1:] for shape in shapes[stage + 1 :]]
+            layer = AuxiliaryLearner(
+                following, logits[-1], self.auxiliary_design, name=learner, dtype=dtype
+            )
+            layer.build(shapes[stage])
+            self.auxiliary[learner] = layer
+        if self.collaborates:
+            peers = names[:-1]
+            self.collaboration_loss.build([logits] * len(peers), [logits] * len(peers))
+            if self.attention == "logit":
+                self.fusion = LogitAttention(dtype=dtype)
+                self.fusion.build([(None, len(peers), channels), (None, len(peers), logits[-1])])
+            else:
+                self.fusion = AttentionFusion(uniform=self.attention == "uniform", dtype=dtype)
+                self.fusion.build([shapes[-1]] * len(peers))
+                self.fused_classifier = layers.Dense(logits[-1], dtype=dtype)
+                self.fused_classifier.build((None, channels))
+        if self.is_adversarial:
+            self._build_adversary(names, channels, teacher[self.teacher_features][-1], dtype)
+        runtime.synchronize_batch_normalization(self)
+        self.built = True
+
+    def _build_adversary(self, names, channels, teacher_channels, dtype):
+        self.projections = {}
+        self.discriminator = Discriminator(dtype=dtype)
+        if self.adversarial_target == "ensemble":
+            self.discriminator.build((None, channels))
+            return
+        self.discriminator.build((None, teacher_channels))
+        for learner in names:
+            self.projections[learner] = layers.Dense(teacher_channels, use_bias=False, dtype=dtype)
+            self.projections[learner].build((None, channels))
+
+    def optimizers(self):
+        """Returns `{name: (optimizer, variables it updates)}`."""
+        adversary = self.discriminator.trainable_variables if self.is_adversarial else []
+        theirs = {id(variable) for variable in adversary}
+        own = [variable for variable in self.trainable_variables if id(variable) not in theirs]
+        found = {"optimizer": (self.optimizer, own)}
+        if self.is_adversarial:
+            found["discriminator_optimizer"] = (self.discriminator_optimizer, adversary)
+        return found
+
+    def start_epoch(self, epoch):
+        """Tells the losses, whose weights and temperatures may be schedules."""
+        super().start_epoch(epoch)
+        self.kd_loss.start_epoch(epoch)
+        self.collaboration_loss.start_epoch(epoch)
+
+    def train_step(self, data):
+        """Runs every network once, and takes one step of the discriminator and of the student."""
+        batch = self.unpack(data)
+        teacher = self.observe_teacher(batch)
+        with tf.GradientTape(persistent=True) as tape:
+            student = self.observe_student(batch)
+            vectors, logits, targets = self.collaborate(student, batch, training=True)
+            terms = self._lessons(batch, logits, targets, teacher)
+            if self.is_adversarial:
+                real, fakes = self._judge(vectors, teacher)
+                deception = _mean_over(batch, [ops.softplus(-fake) for fake in fakes])
+                detection = _mean_over(batch, [ops.softplus(fake) for fake in fakes])
+                detection += _mean_over(batch, [ops.softplus(-real)])
+                self.track("discriminator_real_accuracy", _share(real > 0), batch)
+                self.track("discriminator_fake_accuracy", _share(ops.stack(fakes) < 0), batch)
+                weight = self.value_of(self.adversarial_weight)
+                terms["adversarial_loss"] = (weight, deception)
+                detection = self.own_objective(batch, {"discriminator_loss": (1.0, detection)})
+            objective = self.objective(batch, terms)
+        optimizers = self.optimizers()
+        if self.is_adversarial:
+            self.update(tape, detection, *optimizers["discriminator_optimizer"])
+        self.update(tape, objective, *optimizers["optimizer"])
+        return self.logs(batch, student[taps.LOGITS])
+
+    def collaborate(self, student, batch=None, training=False):
+        """Runs the auxiliary learners and their fusion on what the student computed.
+
+        Args:
+            student: `{tap: tensor}`, as from `observe_student`.
+            batch: The `Batch`, to log what the learners do; None not to.
+            training: Whether the learners run in training mode.
+
+        Returns:
+            The tuple `(vectors, logits, targets)`: `{learner: pooled features}` and
+            `{learner: logits}`, the fused learner's last, and the logits from which each of the
+            others learns, `{learner: logits}`.
+        """
+        maps, logits = {}, {}
+        for learner, stage in self.auxiliary_stages.items():
+            layer, features = self.auxiliary[learner], student[self.stages[stage]]
+            run = layer.call if keras.utils.is_keras_tensor(features) else layer
+            maps[learner], logits[learner] = run(features, training=training)
+        maps[MAIN], logits[MAIN] = student[self.stages[-1]], student[taps.LOGITS]
+        vectors = {learner: ops.mean(tensor, axis=(1, 2)) for learner, tensor in maps.items()}
+        if not self.collaborates:
+            return vectors, logits, {}
+        if self.attention == "logit":
+            targets, attention = self._mix(vectors, logits)
+        else:
+            targets, attention = self._fuse(maps, vectors, logits, training)
+        if batch is not None:
+            for learner, tensor in logits.items():
+                self.track_accuracy(f"{learner}_accuracy", tensor, batch)
+            for position, learner in enumerate(maps):
+                self.track(f"{learner}_attention", ops.mean(attention[:, position]), batch)
+        return vectors, logits, targets
+
+    def _fuse(self, maps, vectors, logits, training):
+        """Adds the fused learner, whose features are a weighted sum of the learners' maps."""
+        tensors = list(maps.values())
+        symbolic = keras.utils.is_keras_tensor(tensors[0])
+        run = self.fusion.call if symbolic else self.fusion
+        fused, attention = run(tensors, training=training)
+        vectors[FUSED] = ops.mean(fused, axis=(1, 2))
+        logits[FUSED] = self.fused_classifier(vectors[FUSED])
+        return dict.fromkeys(maps, logits[FUSED]), attention
+
+    def _mix(self, vectors, logits):
+        """Adds the fused learner, whose logits are the mean of what each learner is to learn."""
+        stacked = ops.stack(list(vectors.values()), axis=1)
+        tensors = ops.stack(list(logits.values()), axis=1)
+        run = self.fusion.call if keras.utils.is_keras_tensor(stacked) else self.fusion
+        mixed, attention = run([stacked, tensors])
+        shares = ops.mean(attention, axis=1)
+        targets = {learner: mixed[:, position] for position, learner in enumerate(logits)}
+        logits[FUSED] = ops.mean(mixed, axis=1)
+        weights = ops.cast(ops.expand_dims(shares, -1), stacked.dtype)
+        vectors[FUSED] = ops.sum(weights * stacked, axis=1)
+        return targets, shares
+
+    def _lessons(self, batch, logits, targets, teacher):
+        """Returns what labels, teacher and fused learner teach, as terms of the objective."""
+        own = {learner: self.student_loss(batch, tensor) for learner, tensor in logits.items()}
+        everyone = list(logits.values())
+        from_teacher = [teacher[taps.LOGITS]] * len(everyone)
+        kd = self.distillation_loss(self.kd_loss, batch, everyone, from_teacher)
+        terms = {
+            "student_loss": (1.0, own.pop(MAIN)),
+            "kd_loss": (self.kd_loss.value_of(self.kd_loss.weight), kd),
+        }
+        if self.collaborates:
+            terms["learners_loss"] = (1.0, sum(own.values()))
+            peers = [logits[learner] for learner in targets]
+            value = self.distillation_loss(
+                self.collaboration_loss, batch, peers, list(targets.values())
+            )
+            weight = self.collaboration_loss.value_of(self.collaboration_loss.weight)
+            terms["collaboration_loss"] = (weight, value)
+        return terms
+
+    def _judge(self, vectors, teacher):
+        """Lets the discriminator judge all features at once.
+
+        Returns:
+            The tuple `(real, fakes)`: a tensor `(batch,)`, and a list of such.
+        """
+        if self.adversarial_target == "ensemble":
+            real = ops.stop_gradient(vectors[FUSED])
+            fakes = [vector for learner, vector in vectors.items() if learner != FUSED]
+        else:
+            real = teacher[self.teacher_features]
+            if len(real.shape) == 4:
+                real = ops.mean(real, axis=(1, 2))
+            fakes = [self.projections[learner](vector) for learner, vector in vectors.items()]
+        dtype = self.discriminator.compute_dtype
+        everything = [ops.cast(vector, dtype) for vector in (real, *fakes)]
+        real, *fakes = ops.split(self.discriminator(ops.concatenate(everything)), len(everything))
+        return real, fakes
+
+    def test_step(self, data):
+        """Evaluates the student, and the fused one beside it; called by `evaluate`."""
+        batch = self.unpack(data)
+        student = self.observe_student(batch, training=False)
+        if self.collaborates:
+            _, logits, _ = self.collaborate(student)
+            self.track_accuracy(f"{FUSED}_accuracy", logits[FUSED], batch)
+        return self.evaluated(batch, student[taps.LOGITS])
+
+    def learners(self):
+        """Returns `{"fused": fused student}`, or nothing where there are no auxiliary learners."""
+        return {FUSED: self.fused_student()} if self.collaborates else {}
+
+    def fused_student(self):
+        """Returns student, auxiliary learners and fusion as one Keras model.
+
+        It shares its layers and weights with the distiller, is made of Keras' own layers, and
+        can be saved and loaded without tfkd where the student can.
+
+        Returns:
+            A `keras.Model` that outputs the fused logits `(batch, classes)`.
+
+        Raises:
+            UsageError: If there are no auxiliary learners, or the student is subclassed.
+        """
+        if not self.collaborates:
+            raise UsageError("There is no fused student without auxiliary learners.")
+        if self._fused_student.model is None:
+            observer = self._observers.student
+            if not isinstance(observer, keras.Model):
+                raise UsageError(
+                    f"Student {self.student.name!r} is subclassed, so it cannot be joined with "
+                    "the learners in one Keras model; a functional model can."
+                )
+            _, logits, _ = self.collaborate(observer.output, training=None)
+            name = f"{self.student.name}_fused"
+            self._fused_student.model = keras.Model(observer.input, logits[FUSED], name=name)
+        return self._fused_student.model
+
+
+def _ramp(weight, epochs):
+    """Returns the weight of the adversarial term, which grows from 0 where `epochs` is above 0."""
+    weight = schedules.number_or_schedule("adversarial_weight", weight, nonnegative=True)
+    if isinstance(weight, schedules.Schedule) or not epochs or not weight:
+        return weight
+    return schedules.LinearWarmUp(0.0, weight, epochs=epochs)
+
+
+def _share(condition):
+    """Returns the share of elements for which a condition holds."""
+    return ops.mean(ops.cast(condition, "float32"))
+
+
+def _mean_over(batch, values):
+    """Returns the mean over a list of tensors `(batch,)`, by the samples' weights."""
+    return masked_mean(sum(values) / len(values), batch.sample_weight)
