@@ -4,8 +4,9 @@
 
 All measured steps run in one process, in turn, so that whatever else the machine does slows them
 alike; what is printed are medians and ratios of medians. The floor is the student's own training
-step plus the teacher's inference on the same batch. `--method` takes ids as configs do, several
-separated by commas, or `all`.
+step plus the teacher's inference on the same batch, plus what the method's own networks compute,
+measured by itself. `--method` takes ids as configs do, several separated by commas, or `all` for
+all losses.
 """
 
 import time
@@ -69,6 +70,33 @@ def keras_distiller(student, teacher):
     )
 
 
+def ackd_parts(distiller, images, labels):
+    """The learners' own forward and backward pass, from taps and teacher outputs that are given."""
+    batch = distiller.unpack((images, labels))
+    student = distiller.observe_student(batch, training=False)
+    teacher = distiller.observe_teacher(batch)
+    students = {id(variable) for variable in distiller.student.trainable_variables}
+    own = [v for v in distiller.trainable_variables if id(v) not in students]
+
+    @tf.function(jit_compile=tfkd.runtime.jit_compile())
+    def learners(student, teacher):
+        with tf.GradientTape() as tape:
+            tape.watch(student)
+            vectors, logits, targets = distiller.collaborate(student, training=True)
+            terms = distiller.teach(batch, logits, targets, teacher)
+            real, fakes = distiller.judge(vectors, teacher)
+            adversarial = [tf.reduce_mean(tf.nn.softplus(x)) for x in (real, *fakes)]
+            total = sum(adversarial) + sum(value for _, value in terms.values())
+        return tape.gradient(total, [*student.values(), *own])
+
+    return {"auxiliary learners": lambda: learners(student, teacher)[0].numpy()}
+
+
+#: `{id of a method: function of (distiller, images, labels) that returns {name: function}}`: what
+#: its own networks compute, beside the student's step and the teacher's inference.
+OWN_PARTS = {"ackd": ackd_parts}
+
+
 def measure(steps, rounds):
     """Runs all steps in turn and returns `{name: [seconds, ...]}`."""
     for step in steps.values():
@@ -107,6 +135,7 @@ def main(arguments):
         "student step": training_step(compiled(create(FLAGS.student)), data),
         "teacher inference": inference(teacher, images),
     }
+    parts = {}
     for method in methods:
         settings = tfkd_config.default_config(method, FLAGS.teacher, FLAGS.student)
         distiller = tfkd_config.make_distiller(
@@ -114,6 +143,10 @@ def main(arguments):
         )
         needs_indices = tfkd_config.needs_indices(settings)
         steps[method] = training_step(compiled(distiller), indexed if needs_indices else data)
+        of_method = OWN_PARTS.get(settings.method.distiller, lambda *_: {})
+        own = of_method(distiller, images, labels)
+        parts[method] = [f"{method}: {name}" for name in own]
+        steps |= zip(parts[method], own.values())
     if FLAGS.keras:
         distiller = compiled(keras_distiller(create(FLAGS.student), create(FLAGS.teacher)))
         steps["keras.distillation"] = training_step(distiller, data)
@@ -122,7 +155,8 @@ def main(arguments):
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     floor = medians["student step"] + medians["teacher inference"]
     for method in [*methods, *(["keras.distillation"] if FLAGS.keras else [])]:
-        print(f"{method}: step over floor {medians[method] / floor:.3f}")
+        own = sum(medians[part] for part in parts.get(method, []))
+        print(f"{method}: step over floor {medians[method] / (floor + own):.3f}")
     print(
         f"\n{FLAGS.teacher} -> {FLAGS.student}, batch {FLAGS.batch_size}, "
         f"{FLAGS.rounds} rounds, milliseconds:"

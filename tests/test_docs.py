@@ -17,11 +17,17 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_your_own_models(elsewhere, capsys):
-    text = (DOCS / "your_own_models.md").read_text(encoding="utf-8")
+def run_page(name):
+    """Executes all Python of a page, and returns its variables."""
     page = {}
+    text = (DOCS / name).read_text(encoding="utf-8")
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
-        exec(compile(block, "your_own_models.md", "exec"), page)
+        exec(compile(block, name, "exec"), page)
+    return page
+
+
+def test_your_own_models(elsewhere, capsys):
+    page = run_page("your_own_models.md")
     assert [student for student, _ in page["pairs"]] == ["stage1", "stage2", "stage3"]
     assert page["pairs"][-1][1] == "out_relu"
     assert any("near chance" in warning for warning in page["report"].warnings)
@@ -30,3 +36,13 @@ def test_your_own_models(elsewhere, capsys):
     saved = keras.models.load_model(elsewhere / "student.keras")
     assert saved.input_shape == (None, 32, 32, 1)
     assert saved.count_params() == page["student"].count_params()
+
+
+def test_ackd(elsewhere):
+    page = run_page("ackd.md")
+    assert {"val_accuracy", "val_fused_accuracy"} <= page["history"].history.keys()
+    sizes = [
+        keras.models.load_model(elsewhere / f"{name}.keras").count_params()
+        for name in ("student", "fused")
+    ]
+    assert sizes[0] == page["student"].count_params() < sizes[1]

@@ -240,9 +240,9 @@ class ACKD(Distiller):
         with tf.GradientTape(persistent=True) as tape:
             student = self.observe_student(batch)
             vectors, logits, targets = self.collaborate(student, batch, training=True)
-            terms = self._lessons(batch, logits, targets, teacher)
+            terms = self.teach(batch, logits, targets, teacher)
             if self.is_adversarial:
-                real, fakes = self._judge(vectors, teacher)
+                real, fakes = self.judge(vectors, teacher)
                 deception = _mean_over(batch, [ops.softplus(-fake) for fake in fakes])
                 detection = _mean_over(batch, [ops.softplus(fake) for fake in fakes])
                 detection += _mean_over(batch, [ops.softplus(-real)])
@@ -314,7 +314,7 @@ class ACKD(Distiller):
         vectors[FUSED] = ops.sum(weights * stacked, axis=1)
         return targets, shares
 
-    def _lessons(self, batch, logits, targets, teacher):
+    def teach(self, batch, logits, targets, teacher):
         """Returns what labels, teacher and fused learner teach, as terms of the objective."""
         own = {learner: self.student_loss(batch, tensor) for learner, tensor in logits.items()}
         everyone = list(logits.values())
@@ -334,7 +334,7 @@ class ACKD(Distiller):
             terms["collaboration_loss"] = (weight, value)
         return terms
 
-    def _judge(self, vectors, teacher):
+    def judge(self, vectors, teacher):
         """Lets the discriminator judge all features at once.
 
         Returns:
