@@ -369,6 +369,13 @@ def test_wrong_use(arguments, message):
         make(**arguments)
 
 
+def test_check_names_the_teachers_loss():
+    distiller = make(kd_weight=0.5)
+    report = distiller.check([tiny.data(16)])
+    assert report.losses["kd_loss"]["weight"] == 0.5
+    assert report.losses["kd_loss"]["spots"] == [("logits", (5,), "logits", (5,))]
+
+
 def test_no_fused_student_without_learners():
     with pytest.raises(UsageError, match="no fused student without auxiliary learners"):
         make(auxiliary_learners=0).fused_student()

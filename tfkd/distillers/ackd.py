@@ -129,7 +129,9 @@ class ACKD(Distiller):
         self.collaborates = bool(self.auxiliary_stages)
         self.adversarial_weight = _ramp(adversarial_weight, adversarial_ramp)
         self.is_adversarial = self.collaborates and adversarial_weight != 0
-        self.teacher_features = teacher_features or taps.at_spots(teacher, "pooled")[0]
+        self.teacher_features = teacher_features
+        if self.is_adversarial and teacher_features is None:
+            self.teacher_features = taps.at_spots(teacher, "pooled")[0]
         self.kd_loss = losses.KnowledgeDistillation(temperature, weight=kd_weight)
         self.collaboration_loss = losses.KnowledgeDistillation(
             temperature, weight=collaboration_weight, name="collaboration"
@@ -216,6 +218,10 @@ class ACKD(Distiller):
         for learner in names:
             self.projections[learner] = layers.Dense(teacher_channels, use_bias=False, dtype=dtype)
             self.projections[learner].build((None, channels))
+
+    def distillation_parts(self):
+        """Returns the loss that teacher and plain student share, for `check`."""
+        return [(self.kd_loss, [(taps.LOGITS, taps.LOGITS)])]
 
     def optimizers(self):
         """Returns `{name: (optimizer, variables it updates)}`."""
