@@ -76,7 +76,14 @@ def run(config, workdir, data_dir=None, command=None):
     summary["training_seconds"] = round(progress.seconds, 1)
 
     summary |= _test(config, data, distiller, progress, workdir)
-    pictures = {"curves.png": lambda path: plots.curves(path, {"student": history})}
+    histories = {"student": history}
+    for name in distiller.learners():
+        keys = {"accuracy": f"{name}_accuracy", "val_accuracy": f"val_{name}_accuracy"}
+        histories[name] = [
+            {key: epoch[source] for key, source in keys.items() if source in epoch}
+            for epoch in history
+        ]
+    pictures = {"curves.png": lambda path: plots.curves(path, histories)}
     for name, draw in {**pictures, **distiller.pictures(history)}.items():
         checkpoint.write(workdir / name, draw)
         _show_in_tensorboard(workdir, name, config.epochs)

@@ -1,6 +1,7 @@
 """Pictures of runs, as PNG files."""
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 
@@ -16,15 +17,13 @@ def curves(path, histories):
             the label stands for several runs `{label: [history, ...]}` a mean line within the
             band of one standard deviation.
     """
-    import numpy as np
-
-    panels = {
+    shown = {
         "loss": "training loss",
         "accuracy": "training accuracy",
         "val_accuracy": "validation accuracy",
     }
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(13, 3.8), layout="constrained")
-    for axis, (key, title) in zip(axes, panels.items()):
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(13, 3.8), layout="constrained")
+    for axis, (key, title) in zip(axes, shown.items()):
         for label, runs in histories.items():
             runs = [runs] if runs and isinstance(runs[0], dict) else runs
             values = np.array([[epoch.get(key, np.nan) for epoch in run] for run in runs])
@@ -36,11 +35,39 @@ def curves(path, histories):
                 axis.fill_between(
                     epochs, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.2
                 )
-        axis.set_title(title)
-        axis.set_xlabel("epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.3)
+        _over_epochs(axis, title)
     axes[0].set_yscale("log")
     axes[-1].legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def panels(path, contents):
+    """Draws values over the epochs, in one panel per kind.
+
+    Args:
+        path: Where to write the PNG.
+        contents: `{title: {label: list of one value per epoch}}`. A panel whose values are all
+            within 0 and 1 shows that range, so that shares can be compared by eye.
+    """
+    count = len(contents)
+    figure, axes = pyplot.subplots(
+        1, count, figsize=(4.6 * count, 3.8), layout="constrained", squeeze=False
+    )
+    for axis, (title, series) in zip(axes[0], contents.items()):
+        for label, values in series.items():
+            axis.plot(range(1, len(values) + 1), values, label=label)
+        everything = np.concatenate([np.asarray(values) for values in series.values()])
+        if np.all((everything >= 0) & (everything <= 1)):
+            axis.set_ylim(-0.03, 1.03)
+        _over_epochs(axis, title)
+        axis.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _over_epochs(axis, title):
+    axis.set_title(title)
+    axis.set_xlabel("epoch")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3)

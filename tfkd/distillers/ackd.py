@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 from keras import layers, ops
 
-from tfkd import losses, runtime, schedules, taps
+from tfkd import losses, plots, runtime, schedules, taps
 from tfkd.distillers.distiller import Distiller, Untracked
 from tfkd.errors import UsageError, unknown
 from tfkd.layers import AttentionFusion, AuxiliaryLearner, Discriminator, LogitAttention
@@ -371,6 +371,28 @@ class ACKD(Distiller):
     def learners(self):
         """Returns `{"fused": fused student}`, or nothing where there are no auxiliary learners."""
         return {FUSED: self.fused_student()} if self.collaborates else {}
+
+    def pictures(self, history):
+        """Returns `{"ackd.png": ...}`: what the learners, their fusion and the adversary did."""
+        if not self.collaborates:
+            return {}
+        peers = [*self.auxiliary_stages, MAIN]
+        groups = {
+            "training accuracy": {
+                name: f"{name}_accuracy".replace(f"{MAIN}_", "")
+                for name in (*self.auxiliary_stages, MAIN, FUSED)
+            },
+            "mean attention": {name: f"{name}_attention" for name in peers},
+        }
+        if self.is_adversarial:
+            groups["discriminator accuracy"] = {
+                kind: f"discriminator_{kind}_accuracy" for kind in ("real", "fake")
+            }
+        contents = {
+            title: {label: [epoch[key] for epoch in history] for label, key in series.items()}
+            for title, series in groups.items()
+        }
+        return {"ackd.png": lambda path: plots.panels(path, contents)}
 
     def fused_student(self):
         """Returns student, auxiliary learners and fusion as one Keras model.
