@@ -6,12 +6,13 @@ INSTALLED = $(VENV)/installed
 
 .PHONY: demo demo-smoke test test-slow lint clean
 
-# The main job: teacher, student alone and student distilled, on real digits with three seeds.
+# The main job: teacher, student alone, and student distilled by two methods, on real digits with
+# three seeds.
 demo: $(INSTALLED)
-	$(RUN) -m tfkd.compare --config=configs/digits.py --methods=alone,kd --seeds=3 --workdir=runs/demo
+	$(RUN) -m tfkd.compare --config=configs/digits.py --methods=alone,kd,ackd --seeds=3 --workdir=runs/demo
 
 demo-smoke: $(INSTALLED)
-	$(RUN) -m tfkd.compare --config=configs/digits.py:runlocal --methods=alone,kd --seeds=1 --workdir=runs/demo-smoke
+	$(RUN) -m tfkd.compare --config=configs/digits.py:runlocal --methods=alone,kd,ackd --seeds=1 --workdir=runs/demo-smoke
 
 test: $(INSTALLED)
 	$(RUN) -m pytest -n auto

@@ -4,7 +4,7 @@ import runpy
 import pytest
 import tiny
 
-from tfkd import config
+from tfkd import config, distillers
 from tfkd.errors import UsageError
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -44,6 +44,41 @@ def test_a_task_can_change_the_weight_of_a_loss():
     made = config.method_config("kd+at", {"at": {"weight": 3.0}, "ft": {"weight": 5.0}})
     assert made.losses["at"].weight == 3.0 and made.losses.kd.weight == 1.0
     assert set(made.losses) == {"kd", "at"}
+
+
+def test_arguments_of_a_method_follow_after_colons():
+    made = config.method_config("ackd:attention=logit:temperature=3", {"ackd": {"kd_weight": 2.0}})
+    assert (made.distiller, dict(made.losses)) == ("ackd", {})
+    assert made.arguments.attention == "logit" and made.arguments.kd_weight == 2.0
+    assert type(made.arguments.temperature) is float and made.arguments.temperature == 3.0
+    assert made.optimizers.discriminator_optimizer.learning_rate == 1e-4
+    made = config.method_config("kd+at:student_loss_weight=0.5:at.weight=500")
+    assert made.arguments.student_loss_weight == 0.5 and made.losses["at"].weight == 500.0
+    assert made.distiller is None
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("ackd:attention", "Unknown argument of method 'ackd' 'attention': it must be one of"),
+        ("ackd:heat=3", "must be one of temperature, kd_weight"),
+        ("ackd:temperature=warm", "temperature takes a value like 4.0"),
+        ("kd:at.weight=3", "must be one of student_loss_weight, kd.temperature, kd.weight"),
+        ("alone:weight=3", "Method 'alone' has no arguments"),
+        ("ackd+kd", "Method 'ackd' takes no losses; received kd"),
+    ],
+)
+def test_wrong_arguments_of_a_method(name, message):
+    with pytest.raises(UsageError, match=message):
+        config.method_config(name)
+
+
+def test_a_config_describes_a_distiller_and_its_optimizers():
+    made = config.default_config("ackd:attention=uniform", "resnet20", "resnet8")
+    distiller = config.make_distiller(made, tiny.model(), tiny.model(seed=1))
+    assert isinstance(distiller, distillers.ACKD) and distiller.attention == "uniform"
+    distiller.compile("sgd", **made.method.optimizers.to_dict())
+    assert float(distiller.discriminator_optimizer.beta_1) == 0.5
 
 
 @pytest.mark.parametrize("name", ["kdd", "kd+nothing", ""])

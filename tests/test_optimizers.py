@@ -103,3 +103,45 @@ def test_schedule_round_trip():
 def test_mistakes(arguments, message):
     with pytest.raises(UsageError, match=message):
         optimizers.schedule(learning_rate=0.1, steps=10, **arguments)
+
+
+def test_settings_make_an_optimizer():
+    adam = optimizers.create("adam", learning_rate=1e-3, beta_1=0.5)
+    assert isinstance(adam, keras.optimizers.Adam) and adam.beta_1 == 0.5
+    assert float(adam.learning_rate) == pytest.approx(1e-3)
+    sgd = optimizers.create("sgd", weight_decay=0.1)
+    assert isinstance(sgd, optimizers.SGD) and sgd.decay_in_gradient == 0.1
+
+
+@pytest.mark.parametrize("policy", ["plain", "scaled"])
+def test_a_relative_learning_rate_follows_the_student(policy):
+    def student(rate):
+        optimizer = optimizers.SGD(rate)
+        return optimizer if policy == "plain" else keras.optimizers.LossScaleOptimizer(optimizer)
+
+    fixed = optimizers.create("sgd", student(0.2), relative_learning_rate=0.5)
+    assert float(fixed.learning_rate) == pytest.approx(0.1)
+    schedule = optimizers.schedule("steps", 0.2, steps=10, milestones=(0.5,))
+    following = optimizers.create("sgd", student(schedule), relative_learning_rate=0.5)
+    rates = []
+    variable = keras.Variable([1.0])
+    for _ in range(10):
+        rates.append(float(following.learning_rate))
+        following.apply([0.0 * variable.value], [variable])
+    np.testing.assert_allclose(rates, [0.1] * 5 + [0.01] * 5, rtol=1e-6)
+    again = optimizers.SGD.from_config(following.get_config())
+    assert float(again.learning_rate) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"name": "adm"}, "Optimizer 'adm': "),
+        ({"name": "adam", "beta_3": 0.5}, "Optimizer 'adam': .*beta_3"),
+        ({"name": "sgd", "momentums": 0.5}, "Optimizer 'sgd': .*momentums"),
+        ({"name": "sgd", "relative_learning_rate": 0.0}, "relative_learning_rate must be a number"),
+    ],
+)
+def test_wrong_settings(settings, message):
+    with pytest.raises(UsageError, match=message):
+        optimizers.create(student_optimizer=optimizers.SGD(0.1), **settings)

@@ -71,7 +71,9 @@ def weights(workdir, name="student"):
 
 
 def assert_same_run(one, other):
-    for name in ("teacher", "student"):
+    names = [path.stem for path in one.glob("*.keras")]
+    assert {"teacher", "student"} <= set(names)
+    for name in names:
         for a, b in zip(weights(one, name), weights(other, name), strict=True):
             np.testing.assert_array_equal(a, b)
     assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
@@ -141,8 +143,10 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     assert_same_run(finished, workdir)
 
 
-@pytest.mark.parametrize("method, stage", [("ft", "preparation_ft"), ("ft", "run"), ("crd", "run")])
-def test_losses_with_a_state_of_their_own_resume_too(
+@pytest.mark.parametrize(
+    "method, stage", [("ft", "preparation_ft"), ("ft", "run"), ("crd", "run"), ("ackd", "run")]
+)
+def test_methods_with_a_state_of_their_own_resume_too(
     method, stage, small, tmp_path, data_dir, monkeypatch
 ):
     config = [small[0].replace("runlocal", f"method={method},runlocal"), *small[1:], data_dir]
@@ -269,6 +273,30 @@ def test_select_best_saves_the_epoch_of_the_highest_validation_accuracy(tmp_path
     assert summary["last"]["epoch"] == 5
 
 
+def test_learners_are_saved_measured_and_compared(tmp_path, small, data_dir):
+    workdir, method = tmp_path / "run", "ackd:auxiliary_learners=1"
+    arguments = [*small, data_dir, "--config.select=best", f"--workdir={workdir}"]
+    call(compare.main, *arguments, f"--methods={method}", "--seeds=1")
+    folder = workdir / "ackd-auxiliary_learners=1-seed0"
+    summary = json.loads((folder / "summary.json").read_text())
+    fused = summary["learners"]["fused"]
+    model = keras.models.load_model(folder / "fused.keras")
+    data = tfkd.data.load("digits", batch_size=100, data_dir=data_dir.removeprefix("--data_dir="))
+    hits = [np.argmax(model(x), -1) == y.numpy() for x, y in data.test]
+    assert fused["test_accuracy"] == pytest.approx(np.mean(np.concatenate(hits)))
+    logs = experiment.history(folder)[fused["epoch"] - 1]
+    assert fused["validation_accuracy"] == logs["val_fused_accuracy"]
+    assert fused["epoch"] == summary["student"]["epoch"]
+    assert fused["parameters"] == model.count_params()
+    assert (folder / "ackd.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads((workdir / "table.json").read_text())
+    assert [row["method"] for row in rows] == [method, f"{method}, fused"]
+    assert [row["parameters"] for row in rows] == [
+        summary["student"]["parameters"],
+        model.count_params(),
+    ]
+
+
 def test_a_comparison_writes_its_table(tmp_path, data_dir, capsys):
     arguments = [*SMALL, data_dir, f"--workdir={tmp_path}", "--methods=alone,kd", "--seeds=2"]
     call(compare.main, *arguments, "--config.method.losses.kd.temperature=2.0")
@@ -302,6 +330,15 @@ MISTAKES = {
     "no such config": (["--config=configs/none.py"], "No such file .*none.py"),
     "config argument": ([f"{CONFIG},metod=kd"], "Unknown config argument 'metod'"),
     "method": ([f"{CONFIG},method=kdd"], "Unknown method 'kdd': it must be one of alone, .*kd"),
+    "argument of a method": (
+        [f"{CONFIG},method=ackd:atention=logit"],
+        "Unknown argument of method 'ackd' 'atention': .*attention",
+    ),
+    "losses of a method": ([f"{CONFIG},method=ackd+at"], "Method 'ackd' takes no losses"),
+    "optimizer of a method": (
+        [f"{CONFIG},method=ackd", "--config.method.optimizers.discriminator_optimizer.name=adm"],
+        "Optimizer 'adm': ",
+    ),
     "student": ([f"{CONFIG},student=resnet7"], "Unknown model 'resnet7'.*resnet8"),
     "teacher": ([f"{CONFIG},teacher=resnet7"], "Unknown model 'resnet7'"),
     "teacher file": ([f"{CONFIG},teacher=none.keras"], "Teacher none.keras does not exist"),

@@ -211,9 +211,11 @@ def method_config(name, settings=None):
 def _set_argument(item, name, arguments, chosen):
     """Reads `argument=value` or `loss.argument=value` into the arguments of method or loss."""
     key, equals, value = item.partition("=")
-    known = {**arguments}
+    known = dict(arguments)
     for identifier, own in chosen.items():
         known.update({f"{identifier}.{argument}": default for argument, default in own.items()})
+    if not known:
+        raise UsageError(f"Method {name.partition(':')[0]!r} has no arguments; received {item!r}.")
     if not equals or key not in known:
         raise unknown(f"argument of method {name.partition(':')[0]!r}", key, known)
     with contextlib.suppress(SyntaxError, ValueError):  # A word is itself.

@@ -90,7 +90,9 @@ def create(name, student_optimizer=None, relative_learning_rate=None, **settings
     """
     if relative_learning_rate is not None:
         check_positive("relative_learning_rate", relative_learning_rate)
-        rate = student_optimizer.get_config()["learning_rate"]
+        # One that scales the loss has its learning rate inside.
+        inner = getattr(student_optimizer, "inner_optimizer", student_optimizer)
+        rate = inner.get_config()["learning_rate"]
         if isinstance(rate, dict):
             rate = keras.optimizers.schedules.deserialize(rate)
             settings["learning_rate"] = RelativeSchedule(rate, relative_learning_rate)
