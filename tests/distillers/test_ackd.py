@@ -120,6 +120,19 @@ def test_each_optimizer_moves_its_own_networks_only(option):
         assert moved == tuple(rate > 0 for rate in rates)
 
 
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_the_student_sees_the_discriminator_as_it_was_before_its_step(eagerly):
+    x, y = tiny.data(16)
+    students = []
+    for rate in (0.0, 10.0):
+        keras.utils.set_random_seed(0)
+        distiller = make(0.1, rate, compile_arguments={"run_eagerly": eagerly})
+        distiller.train_on_batch(x, y)
+        students.append(values(distiller.optimizers()["optimizer"][1]))
+    for a, b in zip(*students, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 @pytest.mark.parametrize("option", ["default", "logit", "uniform", "ensemble"])
 def test_what_each_part_of_the_student_learns(option):
     """All of it has a gradient, but for the logits' attention where nothing fuses maps."""
