@@ -24,7 +24,8 @@ def test_the_list_names_everything_that_exists():
     listed = rows(text)
     expected = ["alone", "KnowledgeDistiller", *tfkd.losses.available(), *tfkd.data.available()]
     assert all(listed[name] for name in expected)
-    assert set(distillers.__all__) - {"Distiller"} <= set(listed) and "Distiller" not in listed
+    assert set(distillers.available()) <= set(listed)
+    assert not {"Distiller", "Report", "available"} & set(listed)
     assert listed["at"] == (
         "where in the image the features are strong (Zagoruyko and Komodakis, 2017)."
     )
@@ -124,3 +125,10 @@ def test_the_command(arguments, code, message):
     mistakes = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert len(mistakes) == (message is not None) and "Traceback" not in process.stderr
     assert message is None or mistakes[0].startswith(message)
+
+
+def test_a_method_is_found_by_id_and_by_class():
+    text = describe("ackd")
+    assert text == describe("ACKD")
+    assert rows(text)["optimizers"] == "optimizer, discriminator_optimizer"
+    assert rows(text)["class"] == "tfkd.ACKD"

@@ -65,7 +65,7 @@ def _pages():
     for identifier, cls in losses.available().items():
         pages[identifier] = pages[cls.__name__] = functools.partial(_describe_loss, cls)
     for name, cls in _distillers().items():
-        pages[name] = functools.partial(_describe_distiller, cls)
+        pages[name] = pages[cls.__name__] = functools.partial(_describe_distiller, cls)
     for family in FAMILIES:
         for identifier in family.MODELS:
             pages[identifier] = functools.partial(_describe_model, identifier, family)
@@ -75,9 +75,8 @@ def _pages():
 
 
 def _distillers():
-    """Returns `{name: class}` of the methods that are distillers."""
-    classes = {name: getattr(distillers, name) for name in distillers.__all__}
-    return {name: cls for name, cls in classes.items() if cls is not distillers.Distiller}
+    """Returns `{id: class}` of the methods that are distillers, by its name where it has no id."""
+    return {"KnowledgeDistiller": distillers.KnowledgeDistiller, **distillers.available()}
 
 
 def _list():
@@ -122,7 +121,12 @@ def _describe_loss(cls):
 
 
 def _describe_distiller(cls):
-    facts = {"class": f"tfkd.{cls.__name__}", "arguments": _arguments(cls, distillers.Distiller)}
+    facts = {
+        "id": cls.id or "",
+        "class": f"tfkd.{cls.__name__}",
+        "optimizers": ", ".join(["optimizer", *cls.further_optimizers]),
+        "arguments": _arguments(cls, distillers.Distiller),
+    }
     return f"{_table(facts)}\n\n{inspect.getdoc(cls)}"
 
 
