@@ -1,4 +1,4 @@
-"""ACKD: a student with auxiliary learners that collaborate, and a discriminator against them."""
+"""ACKD: auxiliary learners collaborate against a discriminator (Liu et al., 2021)."""
 
 import keras
 import tensorflow as tf
