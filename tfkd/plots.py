@@ -44,3 +44,49 @@ def curves(path, histories):
     axes[-1].legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def lines(path, series, title):
+    """Draws values over the epochs, all in one panel, from 0 to 1.
+
+    Args:
+        path: Where to write the PNG.
+        series: `{label: list of one value per epoch}`; None leaves a gap.
+        title: String, what the values are.
+    """
+    import numpy as np
+
+    figure, axis = pyplot.subplots(figsize=(7, 3.8), layout="constrained")
+    for label, values in series.items():
+        axis.plot(range(1, len(values) + 1), np.array(values, "float64"), label=label)
+    axis.set_title(title)
+    axis.set_xlabel("epoch")
+    axis.set_ylim(-0.02, 1.02)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def heat_map(path, values, rows, row_title, column_title, title):
+    """Draws a table of values from 0 to 1 in colours.
+
+    Args:
+        path: Where to write the PNG.
+        values: Array `(rows, columns)`; what is not a number stays blank.
+        rows: List of the rows' labels. Columns are numbered.
+        row_title: String, what the rows are.
+        column_title: String, what the columns are.
+        title: String, what the values are.
+    """
+    figure, axis = pyplot.subplots(figsize=(10, 1.6 + 0.35 * len(rows)), layout="constrained")
+    image = axis.imshow(values, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axis.set_yticks(range(len(rows)), rows)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_ylabel(row_title)
+    axis.set_xlabel(column_title)
+    axis.set_title(title)
+    figure.colorbar(image)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

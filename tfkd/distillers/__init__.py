@@ -3,6 +3,7 @@
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.knowledge import KnowledgeDistiller
 from tfkd.distillers.report import Report
+from tfkd.distillers.sakd import SAKD
 
 
 def available():
@@ -17,4 +18,4 @@ def available():
     return dict(sorted(found.items()))
 
 
-__all__ = ["Distiller", "KnowledgeDistiller", "Report", "available"]
+__all__ = ["SAKD", "Distiller", "KnowledgeDistiller", "Report", "available"]
