@@ -90,6 +90,8 @@ def create(name, student_optimizer=None, relative_learning_rate=None, **settings
     """
     if relative_learning_rate is not None:
         check_positive("relative_learning_rate", relative_learning_rate)
+        # Under mixed_float16 another one scales the loss around it.
+        student_optimizer = getattr(student_optimizer, "inner_optimizer", student_optimizer)
         rate = student_optimizer.get_config()["learning_rate"]
         if isinstance(rate, dict):
             rate = keras.optimizers.schedules.deserialize(rate)

@@ -16,11 +16,14 @@ STUDY = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "nst", "crd")
 PAIRS = {"homogeneous": 4, "heterogeneous": 6}
 
 
-def make(losses=("at",), teacher_width=4, optimizer=None, compile_arguments=None, **arguments):
+def make(losses=("at",), teacher_width=4, optimizer=None, compiled=None, **arguments):
+    """A distiller ready to train; step by step, which is faster for few steps, by default."""
     teacher = tiny.model(teacher_width, name="teacher", seed=2)
     distiller = tfkd.SAKD(tiny.model(seed=1), teacher, losses, **arguments)
     distiller.compile(
-        optimizer or keras.optimizers.SGD(0.01), metrics=["accuracy"], **(compile_arguments or {})
+        optimizer or keras.optimizers.SGD(0.01),
+        metrics=["accuracy"],
+        **(compiled or {"run_eagerly": True}),
     )
     return distiller
 
@@ -166,7 +169,6 @@ def test_homogeneous_pairs_are_those_of_the_study(zoo, teacher, student, expecte
 
 
 def test_homogeneous_pairs_start_with_distilling_everywhere():
-    x, y = tiny.data(512)
     for homogeneous, least, most in (("auto", 0.99, 1.0), (False, 0.1, 0.9)):
         distiller = make(["at"], homogeneous=homogeneous)
         batch, student, teacher = look(distiller, 512)
@@ -206,7 +208,7 @@ def test_each_step_changes_its_own_variables():
         distiller = make(
             ["at", "fitnet"],
             optimizer=keras.optimizers.SGD(0.0 if still == "optimizer" else 0.01),
-            compile_arguments={
+            compiled={
                 "policy_optimizer": keras.optimizers.SGD(0.0 if still != "optimizer" else 0.01),
                 "run_eagerly": True,
             },
@@ -239,7 +241,7 @@ def test_deciding_for_always_is_plain_distillation():
         tiny.model(name="teacher", seed=2),
         losses=[tfkd.losses.get("kd", weight=1.0), *ids],
     )
-    plain.compile(keras.optimizers.SGD(0.01), metrics=["accuracy"])
+    plain.compile(keras.optimizers.SGD(0.01), metrics=["accuracy"], run_eagerly=True)
     always = make(ids, decisions="always", routing_scale=2.0)
     for _ in range(3):
         logs = [d.train_on_batch(x, y, return_dict=True) for d in (plain, always)]
@@ -279,17 +281,20 @@ def test_every_loss_of_the_study_takes_a_step(loss, pair):
     made.preparation = None
     if made.needs_indices:
         made.set_examples(labels)
-    arguments = {"run_eagerly": True}
-    distiller = make([made], PAIRS[pair], compile_arguments=arguments, homogeneous=False)
+    distiller = make([made], PAIRS[pair])
     assert len(distiller.spots) == (3 if loss in ("at", "nst", "vid") else 2)
-    before = values(distiller.trainable_variables)
+    # Every second sample is distilled, so that all parts are used.
+    favour = np.where(np.arange(12) % 2, 20.0, -20.0)[:, None, None] * [1.0, -1.0]
+    noise = np.broadcast_to(favour, (12, len(distiller.spots), 2)).astype("float32")
+    distiller.policy.noise = lambda size: tf.constant(noise)
+    kernels = [v for v in distiller.trainable_variables if len(v.shape) > 1]
+    before = values(kernels)
     data = tf.data.Dataset.from_tensors((images, {"label": labels, "index": np.arange(12)}))
     logs = distiller.fit(data, verbose=0).history
     assert np.isfinite(logs[f"{loss}_loss"][0]) and np.isfinite(logs["loss"][0])
-    changed = [
-        not np.array_equal(a, b) for a, b in zip(before, values(distiller.trainable_variables))
-    ]
-    assert all(changed), [v.path for v, c in zip(distiller.trainable_variables, changed) if not c]
+    assert logs["spot_logits_share"][0] == pytest.approx(0.5)
+    changed = [not np.array_equal(a, b) for a, b in zip(before, values(kernels))]
+    assert all(changed), [v.path for v, c in zip(kernels, changed) if not c]
 
 
 def test_losses_share_the_decisions_of_their_spots():
@@ -321,9 +326,7 @@ def test_samples_of_weight_0_take_no_part():
     weights = np.array([1.0] * 8 + [0.0] * 8, "float32")
     found = []
     for other_half in (labels[8:], 4 - labels[8:]):
-        distiller = make(
-            ["at", "rkd"], homogeneous=False, compile_arguments={"run_eagerly": True}
-        )
+        distiller = make(["at", "rkd"], homogeneous=False)
         noise = np.random.default_rng(0).gumbel(size=(16, 4, 2)).astype("float32")
         distiller.policy.set_weights([np.zeros_like(w) for w in distiller.policy.get_weights()])
         if found:
@@ -339,15 +342,15 @@ def test_samples_of_weight_0_take_no_part():
 # Everything around it.
 
 
-def train(replicas, decisions, weighted=True):
+def train(replicas):
     """Takes three steps; returns all variables that training changes, and the logs."""
     images, labels = tiny.data(24)
     with tfkd.runtime.strategy("mirrored", replicas).scope():
         keras.utils.set_random_seed(0)
         distiller = make(
-            [tfkd.losses.get("at", weight=1.0), "rkd"],
+            [tfkd.losses.get("sp", weight=1.0)],
             teacher_width=6,
-            decisions=decisions,
+            compiled={"run_eagerly": False},
             routing_scale=2.0,
         )
         weights = np.linspace(0, 2, 24).round().astype("float32")
@@ -357,16 +360,18 @@ def train(replicas, decisions, weighted=True):
     return found, {key: value[0] for key, value in logs.items()}
 
 
-@pytest.fixture(scope="module", params=["policy", "random"])
-def one_device(request):
-    return request.param, train(1, request.param)
+@pytest.fixture(scope="module")
+def one_device():
+    return train(1)
 
 
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_the_update_is_that_of_one_device(one_device, replicas):
-    decisions, (variables, logs) = one_device
-    found, found_logs = train(replicas, decisions)
+    variables, logs = one_device
+    found, found_logs = train(replicas)
     assert found_logs == pytest.approx(logs, rel=1e-4)
+    # The policy of a heterogeneous pair is undecided: other draws would show.
+    assert 0.1 < logs["spot_stage2_share"] < 0.9
     for a, b in zip(variables, found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * max(1e-1, np.abs(a).max()))
 
@@ -393,7 +398,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     resumed = make(["at"], homogeneous=False, optimizer=tfkd.optimizers.SGD(0.01))
     checkpoint.restore(tmp_path / "saved.npz", resumed)
     assert resumed.counts.numpy()[:, -1].sum() == 16
-    assert fit(resumed, 2, 1) == pytest.approx(logs)
+    found = fit(resumed, 2, 1)
+    assert {name: found[name][0] for name in logs} == {name: logs[name][0] for name in logs}
     for a, b in zip(checkpoint.variables_of(whole), checkpoint.variables_of(resumed)):
         np.testing.assert_array_equal(a, b)
 
@@ -401,23 +407,16 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
 def test_xla_compiles_the_same_step():
     found = []
     for jit_compile in (False, True):
-        keras.utils.set_random_seed(0)
-        distiller = make(
-            ["at", "rkd"],
-            6,
-            compile_arguments={"jit_compile": jit_compile},
-            homogeneous=False,
-            routing_scale=2.0,
-        )
-        logs = distiller.train_on_batch(*tiny.data(16), return_dict=True)
-        found.append(logs)
+        # XLA draws other numbers, which decide nothing where the start is as good as certain.
+        distiller = make(["at"], compiled={"jit_compile": jit_compile}, routing_scale=2.0)
+        found.append(distiller.train_on_batch(*tiny.data(16), return_dict=True))
     assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision(precision):
     tfkd.runtime.set_precision(precision)
-    distiller = make(["at", "rkd"], 6, homogeneous=False)
+    distiller = make(["rkd"], 6)
     logs = distiller.fit(*tiny.data(16), verbose=0).history
     assert all(np.isfinite(value[0]) for value in logs.values())
     batch, student, teacher = look(distiller)

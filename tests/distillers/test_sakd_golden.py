@@ -39,7 +39,7 @@ def model(name, case, side):
     return load_torch_weights(found, {key.split("/")[1]: state[key] for key in state})
 
 
-@pytest.fixture(scope="module", params=[f for f in golden_numbers.files("sakd_step_*.npz")])
+@pytest.fixture(scope="module", params=golden_numbers.files("sakd_step_*.npz"))
 def step(request):
     """The numbers of one file, and the distiller after one step, with what the step computed."""
     case = golden_numbers.load(request.param)
