@@ -4,8 +4,9 @@
 
 All measured steps run in one process, in turn, so that whatever else the machine does slows them
 alike; what is printed are medians and ratios of medians. The floor is the student's own training
-step plus the teacher's inference on the same batch. `--method` takes ids as configs do, several
-separated by commas, or `all`.
+step plus the teacher's inference on the same batch. A method with networks of its own is compared
+with the sum of the floor and those parts too, each measured by itself (`PARTS`). `--method` takes
+ids as configs do, several separated by commas, or `all` losses.
 """
 
 import time
@@ -69,6 +70,31 @@ def keras_distiller(student, teacher):
     )
 
 
+def sakd_parts(distiller, data):
+    """What SAKD computes beside student and teacher: the routed features and their gradient."""
+    if distiller.policy is None:
+        return {}
+    batch = distiller.unpack(data)
+    observed = distiller.observe_student(batch, training=False), distiller.observe_teacher(batch)
+
+    @tf.function(jit_compile=tfkd.runtime.jit_compile())
+    def routing(data, student, teacher):
+        batch = distiller.unpack(data)
+        with tf.GradientTape() as tape:
+            decisions = distiller.decide(batch, student, teacher)
+            routed = distiller.route(batch, teacher, decisions)
+            student_loss = distiller.student_loss(batch, student["logits"])
+            objective = distiller.routing_objective(batch, routed, decisions, student_loss)
+        return tape.gradient(objective, distiller.policy_variables)
+
+    return {"routing": lambda: [gradient.numpy() for gradient in routing(data, *observed)]}
+
+
+#: `{method id: function(compiled distiller, batch)}` that returns `{name: function}`: what the
+#: method cannot do without beside the student's step and the teacher's inference.
+PARTS = {"sakd": sakd_parts}
+
+
 def measure(steps, rounds):
     """Runs all steps in turn and returns `{name: [seconds, ...]}`."""
     for step in steps.values():
@@ -107,13 +133,18 @@ def main(arguments):
         "student step": training_step(compiled(create(FLAGS.student)), data),
         "teacher inference": inference(teacher, images),
     }
+    parts = {}
     for method in methods:
         settings = tfkd_config.default_config(method, FLAGS.teacher, FLAGS.student)
         distiller = tfkd_config.make_distiller(
             settings, create(FLAGS.student), teacher, lambda: all_labels
         )
         needs_indices = tfkd_config.needs_indices(settings)
-        steps[method] = training_step(compiled(distiller), indexed if needs_indices else data)
+        batches = indexed if needs_indices else data
+        steps[method] = training_step(compiled(distiller), batches)
+        own = PARTS.get(distiller.id, lambda distiller, data: {})(distiller, next(iter(batches)))
+        parts[method] = [f"{method}: {name}" for name in own]
+        steps.update(zip(parts[method], own.values()))
     if FLAGS.keras:
         distiller = compiled(keras_distiller(create(FLAGS.student), create(FLAGS.teacher)))
         steps["keras.distillation"] = training_step(distiller, data)
@@ -122,7 +153,11 @@ def main(arguments):
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     floor = medians["student step"] + medians["teacher inference"]
     for method in [*methods, *(["keras.distillation"] if FLAGS.keras else [])]:
-        print(f"{method}: step over floor {medians[method] / floor:.3f}")
+        line = f"{method}: step over floor {medians[method] / floor:.3f}"
+        if parts.get(method):
+            whole = floor + sum(medians[part] for part in parts[method])
+            line += f", over floor and own parts {medians[method] / whole:.3f}"
+        print(line)
     print(
         f"\n{FLAGS.teacher} -> {FLAGS.student}, batch {FLAGS.batch_size}, "
         f"{FLAGS.rounds} rounds, milliseconds:"

@@ -17,7 +17,6 @@ SETTINGS = {
     "ft": {"weight": 200 / 4},
     # The values for CIFAR-100, see configs/cifar100.py; not tuned here.
     **{f"sakd+{loss}": {"sakd": {"routing_scale": 2.0}} for loss in ("at", "rkd", "vid")},
-    "sakd+fitnet": {"fitnet": {"weight": 1.0}},
 }
 
 

@@ -48,15 +48,15 @@ def test_a_task_can_change_the_weight_of_a_loss():
 
 def test_settings_of_several_ids_hold_for_methods_that_have_them_all():
     settings = {"sakd+at": {"sakd": {"routing_scale": 2.0}}, "at": {"weight": 3.0}}
-    settings["sakd+fitnet"] = {"fitnet": {"weight": 1.0}}
+    settings["sakd+fitnet"] = {"fitnet": {"weight": 7.0}}
     found = {name: config.method_config(name, settings) for name in ("at", "sakd", "sakd+rkd+at")}
     assert found["at"].losses["at"].weight == 3.0 and "routing_scale" not in found["at"].arguments
     assert (
         found["sakd"].arguments.routing_scale == found["sakd+rkd+at"].arguments.routing_scale == 2
     )
     assert config.method_config("sakd+rkd", settings).arguments.routing_scale == 1.0
-    assert config.method_config("fitnet", settings).losses.fitnet.weight == 100.0
-    assert config.method_config("sakd+fitnet", settings).losses.fitnet.weight == 1.0
+    assert config.method_config("fitnet", settings).losses.fitnet.weight == 1.0
+    assert config.method_config("sakd+fitnet", settings).losses.fitnet.weight == 7.0
 
 
 def test_sakd_reads_its_arguments_from_the_command_line():

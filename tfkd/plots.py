@@ -58,7 +58,7 @@ def lines(path, series, title):
 
     figure, axis = pyplot.subplots(figsize=(7, 3.8), layout="constrained")
     for label, values in series.items():
-        axis.plot(range(1, len(values) + 1), np.array(values, "float64"), label=label)
+        axis.plot(range(1, len(values) + 1), np.array(values, "float64"), ".-", label=label)
     axis.set_title(title)
     axis.set_xlabel("epoch")
     axis.set_ylim(-0.02, 1.02)

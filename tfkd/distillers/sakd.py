@@ -120,7 +120,9 @@ class SAKD(LossesDistiller):
     `routing_accuracy`, that of the routed features.
 
     Deviations from the study's code: `ft` is 0 where no sample is chosen (there it falls back to
-    the whole batch), and relational losses are 0 where fewer than two are (there not a number).
+    the whole batch), and relational losses are 0 where fewer than two are (there some are not a
+    number); batch normalizations in the connectors of `fitnet` and `ft` see the whole batch (there
+    the chosen samples); moving variances are Keras', of the population (there of the sample).
     Not from the study, which has none of it: several losses at once, sample weights (samples of
     weight 0 count in no sum), and the mean over the positions as the policy's view of a network
     without a pooled vector.
