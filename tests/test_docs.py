@@ -17,11 +17,25 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_your_own_models(elsewhere, capsys):
-    text = (DOCS / "your_own_models.md").read_text(encoding="utf-8")
+def run(name):
+    """Runs the code of a page from top to bottom; returns the names that it has defined."""
     page = {}
+    text = (DOCS / name).read_text(encoding="utf-8")
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
-        exec(compile(block, "your_own_models.md", "exec"), page)
+        exec(compile(block, name, "exec"), page)
+    return page
+
+
+def test_sakd(elsewhere, capsys):
+    page = run("sakd.md")
+    assert [spot for spot, _ in page["distiller"].spots][-2:] == ["pooled", "logits"]
+    assert "logits [" in capsys.readouterr().out
+    saved = keras.models.load_model(elsewhere / "student.keras")
+    assert saved.count_params() == page["student"].count_params()
+
+
+def test_your_own_models(elsewhere, capsys):
+    page = run("your_own_models.md")
     assert [student for student, _ in page["pairs"]] == ["stage1", "stage2", "stage3"]
     assert page["pairs"][-1][1] == "out_relu"
     assert any("near chance" in warning for warning in page["report"].warnings)
