@@ -124,3 +124,8 @@ def test_the_command(arguments, code, message):
     mistakes = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert len(mistakes) == (message is not None) and "Traceback" not in process.stderr
     assert message is None or mistakes[0].startswith(message)
+
+
+def test_a_method_by_its_id():
+    assert describe("sakd") == describe("SAKD")
+    assert rows(describe("sakd"))["id"] == "sakd"

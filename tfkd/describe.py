@@ -66,6 +66,8 @@ def _pages():
         pages[identifier] = pages[cls.__name__] = functools.partial(_describe_loss, cls)
     for name, cls in _distillers().items():
         pages[name] = functools.partial(_describe_distiller, cls)
+        if cls.id is not None:
+            pages[cls.id] = pages[name]
     for family in FAMILIES:
         for identifier in family.MODELS:
             pages[identifier] = functools.partial(_describe_model, identifier, family)
@@ -76,8 +78,10 @@ def _pages():
 
 def _distillers():
     """Returns `{name: class}` of the methods that are distillers."""
-    classes = {name: getattr(distillers, name) for name in distillers.__all__}
-    return {name: cls for name, cls in classes.items() if cls is not distillers.Distiller}
+    public = {name: getattr(distillers, name) for name in distillers.__all__}
+    classes = {name: cls for name, cls in public.items() if isinstance(cls, type)}
+    base = distillers.Distiller
+    return {n: cls for n, cls in classes.items() if issubclass(cls, base) and cls is not base}
 
 
 def _list():
@@ -122,7 +126,11 @@ def _describe_loss(cls):
 
 
 def _describe_distiller(cls):
-    facts = {"class": f"tfkd.{cls.__name__}", "arguments": _arguments(cls, distillers.Distiller)}
+    facts = {
+        **({} if cls.id is None else {"id": cls.id}),
+        "class": f"tfkd.{cls.__name__}",
+        "arguments": _arguments(cls, distillers.Distiller),
+    }
     return f"{_table(facts)}\n\n{inspect.getdoc(cls)}"
 
 
