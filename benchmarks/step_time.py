@@ -4,9 +4,9 @@
 
 All measured steps run in one process, in turn, so that whatever else the machine does slows them
 alike; what is printed are medians and ratios of medians. The floor is the student's own training
-step plus the teacher's inference on the same batch, plus what the method's own networks compute,
-measured by itself. `--method` takes ids as configs do, several separated by commas, or `all` for
-all losses.
+step plus the teacher's inference on the same batch. A method with networks of its own is compared
+with the sum of the floor and those parts too, each measured by itself (`PARTS`). `--method` takes
+ids as configs do, several separated by commas, or `all` losses.
 """
 
 import time
@@ -70,16 +70,18 @@ def keras_distiller(student, teacher):
     )
 
 
-def ackd_parts(distiller, images, labels):
+def ackd_parts(distiller, data):
     """The learners' own forward and backward pass, from taps and teacher outputs that are given."""
-    batch = distiller.unpack((images, labels))
-    student = distiller.observe_student(batch, training=False)
-    teacher = distiller.observe_teacher(batch)
+    if not distiller.is_adversarial:
+        return {}
+    batch = distiller.unpack(data)
+    observed = distiller.observe_student(batch, training=False), distiller.observe_teacher(batch)
     students = {id(variable) for variable in distiller.student.trainable_variables}
     own = [v for v in distiller.trainable_variables if id(v) not in students]
 
     @tf.function(jit_compile=tfkd.runtime.jit_compile())
-    def learners(student, teacher):
+    def learners(data, student, teacher):
+        batch = distiller.unpack(data)
         with tf.GradientTape() as tape:
             tape.watch(student)
             vectors, logits, targets = distiller.collaborate(student, training=True)
@@ -89,12 +91,32 @@ def ackd_parts(distiller, images, labels):
             total = sum(adversarial) + sum(value for _, value in terms.values())
         return tape.gradient(total, [*student.values(), *own])
 
-    return {"auxiliary learners": lambda: learners(student, teacher)[0].numpy()}
+    return {"learners": lambda: [gradient.numpy() for gradient in learners(data, *observed)]}
 
 
-#: `{id of a method: function of (distiller, images, labels) that returns {name: function}}`: what
-#: its own networks compute, beside the student's step and the teacher's inference.
-OWN_PARTS = {"ackd": ackd_parts}
+def sakd_parts(distiller, data):
+    """What SAKD computes beside student and teacher: the routed features and their gradient."""
+    if distiller.policy is None:
+        return {}
+    batch = distiller.unpack(data)
+    observed = distiller.observe_student(batch, training=False), distiller.observe_teacher(batch)
+
+    @tf.function(jit_compile=tfkd.runtime.jit_compile())
+    def routing(data, student, teacher):
+        batch = distiller.unpack(data)
+        with tf.GradientTape() as tape:
+            decisions = distiller.decide(batch, student, teacher)
+            routed = distiller.route(batch, teacher, decisions)
+            student_loss = distiller.student_loss(batch, student["logits"])
+            objective = distiller.routing_objective(batch, routed, decisions, student_loss)
+        return tape.gradient(objective, distiller.policy_variables)
+
+    return {"routing": lambda: [gradient.numpy() for gradient in routing(data, *observed)]}
+
+
+#: `{method id: function(compiled distiller, batch)}` that returns `{name: function}`: what the
+#: method cannot do without beside the student's step and the teacher's inference.
+PARTS = {"ackd": ackd_parts, "sakd": sakd_parts}
 
 
 def measure(steps, rounds):
@@ -142,11 +164,11 @@ def main(arguments):
             settings, create(FLAGS.student), teacher, lambda: all_labels
         )
         needs_indices = tfkd_config.needs_indices(settings)
-        steps[method] = training_step(compiled(distiller), indexed if needs_indices else data)
-        of_method = OWN_PARTS.get(settings.method.distiller, lambda *_: {})
-        own = of_method(distiller, images, labels)
+        batches = indexed if needs_indices else data
+        steps[method] = training_step(compiled(distiller), batches)
+        own = PARTS.get(distiller.id, lambda distiller, data: {})(distiller, next(iter(batches)))
         parts[method] = [f"{method}: {name}" for name in own]
-        steps |= zip(parts[method], own.values())
+        steps.update(zip(parts[method], own.values()))
     if FLAGS.keras:
         distiller = compiled(keras_distiller(create(FLAGS.student), create(FLAGS.teacher)))
         steps["keras.distillation"] = training_step(distiller, data)
@@ -155,8 +177,11 @@ def main(arguments):
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     floor = medians["student step"] + medians["teacher inference"]
     for method in [*methods, *(["keras.distillation"] if FLAGS.keras else [])]:
-        own = sum(medians[part] for part in parts.get(method, []))
-        print(f"{method}: step over floor {medians[method] / (floor + own):.3f}")
+        line = f"{method}: step over floor {medians[method] / floor:.3f}"
+        if parts.get(method):
+            whole = floor + sum(medians[part] for part in parts[method])
+            line += f", over floor and own parts {medians[method] / whole:.3f}"
+        print(line)
     print(
         f"\n{FLAGS.teacher} -> {FLAGS.student}, batch {FLAGS.batch_size}, "
         f"{FLAGS.rounds} rounds, milliseconds:"

@@ -81,6 +81,32 @@ def test_a_config_describes_a_distiller_and_its_optimizers():
     assert float(distiller.discriminator_optimizer.beta_1) == 0.5
 
 
+def test_settings_of_several_ids_hold_for_methods_that_have_them_all():
+    settings = {"sakd+at": {"sakd": {"routing_scale": 2.0}}, "at": {"weight": 3.0}}
+    settings["sakd+fitnet"] = {"fitnet": {"weight": 7.0}}
+    found = {name: config.method_config(name, settings) for name in ("at", "sakd", "sakd+rkd+at")}
+    assert found["at"].losses["at"].weight == 3.0 and "routing_scale" not in found["at"].arguments
+    assert (
+        found["sakd"].arguments.routing_scale == found["sakd+rkd+at"].arguments.routing_scale == 2
+    )
+    assert config.method_config("sakd+rkd", settings).arguments.routing_scale == 1.0
+    assert config.method_config("fitnet", settings).losses.fitnet.weight == 1.0
+    assert config.method_config("sakd+fitnet", settings).losses.fitnet.weight == 7.0
+
+
+def test_sakd_reads_its_arguments_from_the_command_line():
+    name = "sakd+kd+at:decisions=random:homogeneous=False:at.weight=5:kd.temperature=2"
+    made = config.default_config(name, "resnet20", "resnet8")
+    assert made.method.losses.kd.weight == 1.0
+    assert made.method.optimizers.policy_optimizer.relative_learning_rate == 0.5
+    distiller = config.make_distiller(made, tiny.model(), tiny.model(seed=1))
+    assert distiller.decisions == "random"
+    weights = {loss.id: loss.weight for loss in distiller.distillation_losses}
+    assert weights == {"kd": 1.0, "at": 5.0}
+    with pytest.raises(UsageError, match="homogeneous takes a value like 'auto'"):
+        config.method_config("sakd:homogeneous=3")
+
+
 @pytest.mark.parametrize("name", ["kdd", "kd+nothing", ""])
 def test_an_unknown_method_names_those_that_exist(name):
     with pytest.raises(UsageError, match=r"Unknown method .* one of (alone, )?.*kd"):

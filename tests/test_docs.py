@@ -26,6 +26,14 @@ def run_page(name):
     return page
 
 
+def test_sakd(elsewhere, capsys):
+    page = run_page("sakd.md")
+    assert [spot for spot, _ in page["distiller"].spots][-2:] == ["pooled", "logits"]
+    assert "logits [" in capsys.readouterr().out
+    saved = keras.models.load_model(elsewhere / "student.keras")
+    assert saved.count_params() == page["student"].count_params()
+
+
 def test_your_own_models(elsewhere, capsys):
     page = run_page("your_own_models.md")
     assert [student for student, _ in page["pairs"]] == ["stage1", "stage2", "stage3"]

@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -81,3 +82,27 @@ def test_batch_normalization_is_synchronized_only_over_several_replicas():
 
     assert synchronized(runtime.strategy("mirrored", 2))
     assert not synchronized(runtime.strategy("one_device"))
+
+
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_replicas_draw_what_one_device_draws(replicas):
+    def draw(strategy, sizes):
+        with strategy.scope():
+            seed = keras.random.SeedGenerator(3)
+            size = strategy.experimental_distribute_values_from_function(
+                lambda context: tf.constant(sizes[context.replica_id_in_sync_group])
+            )
+
+            @tf.function
+            def rows(size):
+                return runtime.draw_per_sample(
+                    lambda samples: keras.random.uniform((samples, 2), seed=seed), size
+                )
+
+            drawn = [strategy.run(rows, (size,)) for _ in range(2)]
+        return [np.concatenate(strategy.experimental_local_results(part)) for part in drawn]
+
+    sizes = [3, 2, 1, 2][:replicas]
+    one = draw(runtime.strategy("mirrored", 1), [sum(sizes)])
+    np.testing.assert_array_equal(draw(runtime.strategy("mirrored", replicas), sizes), one)
+    assert np.any(one[0] != one[1])

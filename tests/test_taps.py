@@ -186,3 +186,11 @@ def test_several_outputs_are_refused():
     model = keras.Model(inputs, [layers.Dense(3)(inputs), layers.Dense(2)(inputs)])
     with pytest.raises(UsageError, match="2 outputs"):
         taps.of(model)
+
+
+def test_taps_in_the_order_of_computation():
+    model = tiny.model()
+    names = ["logits", "stage2", "stem", "pooled", "stage2"]
+    assert taps.in_order(model, names) == ["stem", "stage2", "pooled", "logits"]
+    with pytest.raises(UsageError, match="no tap 'stage9'"):
+        taps.in_order(model, ["stage9"])

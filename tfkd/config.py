@@ -145,7 +145,9 @@ def method_config(name, settings=None):
             loss, or several ids joined by `+` (`"kd+at"`, `"sakd+at+rkd"`). Arguments follow
             after colons: those of the method (`"ackd:attention=logit"`), or of one of its losses
             (`"kd+at:at.weight=500"`).
-        settings: `{id: {argument: value}}`, in place of the defaults of losses and methods.
+        settings: `{id: {argument: value}}`, in place of the defaults of losses and methods. Under
+            several ids, `{"sakd+at": {id: {argument: value}}}`, they hold for methods that have
+            all of these, and come after the others.
 
     Returns:
         A `ConfigDict` with `name`; `distiller`, the id of its class, or None for
@@ -188,12 +190,11 @@ def method_config(name, settings=None):
         identifier: {**_defaults(known[identifier]), "spots": config_dict.placeholder(tuple)}
         for identifier in ids
     }
-    if "kd" in chosen and len(ids) > 1:
+    if "kd" in chosen and (distiller is not None or len(ids) > 1):
         chosen["kd"]["weight"] = 1.0
-    for identifier, own in (settings or {}).items():
-        for target in (chosen.get(identifier), arguments if identifier == distiller else None):
-            if target is not None:
-                target.update(own)
+    targets = {**chosen, **({} if distiller is None else {distiller: arguments})}
+    for identifier, own in _in_force(settings or {}, targets):
+        targets[identifier].update(own)
     for item in given:
         _set_argument(item, name, arguments, chosen)
     return ConfigDict(
@@ -206,6 +207,17 @@ def method_config(name, settings=None):
             "preparation_epochs": config_dict.placeholder(int),
         }
     )
+
+
+def _in_force(settings, ids):
+    """Yields `(id, {argument: value})` of the settings that hold for a method with these ids."""
+    joint = []
+    for key, own in settings.items():
+        if "+" not in key and key in ids:
+            yield key, own
+        elif "+" in key and ids.keys() >= set(key.split("+")):
+            joint.extend(own.items())
+    yield from joint
 
 
 def _set_argument(item, name, arguments, chosen):
@@ -223,7 +235,9 @@ def _set_argument(item, name, arguments, chosen):
     default = known[key]
     if isinstance(default, float) and type(value) is int:
         value = float(value)
-    if isinstance(default, (bool, int, float, str)) and type(value) is not type(default):
+    # A word may stand for a choice of which true and false are the others ("auto").
+    fits = type(value) is type(default) or (isinstance(default, str) and type(value) is bool)
+    if isinstance(default, (bool, int, float, str)) and not fits:
         raise UsageError(f"Method {name!r}: {key} takes a value like {default!r}.")
     identifier, dot, argument = key.partition(".")
     (chosen[identifier] if dot else arguments)[argument if dot else key] = value

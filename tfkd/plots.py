@@ -66,6 +66,29 @@ def panels(path, contents):
     pyplot.close(figure)
 
 
+def heat_map(path, values, rows, row_title, column_title, title):
+    """Draws a table of values from 0 to 1 in colours.
+
+    Args:
+        path: Where to write the PNG.
+        values: Array `(rows, columns)`; what is not a number stays blank.
+        rows: List of the rows' labels. Columns are numbered.
+        row_title: String, what the rows are.
+        column_title: String, what the columns are.
+        title: String, what the values are.
+    """
+    figure, axis = pyplot.subplots(figsize=(10, 1.6 + 0.35 * len(rows)), layout="constrained")
+    image = axis.imshow(values, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axis.set_yticks(range(len(rows)), rows)
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.set_ylabel(row_title)
+    axis.set_xlabel(column_title)
+    axis.set_title(title)
+    figure.colorbar(image)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 def _over_epochs(axis, title):
     axis.set_title(title)
     axis.set_xlabel("epoch")

@@ -143,6 +143,37 @@ def share_of_batch(local_size):
     return tf.math.divide_no_nan(local_size, total)
 
 
+def sum_over_replicas(value):
+    """Adds up a tensor over the replicas; as it is where there is one. No gradient flows back."""
+    if num_replicas() == 1:
+        return tf.stop_gradient(value)
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stop_gradient(value))
+
+
+def draw_per_sample(draw, local_size):
+    """Draws random numbers for samples, the same whatever the number of replicas.
+
+    Every replica draws for the whole batch, from generators in the same state, and keeps the rows
+    of its own samples.
+
+    Args:
+        draw: Function of the number of samples that returns a tensor `(samples, ...)`, drawn
+            from a `keras.random.SeedGenerator`.
+        local_size: Integer tensor, the number of samples of this replica.
+
+    Returns:
+        A tensor `(samples of this replica, ...)`.
+    """
+    if num_replicas() == 1:
+        return draw(local_size)
+    context = tf.distribute.get_replica_context()
+    sizes = context.all_gather(tf.reshape(local_size, [1]), axis=0)
+    before = tf.range(num_replicas()) < context.replica_id_in_sync_group
+    start = tf.reduce_sum(tf.where(before, sizes, 0))
+    return draw(tf.reduce_sum(sizes))[start : start + local_size]
+
+
 def gather_batch(values):
     """Concatenates each tensor over the replicas, along the batch; gradients flow back.
 

@@ -164,6 +164,24 @@ def of_kind(model, kind):
     return [(path, layer) for path, layer in operations if isinstance(layer, kind)]
 
 
+def in_order(model, taps):
+    """Sorts taps of a functional model by the order in which they are computed.
+
+    Args:
+        model: A functional `keras.Model`.
+        taps: Iterable of tap names.
+
+    Returns:
+        A list of the different names.
+
+    Raises:
+        UsageError: If a tap does not exist; the message says which do.
+    """
+    graph = _graph(model)
+    order = {id(tensor): number for number, tensor in enumerate(graph.taps.values())}
+    return sorted(set(taps), key=lambda tap: order[id(_tensor(model, graph, tap))])
+
+
 def _zoo_taps(graph):
     """The taps by the zoo's names, in order; empty for a model that does not use them."""
     stages = [f"stage{number}" for number in range(1, len(graph.taps) + 1)]

@@ -495,12 +495,14 @@ class Distiller(keras.Model):
         # A Keras loss divides by the number of replicas by itself.
         return value * runtime.num_replicas()
 
-    def loss_arguments(self, loss, batch):
+    def loss_arguments(self, loss, batch, sample_masks=None):
         """Returns what a distillation loss takes of a batch, beside the taps.
 
         Args:
             loss: A `tfkd.losses.DistillationLoss`.
             batch: The `Batch`.
+            sample_masks: List of masks `(batch,)` of zeros and ones, one per spot: the samples
+                that a method lets the loss see. None for all.
 
         Returns:
             A dictionary of keyword arguments: labels, mask, and indices where it needs them.
@@ -511,6 +513,8 @@ class Distiller(keras.Model):
         mask = batch.sample_weight
         if loss.relational and mask is not None:
             mask = ops.cast(mask > 0, "float32")
+        if sample_masks is not None:
+            mask = sample_masks if mask is None else [own * mask for own in sample_masks]
         labels = _class_numbers(batch.labels, loss) if loss.needs_labels else None
         arguments = {"labels": labels, "sample_mask": mask}
         if loss.needs_indices:
@@ -523,7 +527,7 @@ class Distiller(keras.Model):
             arguments["indices"] = batch.indices
         return arguments
 
-    def distillation_loss(self, loss, batch, student_taps, teacher_taps):
+    def distillation_loss(self, loss, batch, student_taps, teacher_taps, sample_masks=None):
         """Returns the unweighted value of a distillation loss for this replica's samples.
 
         Samples of weight 0 do not take part; other sample weights scale the losses that are a
@@ -534,11 +538,12 @@ class Distiller(keras.Model):
             batch: The `Batch`.
             student_taps: List of the student's tensors, one per spot.
             teacher_taps: List of the teacher's tensors, one per spot.
+            sample_masks: As in `loss_arguments`.
 
         Returns:
             A float32 scalar, to be scaled by `objective()`.
         """
-        arguments = self.loss_arguments(loss, batch)
+        arguments = self.loss_arguments(loss, batch, sample_masks)
         gather = loss.relational and self.relational_scope == "global"
         if gather:
             student_taps, teacher_taps, arguments = runtime.gather_batch(
@@ -598,6 +603,20 @@ class Distiller(keras.Model):
         """
         return value * runtime.share_of_batch(batch.size)
 
+    def mean_over_replicas(self, batch, value):
+        """Returns the mean over the global batch of a mean over this replica's samples.
+
+        It serves to compare; no gradient flows back.
+        """
+        return runtime.sum_over_replicas(self._scaled(batch, value))
+
+    def sum_as_mean(self, batch, value):
+        """Makes of a sum over this replica's samples what an objective takes, a mean.
+
+        The objective then holds the sum over the global batch.
+        """
+        return tf.math.divide_no_nan(value, runtime.share_of_batch(batch.size))
+
     def _regularization(self):
         return sum((ops.sum(ops.cast(loss, "float32")) for loss in self.losses), start=0.0)
 
@@ -632,11 +651,23 @@ class Distiller(keras.Model):
             batch: The `Batch`, whose labels are class numbers or one-hot.
         """
         if name in self._trackers:
-            labels = batch.labels
-            if tuple(labels.shape[1:]) == tuple(logits.shape[1:]):
-                labels = ops.argmax(labels, axis=-1)
-            hits = ops.argmax(logits, axis=-1) == ops.cast(ops.reshape(labels, [-1]), "int32")
+            hits = ops.argmax(logits, axis=-1) == self.class_numbers(batch, logits.shape[-1])
             self.track(name, ops.mean(ops.cast(hits, "float32")), batch)
+
+    def class_numbers(self, batch, classes):
+        """Returns the number of each sample's class, of labels that may be one-hot.
+
+        Args:
+            batch: The `Batch`.
+            classes: Integer, the number of classes.
+
+        Returns:
+            An int32 tensor `(batch,)`.
+        """
+        labels = batch.labels
+        if tuple(labels.shape[1:]) == (classes,) != (1,):
+            labels = ops.argmax(labels, axis=-1)
+        return ops.cast(ops.reshape(labels, [-1]), "int32")
 
     def logs(self, batch, logits):
         """Updates the metrics of the student and returns all logs as `{name: scalar}`."""

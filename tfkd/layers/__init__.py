@@ -5,6 +5,7 @@ from tfkd.layers.attention_fusion import AttentionFusion
 from tfkd.layers.auxiliary_learner import AuxiliaryLearner
 from tfkd.layers.discriminator import Discriminator
 from tfkd.layers.logit_attention import LogitAttention
+from tfkd.layers.spot_policy import SpotPolicy
 from tfkd.layers.teacher_preprocessing import TeacherPreprocessing
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "AuxiliaryLearner",
     "Discriminator",
     "LogitAttention",
+    "SpotPolicy",
     "TeacherPreprocessing",
 ]

@@ -1,0 +1,166 @@
+"""LossesDistiller: what the methods share that distil by a list of losses."""
+
+from tfkd import losses as losses_module
+from tfkd import runtime, taps
+from tfkd.distillers.distiller import Distiller
+from tfkd.distillers.preparation import Preparation
+from tfkd.errors import UsageError
+
+
+class LossesDistiller(Distiller):
+    """Makes losses, finds their spots in both models, prepares them and computes their values.
+
+    A method calls `build(student.input_shape)` at the end of its constructor, where that shape
+    is known: from then on Keras takes no further parts.
+
+    Args:
+        student: A `keras.Model` that outputs logits `(batch, classes)`.
+        teacher: A trained `keras.Model` that outputs logits `(batch, classes)`, or None.
+        losses: List of `tfkd.losses.DistillationLoss` objects or ids, or a single one.
+        relational_scope: `"global"` or `"replica"`; see `Distiller`.
+        teacher_preprocessing: What makes the teacher's inputs of the student's; see `Distiller`.
+        name: String, optional.
+
+    Raises:
+        UsageError: If the models do not fit each other (see `Distiller`), or a loss finds no
+            spot in one of them.
+    """
+
+    def __init__(
+        self,
+        student,
+        teacher,
+        losses,
+        relational_scope="global",
+        teacher_preprocessing=None,
+        name=None,
+    ):
+        super().__init__(student, teacher, relational_scope, teacher_preprocessing, name=name)
+        if isinstance(losses, (str, losses_module.DistillationLoss)):
+            losses = [losses]
+        if losses and teacher is None:
+            raise UsageError("Distillation losses need a teacher: pass one, or losses=[].")
+        self.distillation_losses = [losses_module.get(loss) for loss in losses]
+        names = [loss.name for loss in self.distillation_losses]
+        if len(set(names)) < len(names):
+            raise UsageError(f"Losses need different names to be logged; received {names}.")
+        self._spots = [self._pair(loss) for loss in self.distillation_losses]
+        for pairs in self._spots:
+            self.watch([student for student, _ in pairs], [teacher for _, teacher in pairs])
+        if losses:
+            active = [loss.name for loss in self.distillation_losses if loss.weight != 0]
+            for part in ("student", "distillation", *active):
+                self.add_tracker(f"{part}_loss")
+
+    def _pair(self, loss):
+        """Returns `[(student tap, teacher tap), ...]`: where a loss distils.
+
+        Different numbers of stages are an error rather than matched in silence: which stages
+        belong together decides what is learned, and neither equal sizes nor equal depth is right
+        for all models. `taps.suggest_pairs` matches them, where a user can read what it chose.
+        """
+        if not isinstance(loss.spots, str):
+            return loss.spots
+        student = taps.at_spots(self.student, loss.spots)
+        teacher = taps.at_spots(self.teacher, loss.spots)
+        if len(student) != len(teacher):
+            raise UsageError(
+                f"Loss {loss.name!r} pairs the {loss.spots} of both models, and the student has "
+                f"{len(student)} ({', '.join(student)}), the teacher {len(teacher)} "
+                f"({', '.join(teacher)}): pass spots=[('student tap', 'teacher tap'), ...], or "
+                "spots=tfkd.taps.suggest_pairs(student, teacher)."
+            )
+        return list(zip(student, teacher))
+
+    def build(self, input_shape):
+        """Creates the weights of the losses for inputs of this shape."""
+        student, teacher = self.tap_shapes(input_shape)
+        for loss, pairs in self.distillation_parts():
+            if not loss.built:
+                loss.build([student[tap] for tap, _ in pairs], [teacher[tap] for _, tap in pairs])
+        runtime.synchronize_batch_normalization(self)
+        self.built = True
+
+    def distillation_parts(self):
+        """Returns `[(loss, [(student tap, teacher tap), ...]), ...]`."""
+        return list(zip(self.distillation_losses, self._spots))
+
+    def preparations(self):
+        """Returns what is to be trained before the student, as a list of `Preparation`.
+
+        A loss that has been prepared, here or in the run whose weights were loaded, needs none.
+        """
+        return [
+            Preparation(self, loss, pairs)
+            for loss, pairs in self.distillation_parts()
+            if loss.preparation is not None and not float(loss.prepared)
+        ]
+
+    def prepare(self, x=None, y=None, epochs=None, verbose="auto", **kwargs):
+        """Runs the stage before training that some losses need; `fit` does it where it is due.
+
+        Args:
+            x: As in `fit`.
+            y: As in `fit`.
+            epochs: Integer, for how long; None for what each loss asks for.
+            verbose: As in `fit`.
+            **kwargs: Other arguments of `keras.Model.fit` that describe the data, such as
+                `batch_size` or `steps_per_epoch`.
+
+        Raises:
+            UsageError: If the shapes of the student's features are not known yet.
+        """
+        if any(loss.preparation is not None for loss in self.distillation_losses):
+            if not self.built:
+                raise UsageError(
+                    f"Student {self.student.name!r} has not run yet, so its shapes are unknown: "
+                    "call the distiller on a batch first."
+                )
+            for preparation in self.preparations():
+                if verbose:
+                    print(f"Preparing loss {preparation.prepared_loss.name!r}")
+                preparation.fit(
+                    x, y, epochs=epochs or preparation.epochs, verbose=verbose, **kwargs
+                )
+                preparation.finish()
+
+    def fit(self, x=None, y=None, **kwargs):
+        """Trains the student, after the preparation that a loss may need; see `prepare`."""
+        of_data = ("batch_size", "sample_weight", "class_weight", "steps_per_epoch", "shuffle")
+        described = {name: kwargs[name] for name in of_data if name in kwargs}
+        self.prepare(x, y, verbose=kwargs.get("verbose", "auto"), **described)
+        return super().fit(x, y, **kwargs)
+
+    def start_epoch(self, epoch):
+        """Tells the losses, whose weights and temperatures may be schedules."""
+        super().start_epoch(epoch)
+        for loss in self.distillation_losses:
+            loss.start_epoch(epoch)
+
+    def distillation_terms(self, batch, student, teacher, masks=None):
+        """Computes every loss, at its spots.
+
+        Args:
+            batch: The `Batch`.
+            student: `{tap: tensor}`, from `observe_student`.
+            teacher: `{tap: tensor}`, from `observe_teacher`.
+            masks: `{(student tap, teacher tap): mask}`, the samples `(batch,)` that each spot
+                counts; None for all.
+
+        Returns:
+            `{name of the log: (weight, value)}`, for `objective()`.
+        """
+        terms = {}
+        for loss, pairs in self.distillation_parts():
+            if loss.weight == 0:
+                # It acts in its preparation only.
+                continue
+            value = self.distillation_loss(
+                loss,
+                batch,
+                [student[tap] for tap, _ in pairs],
+                [teacher[tap] for _, tap in pairs],
+                None if masks is None else [masks[pair] for pair in pairs],
+            )
+            terms[f"{loss.name}_loss"] = (loss.value_of(loss.weight), value)
+        return terms
