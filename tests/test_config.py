@@ -132,3 +132,25 @@ def test_every_config_file_takes_the_same_arguments(path):
     assert get_config("teacher=some/teacher.keras").teacher.path == "some/teacher.keras"
     with pytest.raises(UsageError, match="Unknown config argument 'speed'"):
         get_config("speed=3")
+
+
+def test_cifar100_has_the_spot_adaptive_study_per_loss_and_pair():
+    get_config = runpy.run_path(str(CONFIGS[0].with_name("cifar100.py")))["get_config"]
+
+    def facts(text):
+        made = get_config(text)
+        scale = made.method.arguments.routing_scale
+        return (
+            scale,
+            made.optimizer.learning_rate,
+            made.data.batch_size,
+            made.student.arguments.to_dict(),
+        )
+
+    assert facts("method=sakd+at") == (2.0, 0.05, 64, {})
+    assert facts("method=sakd+crd,student=shufflenet_v1") == (1.0, 0.01, 64, {})
+    assert facts("method=sakd+nst,student=shufflenet_v1") == (1.0, 0.01, 32, {})
+    wide = {"width": 1.0}
+    assert facts("method=sakd+nst,teacher=resnet50,student=mobilenet_v2") == (1, 0.01, 32, wide)
+    assert facts("method=sakd+rkd,teacher=vgg13,student=mobilenet_v2") == (2.0, 0.01, 64, wide)
+    assert get_config("method=kd,student=mobilenet_v2").student.arguments.to_dict() == {}

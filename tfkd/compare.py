@@ -54,7 +54,7 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
         # A teacher is a model that is trained on its labels alone.
         trained = copy.deepcopy(config)
         trained.method = method_config(ALONE)
-        trained.student.model = config.teacher.model
+        trained.student.model, trained.student.arguments = config.teacher.model, {}
         trained.epochs = config.teacher.epochs
         trained.optimizer.learning_rate = config.teacher.learning_rate
         teacher = workdir / "teacher" / "student.keras"

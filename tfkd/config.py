@@ -114,7 +114,8 @@ def default_config(method, teacher, student, settings=None):
                 "std": config_dict.placeholder(tuple),
                 "scale": config_dict.placeholder(float),
             },
-            "student": {"model": student},
+            # Arguments as tfkd.models.create takes them, such as the width of mobilenet_v2.
+            "student": {"model": student, "arguments": {}},
             "method": method_config(method, settings),
             "settings": settings or {},
             "optimizer": {

@@ -52,7 +52,7 @@ def run(config, workdir, data_dir=None, command=None):
     runtime.set_seed(config.seed)
     data = _load_data(config, data_dir)
     # Everything is built before anything is trained: a mistake in the method shows at once.
-    student = _create(config.student.model, data, config.seed)
+    student = _create(config.student.model, data, config.seed, **config.student.arguments)
     teacher = None if config.method.name == ALONE else _get_teacher(config, data, workdir)
     preprocessing = teacher_preprocessing(config, data, teacher)
     distiller = make_distiller(config, student, teacher, data.train_labels, preprocessing)
@@ -207,9 +207,9 @@ def _load_data(config, data_dir):
     return load(seed=config.seed, data_dir=data_dir, indices=needs_indices(config), **settings)
 
 
-def _create(model, data, seed):
+def _create(model, data, seed, **arguments):
     return models.create(
-        model, num_classes=data.num_classes, input_shape=data.input_shape, seed=seed
+        model, num_classes=data.num_classes, input_shape=data.input_shape, seed=seed, **arguments
     )
 
 
