@@ -7,9 +7,10 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from tfkd import data, layers, losses, models, optimizers, runtime, schedules, taps  # noqa: E402
-from tfkd.distillers import Distiller, KnowledgeDistiller  # noqa: E402
+from tfkd.distillers import IAKD, Distiller, KnowledgeDistiller  # noqa: E402
 
 __all__ = [
+    "IAKD",
     "Distiller",
     "KnowledgeDistiller",
     "data",

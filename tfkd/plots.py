@@ -44,3 +44,32 @@ def curves(path, histories):
     axes[-1].legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def swaps(path, history):
+    """Draws how often blocks were swapped, and how often they were meant to be.
+
+    Args:
+        path: Where to write the PNG.
+        history: List of `{name: value}` per epoch: `keep_probability`, `swapped_share`, and
+            `swapped_{block}` for every block.
+    """
+    epochs = range(1, len(history) + 1)
+    figure, (chance, share) = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    chance.plot(epochs, [epoch["keep_probability"] for epoch in history])
+    chance.set_title("probability to keep the student's block")
+    blocks = [key for key in history[0] if key.startswith("swapped_") and key != "swapped_share"]
+    for key in blocks:
+        label = key.removeprefix("swapped_")
+        share.plot(epochs, [epoch[key] for epoch in history], linewidth=1, alpha=0.7, label=label)
+    mean = [epoch["swapped_share"] for epoch in history]
+    share.plot(epochs, mean, color="black", label="all blocks")
+    share.set_title("share of blocks swapped")
+    share.legend()
+    for axis in (chance, share):
+        axis.set_ylim(-0.03, 1.03)
+        axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -143,6 +143,23 @@ def share_of_batch(local_size):
     return tf.math.divide_no_nan(local_size, total)
 
 
+def place_in_batch(local_size):
+    """Returns where in the global batch this replica's samples are.
+
+    Args:
+        local_size: Integer tensor, the number of samples of this replica.
+
+    Returns:
+        The tuple `(position of the first, size of the global batch)`.
+    """
+    if num_replicas() == 1:
+        return 0, local_size
+    context = tf.distribute.get_replica_context()
+    sizes = context.all_gather(tf.reshape(local_size, [1]), axis=0)
+    before = tf.range(tf.shape(sizes)[0]) < context.replica_id_in_sync_group
+    return tf.reduce_sum(tf.where(before, sizes, 0)), tf.reduce_sum(sizes)
+
+
 def gather_batch(values):
     """Concatenates each tensor over the replicas, along the batch; gradients flow back.
 

@@ -1,6 +1,7 @@
 """How a training step runs: one method per file."""
 
 from tfkd.distillers.distiller import Distiller
+from tfkd.distillers.iakd import IAKD
 from tfkd.distillers.knowledge import KnowledgeDistiller
 from tfkd.distillers.report import Report
 
@@ -17,4 +18,4 @@ def available():
     return dict(sorted(found.items()))
 
 
-__all__ = ["Distiller", "KnowledgeDistiller", "Report", "available"]
+__all__ = ["IAKD", "Distiller", "KnowledgeDistiller", "Report", "available"]
