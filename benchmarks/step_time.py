@@ -6,8 +6,11 @@ All measured steps run in one process, in turn, so that whatever else the machin
 alike; what is printed are medians and ratios of medians. The floor is the student's own training
 step plus the teacher's inference on the same batch. `--method` takes ids as configs do, several
 separated by commas, or `all`.
+
+A method that does something else is measured against its own parts too, which `PARTS` lists.
 """
 
+import itertools
 import time
 
 import keras
@@ -69,6 +72,33 @@ def keras_distiller(student, teacher):
     )
 
 
+def iakd_parts(make, data):
+    """Every mixed network that `p = 0.5` draws, as a step of its own without a condition.
+
+    Returns the tuple `(steps, expected)`: `{name: function}`, and what a step of the method should
+    cost, from `{name: seconds}`. Beside them stands the step in which every example has its draw.
+    """
+    blocks = len(make().parts.blocks)
+    choices = list(itertools.product((True, False), repeat=blocks))
+    if len(choices) > 16:
+        drawn = np.random.default_rng(0).random((16, blocks)) < 0.5
+        choices = [tuple(map(bool, choice)) for choice in drawn]
+    steps = {}
+    for choice in choices:
+        distiller = make()
+        distiller.draw = lambda size, choice=choice: choice
+        name = "".join("S" if kept else "T" for kept in choice)
+        steps[name] = training_step(compiled(distiller), data)
+    steps["draw per example"] = training_step(compiled(make(sampling="sample")), data)
+    mixed = [name for name in steps if name != "draw per example"]
+    return steps, lambda medians: sum(medians[name] for name in mixed) / len(mixed)
+
+
+#: `{method: function}` of the methods whose steps consist of parts worth measuring alone. Each
+#: takes `make(**arguments)`, which makes a new distiller, and data; see `iakd_parts`.
+PARTS = {"iakd": iakd_parts}
+
+
 def measure(steps, rounds):
     """Runs all steps in turn and returns `{name: [seconds, ...]}`."""
     for step in steps.values():
@@ -107,13 +137,23 @@ def main(arguments):
         "student step": training_step(compiled(create(FLAGS.student)), data),
         "teacher inference": inference(teacher, images),
     }
+    expected = {}
     for method in methods:
         settings = tfkd_config.default_config(method, FLAGS.teacher, FLAGS.student)
-        distiller = tfkd_config.make_distiller(
-            settings, create(FLAGS.student), teacher, lambda: all_labels
-        )
-        needs_indices = tfkd_config.needs_indices(settings)
-        steps[method] = training_step(compiled(distiller), indexed if needs_indices else data)
+
+        def make(settings=settings, **arguments):
+            settings = settings.copy_and_resolve_references()
+            settings.method.arguments.update(arguments)
+            return tfkd_config.make_distiller(
+                settings, create(FLAGS.student), teacher, lambda: all_labels
+            )
+
+        batches = indexed if tfkd_config.needs_indices(settings) else data
+        steps[method] = training_step(compiled(make()), batches)
+        if settings.method.distiller in PARTS:
+            parts, cost = PARTS[settings.method.distiller](make, batches)
+            steps |= {f"{method} {name}": step for name, step in parts.items()}
+            expected[method] = (list(parts), cost)
     if FLAGS.keras:
         distiller = compiled(keras_distiller(create(FLAGS.student), create(FLAGS.teacher)))
         steps["keras.distillation"] = training_step(distiller, data)
@@ -123,6 +163,11 @@ def main(arguments):
     floor = medians["student step"] + medians["teacher inference"]
     for method in [*methods, *(["keras.distillation"] if FLAGS.keras else [])]:
         print(f"{method}: step over floor {medians[method] / floor:.3f}")
+    # Means rather than medians, since what a step costs changes with what it draws.
+    means = {name: float(np.mean(values)) for name, values in seconds.items()}
+    for method, (parts, cost) in expected.items():
+        alone = cost({part: means[f"{method} {part}"] for part in parts})
+        print(f"{method}: mean step over its parts measured alone {means[method] / alone:.3f}")
     print(
         f"\n{FLAGS.teacher} -> {FLAGS.student}, batch {FLAGS.batch_size}, "
         f"{FLAGS.rounds} rounds, milliseconds:"
