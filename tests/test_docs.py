@@ -1,10 +1,13 @@
 """The pages in docs/ do what they say."""
 
+import inspect
 import pathlib
 import re
 
 import keras
 import pytest
+
+import tfkd
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
@@ -17,11 +20,17 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_your_own_models(elsewhere, capsys):
-    text = (DOCS / "your_own_models.md").read_text(encoding="utf-8")
+def run(name):
+    """Runs the Python blocks of a page; returns the names that they define."""
+    text = (DOCS / name).read_text(encoding="utf-8")
     page = {}
     for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
-        exec(compile(block, "your_own_models.md", "exec"), page)
+        exec(compile(block, name, "exec"), page)
+    return page
+
+
+def test_your_own_models(elsewhere, capsys):
+    page = run("your_own_models.md")
     assert [student for student, _ in page["pairs"]] == ["stage1", "stage2", "stage3"]
     assert page["pairs"][-1][1] == "out_relu"
     assert any("near chance" in warning for warning in page["report"].warnings)
@@ -30,3 +39,19 @@ def test_your_own_models(elsewhere, capsys):
     saved = keras.models.load_model(elsewhere / "student.keras")
     assert saved.input_shape == (None, 32, 32, 1)
     assert saved.count_params() == page["student"].count_params()
+
+
+def test_iakd(elsewhere):
+    page = run("iakd.md")
+    assert page["history"]["keep_probability"] == pytest.approx([0.5, 0.75])
+    assert {"swapped_share", "swapped_stage1", "swapped_stage3"} <= set(page["history"])
+    assert len(page["by_hand"].parts.blocks) == 2
+    saved = keras.models.load_model(elsewhere / "student.keras")
+    assert saved.count_params() == page["student"].count_params()
+    # The page tells every option and its default.
+    text = (DOCS / "iakd.md").read_text(encoding="utf-8")
+    for name, parameter in list(inspect.signature(tfkd.IAKD).parameters.items())[2:-2]:
+        default = str(parameter.default).replace("'", '"')
+        shown = f'"{default}"' if isinstance(parameter.default, str) else default
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        assert row.split("|")[2].strip().strip("`") == shown, name
