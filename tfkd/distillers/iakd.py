@@ -1,4 +1,4 @@
-"""IAKD: blocks of the teacher stand in for the student's while it trains (Fu et al., 2021)."""
+"""IAKD: random blocks of the student are the teacher's (Fu et al., 2021)."""
 
 import keras
 import tensorflow as tf
@@ -70,8 +70,9 @@ class IAKD(Distiller):
     ```
 
     Logs: `loss`, `keep_probability`, `swapped_share` (of all blocks) and `swapped_{tap}` for every
-    block; `kd_loss` where it takes part; `reestimation_seconds` where statistics are measured
-    anew. `accuracy` is that of the mixed network, `val_accuracy` of the student.
+    block; `student_loss` and `kd_loss` where the latter takes part; `reestimation_seconds` where
+    statistics are measured anew. `accuracy` is that of the mixed network, `val_accuracy` that
+    of the student.
 
     Deviations: the abstract of the paper says that blocks are randomly replaced; no code was
     published and the full text was not at hand. Recalled rather than verified are the form above,
