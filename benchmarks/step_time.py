@@ -4,11 +4,12 @@
 
 All measured steps run in one process, in turn, so that whatever else the machine does slows them
 alike; what is printed are medians and ratios of medians. The floor is the student's own training
-step plus the teacher's inference on the same batch. A method with networks of its own is compared
-with the sum of the floor and those parts too, each measured by itself (`PARTS`). `--method` takes
-ids as configs do, several separated by commas, or `all` losses.
+step plus the teacher's inference on the same batch. A method that computes something else is
+compared with the sum of its parts too, each measured by itself (`PARTS`). `--method` takes ids as
+configs do, several separated by commas, or `all` losses.
 """
 
+import itertools
 import time
 
 import keras
@@ -70,10 +71,9 @@ def keras_distiller(student, teacher):
     )
 
 
-def ackd_parts(distiller, data):
+def ackd_parts(make, data):
     """The learners' own forward and backward pass, from taps and teacher outputs that are given."""
-    if not distiller.is_adversarial:
-        return {}
+    distiller, data = make(), next(iter(data))
     batch = distiller.unpack(data)
     observed = distiller.observe_student(batch, training=False), distiller.observe_teacher(batch)
     students = {id(variable) for variable in distiller.student.trainable_variables}
@@ -91,13 +91,13 @@ def ackd_parts(distiller, data):
             total = sum(adversarial) + sum(value for _, value in terms.values())
         return tape.gradient(total, [*student.values(), *own])
 
-    return {"learners": lambda: [gradient.numpy() for gradient in learners(data, *observed)]}
+    steps = {"learners": lambda: [gradient.numpy() for gradient in learners(data, *observed)]}
+    return steps, lambda seconds, floor: floor + seconds["learners"]
 
 
-def sakd_parts(distiller, data):
+def sakd_parts(make, data):
     """What SAKD computes beside student and teacher: the routed features and their gradient."""
-    if distiller.policy is None:
-        return {}
+    distiller, data = make(), next(iter(data))
     batch = distiller.unpack(data)
     observed = distiller.observe_student(batch, training=False), distiller.observe_teacher(batch)
 
@@ -111,12 +111,39 @@ def sakd_parts(distiller, data):
             objective = distiller.routing_objective(batch, routed, decisions, student_loss)
         return tape.gradient(objective, distiller.policy_variables)
 
-    return {"routing": lambda: [gradient.numpy() for gradient in routing(data, *observed)]}
+    steps = {"routing": lambda: [gradient.numpy() for gradient in routing(data, *observed)]}
+    return steps, lambda seconds, floor: floor + seconds["routing"]
 
 
-#: `{method id: function(compiled distiller, batch)}` that returns `{name: function}`: what the
-#: method cannot do without beside the student's step and the teacher's inference.
-PARTS = {"ackd": ackd_parts, "sakd": sakd_parts}
+def iakd_parts(make, data):
+    """Every mixed network that `p = 0.5` draws, as a step of its own without a condition.
+
+    Beside them stands the step in which every example has its own draw.
+    """
+    blocks = len(make().parts.blocks)
+    choices = list(itertools.product((True, False), repeat=blocks))
+    if len(choices) > 16:
+        drawn = np.random.default_rng(0).random((16, blocks)) < 0.5
+        choices = [tuple(map(bool, choice)) for choice in drawn]
+    steps = {}
+    for choice in choices:
+        distiller = make()
+        distiller.draw = lambda size, choice=choice: choice
+        name = "".join("S" if kept else "T" for kept in choice)
+        steps[name] = training_step(compiled(distiller), data)
+    steps["draw per example"] = training_step(compiled(make(sampling="sample")), data)
+    mixed = [name for name in steps if name != "draw per example"]
+    return steps, lambda seconds, floor: sum(seconds[name] for name in mixed) / len(mixed)
+
+
+#: `{id: function}` of the methods whose steps consist of parts worth measuring alone. A function
+#: takes `make(**arguments)`, which makes a new distiller, and data. It returns the tuple
+#: `(steps, cost)`: `{name: function}`, and what a step of the method should cost, a function of
+#: `({name: seconds}, floor)`.
+PARTS = {"ackd": ackd_parts, "iakd": iakd_parts, "sakd": sakd_parts}
+
+#: Methods whose steps cost more or less by what they draw, so that means tell and medians do not.
+DRAWN = ("iakd",)
 
 
 def measure(steps, rounds):
@@ -157,18 +184,23 @@ def main(arguments):
         "student step": training_step(compiled(create(FLAGS.student)), data),
         "teacher inference": inference(teacher, images),
     }
-    parts = {}
+    expected = {}
     for method in methods:
         settings = tfkd_config.default_config(method, FLAGS.teacher, FLAGS.student)
-        distiller = tfkd_config.make_distiller(
-            settings, create(FLAGS.student), teacher, lambda: all_labels
-        )
-        needs_indices = tfkd_config.needs_indices(settings)
-        batches = indexed if needs_indices else data
-        steps[method] = training_step(compiled(distiller), batches)
-        own = PARTS.get(distiller.id, lambda distiller, data: {})(distiller, next(iter(batches)))
-        parts[method] = [f"{method}: {name}" for name in own]
-        steps.update(zip(parts[method], own.values()))
+
+        def make(settings=settings, **arguments):
+            settings = settings.copy_and_resolve_references()
+            settings.method.arguments.update(arguments)
+            return tfkd_config.make_distiller(
+                settings, create(FLAGS.student), teacher, lambda: all_labels
+            )
+
+        batches = indexed if tfkd_config.needs_indices(settings) else data
+        steps[method] = training_step(compiled(make()), batches)
+        if settings.method.distiller in PARTS:
+            parts, cost = PARTS[settings.method.distiller](make, batches)
+            steps |= {f"{method}: {name}": step for name, step in parts.items()}
+            expected[method] = (settings.method.distiller, list(parts), cost)
     if FLAGS.keras:
         distiller = compiled(keras_distiller(create(FLAGS.student), create(FLAGS.teacher)))
         steps["keras.distillation"] = training_step(distiller, data)
@@ -177,11 +209,12 @@ def main(arguments):
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     floor = medians["student step"] + medians["teacher inference"]
     for method in [*methods, *(["keras.distillation"] if FLAGS.keras else [])]:
-        line = f"{method}: step over floor {medians[method] / floor:.3f}"
-        if parts.get(method):
-            whole = floor + sum(medians[part] for part in parts[method])
-            line += f", over floor and own parts {medians[method] / whole:.3f}"
-        print(line)
+        print(f"{method}: step over floor {medians[method] / floor:.3f}")
+    means = {name: float(np.mean(values)) for name, values in seconds.items()}
+    for method, (distiller, parts, cost) in expected.items():
+        typical, word = (means, "mean") if distiller in DRAWN else (medians, "median")
+        alone = cost({part: typical[f"{method}: {part}"] for part in parts}, floor)
+        print(f"{method}: {word} step over its parts measured alone {typical[method] / alone:.3f}")
     print(
         f"\n{FLAGS.teacher} -> {FLAGS.student}, batch {FLAGS.batch_size}, "
         f"{FLAGS.rounds} rounds, milliseconds:"

@@ -1,10 +1,13 @@
 """The pages in docs/ do what they say."""
 
+import inspect
 import pathlib
 import re
 
 import keras
 import pytest
+
+import tfkd
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
 
@@ -54,3 +57,19 @@ def test_ackd(elsewhere):
         for name in ("student", "fused")
     ]
     assert sizes[0] == page["student"].count_params() < sizes[1]
+
+
+def test_iakd(elsewhere):
+    page = run_page("iakd.md")
+    assert page["history"]["keep_probability"] == pytest.approx([0.5, 0.75])
+    assert {"swapped_share", "swapped_stage1", "swapped_stage3"} <= set(page["history"])
+    assert len(page["by_hand"].parts.blocks) == 2
+    saved = keras.models.load_model(elsewhere / "student.keras")
+    assert saved.count_params() == page["student"].count_params()
+    # The page tells every option and its default.
+    text = (DOCS / "iakd.md").read_text(encoding="utf-8")
+    for name, parameter in list(inspect.signature(tfkd.IAKD).parameters.items())[2:-2]:
+        default = str(parameter.default).replace("'", '"')
+        shown = f'"{default}"' if isinstance(parameter.default, str) else default
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        assert row.split("|")[2].strip().strip("`") == shown, name

@@ -194,3 +194,47 @@ def test_taps_in_the_order_of_computation():
     assert taps.in_order(model, names) == ["stem", "stage2", "pooled", "logits"]
     with pytest.raises(UsageError, match="no tap 'stage9'"):
         taps.in_order(model, ["stage9"])
+
+
+def test_boundaries_are_the_ends_of_stem_and_stages():
+    assert taps.boundaries(tiny.model()) == ["stem", "stage1", "stage2"]
+    assert taps.boundaries(nested()) == ["backbone/stage1", "backbone/stage2"]
+
+
+UNITS = {
+    "resnet20": ("stage1", ["stage2_unit1_output", "stage2_unit2_output", "stage2"]),
+    "wrn_16_1": ("stage1", ["stage2_unit1_output", "stage2"]),
+    "resnet50": ("stage3", ["stage4_unit1_output", "stage4_unit2_output", "stage4"]),
+    "shufflenet_v1": ("stage2", [*[f"stage3_unit{i}_output" for i in (1, 2, 3)], "stage3"]),
+    "shufflenet_v2": ("stage2", [*[f"stage3_unit{i}_output" for i in (1, 2, 3)], "stage3"]),
+}
+
+
+@pytest.mark.parametrize("name", list(UNITS))
+def test_units_end_where_paths_join(name):
+    start, expected = UNITS[name]
+    assert taps.units(models.create(name, num_classes=5), start, expected[-1]) == expected
+
+
+def test_units_of_a_model_without_the_zoos_names():
+    """Sums by an operator, a pre-activation that follows a sum, a last convolution."""
+    inputs = keras.Input((8, 8, 3))
+    x = start = layers.Conv2D(4, 3, padding="same", name="first")(inputs)
+    for number in (1, 2):
+        y = layers.BatchNormalization(name=f"norm{number}")(x)
+        y = layers.Conv2D(4, 3, padding="same")(layers.ReLU()(y))
+        x = x + y
+    x = layers.ReLU(name="after")(x)
+    outputs = layers.Conv2D(6, 1, name="last")(x)
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(outputs))
+    first, last = taps.units(model, "first", "last")
+    assert first.startswith("add") and last == "last"
+    assert start.shape == (None, 8, 8, 4)
+    assert taps.units(model, "first", "after") == [first, "after"]
+
+
+def test_units_of_a_plain_chain_are_an_error():
+    with pytest.raises(UsageError, match="no residual units between 'stage1' and 'stage2'"):
+        taps.units(models.create("vgg8", num_classes=5), "stage1", "stage2")
+    with pytest.raises(UsageError, match="no residual units"):
+        taps.units(tiny.Subclassed(), "body", "pool")

@@ -217,3 +217,34 @@ class RunSchedule(keras.optimizers.schedules.LearningRateSchedule):
             "factor": self.factor,
             "warmup": self.warmup,
         }
+
+
+def drops(optimizer, steps):
+    """Returns when an optimizer's learning rate drops in steps, as increasing parts of a run.
+
+    Args:
+        optimizer: A Keras optimizer.
+        steps: Integer, the steps of the run; None if they are not known.
+
+    Returns:
+        A list of numbers in (0, 1); empty where the rate is constant or falls otherwise.
+
+    Raises:
+        UsageError: If the drops are counted in steps and those of the run are not known.
+    """
+    # Under mixed_float16 Keras puts one that scales the loss around the user's.
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    rate = optimizer.get_config()["learning_rate"]
+    rate = keras.optimizers.schedules.deserialize(rate) if isinstance(rate, dict) else rate
+    while isinstance(rate, RelativeSchedule):
+        rate = rate.schedule
+    if isinstance(rate, RunSchedule) and rate.name == "steps":
+        return list(rate.milestones)
+    if isinstance(rate, keras.optimizers.schedules.PiecewiseConstantDecay):
+        if steps is None:
+            raise UsageError(
+                "The learning rate drops after numbers of steps, and the data does not tell how "
+                "many a run has: pass milestones, as fractions of the run."
+            )
+        return [step / steps for step in rate.boundaries if 0 < step < steps]
+    return []

@@ -21,6 +21,9 @@ from tfkd.errors import UsageError
 # Operations whose output has a size of its own, or noise of its own, but no features of its own.
 _NO_FEATURES = ("ZeroPadding2D", "Cropping2D", "Pad", "Dropout", "SpatialDropout2D")
 
+# Operations in which the paths of a residual unit meet.
+_JOINS = ("Add", "Concatenate")
+
 #: The tap that is the output of the model, whatever the layer is called.
 LOGITS = "logits"
 
@@ -331,6 +334,81 @@ def at_spots(model, spots):
             f"[('student tap', 'teacher tap')] instead; it has {_listing(of(model))}."
         )
     return found
+
+
+def boundaries(model):
+    """Returns the taps between which a functional model's stages lie.
+
+    Args:
+        model: A functional `keras.Model`.
+
+    Returns:
+        A list of taps: where the stem ends, then where each stage does. Of a model that does not
+        use the zoo's names, the end of its first resolution counts as the end of the stem.
+
+    Raises:
+        UsageError: If the model has no stages.
+
+    Example:
+    ```python
+    tfkd.taps.boundaries(tfkd.models.create("resnet20"))  # ["stem", "stage1", "stage2", "stage3"]
+    ```
+    """
+    graph = _graph(model)
+    zoo = _zoo_taps(graph) if graph is not None else []
+    return [*zoo[:1], *at_spots(model, "stages")]
+
+
+def units(model, start, end):
+    """Finds the residual units of a functional model between two taps.
+
+    A unit ends where its paths join, in a sum or concatenation through which every path passes,
+    and after what follows of it without weights, such as its activation.
+
+    Args:
+        model: A functional `keras.Model`.
+        start: Tap at which the first unit begins.
+        end: Tap at which the last unit ends.
+
+    Returns:
+        A list of taps, the ends of the units in order; `end` is the last.
+
+    Raises:
+        UsageError: If the model is subclassed, or has no residual unit there.
+
+    Example:
+    ```python
+    tfkd.taps.units(tfkd.models.create("resnet20"), "stage1", "stage2")
+    # ["stage2_unit1_output", "stage2_unit2_output", "stage2"]
+    ```
+    """
+    check(model, [start, end])
+    graph = _graph(model)
+    order = {path: number for number, (path, _) in enumerate(graph.edges)} if graph else {}
+    sources = dict(graph.edges) if graph else {}
+    found, previous = [], None
+    for path, tensor in _bottlenecks(graph) if graph else ():
+        if not order[start] < order[path] <= order[end]:
+            continue
+        operation = tensor._keras_history.operation
+        kind = type(operation).__name__
+        if kind in _JOINS and len(sources[path]) > 1:
+            found.append(path)
+            previous = tensor
+        elif previous is not None and [id(x) for x in sources[path]] == [id(previous)]:
+            passive = not getattr(operation, "weights", ()) and "Pooling" not in kind
+            previous = tensor if passive and kind not in _NO_FEATURES else None
+            if previous is not None and tensor.shape == graph.taps[found[-1]].shape:
+                found[-1] = path
+        else:
+            previous = None
+    if not found:
+        raise UsageError(
+            f"Model {model.name!r} has no residual units between {start!r} and {end!r}: its "
+            "paths join nowhere there."
+        )
+    # What follows the last sum in the stage belongs to its last unit.
+    return [*found[:-1], end]
 
 
 def _listing(names, limit=12):

@@ -94,3 +94,10 @@ def test_mixed_precision_computes_in_half():
     outputs = adapter(tf.random.normal((2, 16, 16, 3)), training=True)
     assert outputs.dtype == tf.bfloat16
     assert {weight.dtype for weight in adapter.weights} == {"float32"}
+
+
+def test_the_bias_can_be_left_out():
+    adapter = Adapter((4, 4, 5), use_bias=False)
+    adapter.build((None, 4, 4, 3))
+    assert not adapter.transformation.use_bias
+    assert not Adapter.from_config(adapter.get_config()).use_bias

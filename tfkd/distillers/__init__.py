@@ -2,6 +2,7 @@
 
 from tfkd.distillers.ackd import ACKD
 from tfkd.distillers.distiller import Distiller
+from tfkd.distillers.iakd import IAKD
 from tfkd.distillers.knowledge import KnowledgeDistiller
 from tfkd.distillers.report import Report
 from tfkd.distillers.sakd import SAKD
@@ -19,4 +20,4 @@ def available():
     return dict(sorted(found.items()))
 
 
-__all__ = ["ACKD", "SAKD", "Distiller", "KnowledgeDistiller", "Report", "available"]
+__all__ = ["ACKD", "IAKD", "SAKD", "Distiller", "KnowledgeDistiller", "Report", "available"]

@@ -315,6 +315,14 @@ class Distiller(keras.Model):
         """Runs the student."""
         return self.student(inputs, training=training)
 
+    def start_training(self, epochs, steps):
+        """Tells what depends on it how long training is; `fit` calls it before the first step.
+
+        Args:
+            epochs: Integer, those of earlier calls that this one resumes included.
+            steps: Integer, the steps of an epoch; None where the data does not tell.
+        """
+
     def start_epoch(self, epoch):
         """Tells what depends on the epoch which one begins; `fit` calls it at every beginning.
 
@@ -346,7 +354,10 @@ class Distiller(keras.Model):
             kwargs.setdefault("shuffle", False)
         self.build_optimizers()
         announce = keras.callbacks.LambdaCallback(
-            on_epoch_begin=lambda epoch, logs: self.start_epoch(epoch)
+            on_train_begin=lambda logs: self.start_training(
+                announce.params["epochs"], announce.params["steps"]
+            ),
+            on_epoch_begin=lambda epoch, logs: self.start_epoch(epoch),
         )
         callbacks = [announce, *keras.tree.flatten(callbacks or [])]
         with checks.clear_label_errors(self.student):
@@ -620,20 +631,25 @@ class Distiller(keras.Model):
     def _regularization(self):
         return sum((ops.sum(ops.cast(loss, "float32")) for loss in self.losses), start=0.0)
 
-    def update(self, tape, objective, optimizer, variables):
+    def update(self, tape, objective, optimizer, variables, unconnected="none"):
         """Takes one step of one optimizer on its own variables, and on no others.
 
         Args:
             tape: The `tf.GradientTape` that recorded the objective.
             objective: Scalar, from `objective()`.
             optimizer: A Keras optimizer.
-            variables: List of the variables that it updates. Those on which the objective does
-                not depend stay as they are.
+            variables: List of the variables that it updates.
+            unconnected: What a variable gets on which the objective does not depend: `"none"`,
+                no update; `"zero"`, that of a gradient of zero, in which momentum and weight
+                decay go on.
         """
         # Under mixed_float16 the scale enters where the gradient starts, so that nothing
         # underflows on the way back; the optimizer divides it out again.
         scale = optimizer.scale_loss(tf.ones_like(objective))
         gradients = tape.gradient(objective, variables, output_gradients=scale)
+        if unconnected == "zero":
+            pairs = zip(gradients, variables)
+            gradients = [ops.zeros_like(v) if g is None else g for g, v in pairs]
         pairs = zip(gradients, variables)
         optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
 

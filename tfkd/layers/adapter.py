@@ -11,7 +11,7 @@ from tfkd.layers.torch_defaults import linear, uniform_fan_in
 class Adapter(layers.Layer):
     """Brings features to another network's shape, as published for FitNet and SAKD.
 
-    A map passes one convolution with bias, batch normalisation and an activation. The convolution
+    A map passes one convolution, batch normalisation and an activation. The convolution
     follows from the two sizes, of which the first line that holds for both axes counts:
 
     | source and target | convolution |
@@ -27,6 +27,7 @@ class Adapter(layers.Layer):
         target_shape: Shape without the batch: `(height, width, channels)` or `(features,)`.
         activation: What follows the normalisation of a map, as in `keras.layers.Activation`, or
             None. Defaults to `"relu"`.
+        use_bias: Whether the convolution has a bias, as published.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape: `(batch, height, width, channels)` or `(batch, features)`.
@@ -51,9 +52,10 @@ class Adapter(layers.Layer):
           adds the transposed convolutions and uses adapters in both directions.
     """  # noqa: E501
 
-    def __init__(self, target_shape, activation="relu", **kwargs):
+    def __init__(self, target_shape, activation="relu", use_bias=True, **kwargs):
         super().__init__(**kwargs)
         self.target_shape = tuple(target_shape)
+        self.use_bias = use_bias
         self.activation = keras.activations.get(activation)
 
     def build(self, input_shape):
@@ -109,6 +111,7 @@ class Adapter(layers.Layer):
             kernel,
             strides=strides,
             padding=padding,
+            use_bias=self.use_bias,
             data_format="channels_last",
             dtype=self.dtype_policy,
             **uniform_fan_in(fan_in),
@@ -133,4 +136,5 @@ class Adapter(layers.Layer):
             **super().get_config(),
             "target_shape": self.target_shape,
             "activation": activation,
+            "use_bias": self.use_bias,
         }

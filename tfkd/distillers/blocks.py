@@ -1,0 +1,207 @@
+"""Cuts student and teacher into blocks that can stand for each other."""
+
+import dataclasses
+
+import keras
+from keras import ops
+
+from tfkd import taps
+from tfkd.errors import UsageError, unknown
+from tfkd.layers import Adapter
+
+GRANULARITIES = ("stage", "unit")
+
+
+@dataclasses.dataclass
+class Block:
+    """A part of the student and the part of the teacher that can stand for it.
+
+    Attributes:
+        name: The student's tap at which it ends.
+        student: The student's part, a `keras.Model` that shares the student's layers.
+        teacher: The teacher's part.
+        enter: `Adapter` from the student's features to the teacher's, before the teacher's part;
+            None where they have one shape.
+        leave: `Adapter` back, after the teacher's part; or None.
+    """
+
+    name: str
+    student: keras.Model
+    teacher: keras.Model
+    enter: Adapter
+    leave: Adapter
+
+    @property
+    def transitions(self):
+        """The adapters, as a list."""
+        return [adapter for adapter in (self.enter, self.leave) if adapter is not None]
+
+    def run_student(self, features):
+        """Runs the student's part, in training mode."""
+        return self.student(features, training=True)
+
+    def run_teacher(self, features):
+        """Runs the teacher's part, in inference mode, between adapters in training mode."""
+        if self.enter is not None:
+            features = self.enter(features, training=True)
+        features = self.teacher(features, training=False)
+        if self.leave is not None:
+            features = self.leave(features, training=True)
+        return ops.cast(features, self.student.outputs[0].dtype)
+
+    def student_statistics(self):
+        """Returns the variables that the student's part changes as it runs."""
+        return _statistics([self.student])
+
+    def teacher_statistics(self):
+        """Returns the variables that the adapters change as they run."""
+        return _statistics(self.transitions)
+
+
+@dataclasses.dataclass
+class Parts:
+    """The student in parts, some of which can be the teacher's.
+
+    Attributes:
+        stem: The student's part before the first block, a `keras.Model`.
+        blocks: List of `Block`.
+        classifier: The student's part after the last block.
+    """
+
+    stem: keras.Model
+    blocks: list
+    classifier: keras.Model
+
+
+def _statistics(models):
+    variables = [variable for model in models for variable in model.non_trainable_variables]
+    return [v for v in variables if keras.backend.is_float_dtype(v.dtype)]
+
+
+def cut_points(student, teacher, granularity="stage", blocks=None):
+    """Returns where both models are cut.
+
+    Args:
+        student: A functional `keras.Model`.
+        teacher: A functional `keras.Model`.
+        granularity: `"stage"`, a block is everything at one resolution; or `"unit"`, a block is a
+            residual unit of the student, and of the teacher as many units as its stage has for
+            each: unit `i` of `m` stands against the units from `floor(i · M / m)` to
+            `floor((i + 1) · M / m) - 1` of `M`.
+        blocks: `[(student tap, teacher tap), ...]`, the cuts themselves, in place of these.
+
+    Returns:
+        `[(student tap, teacher tap), ...]`, of which the first ends the stem.
+
+    Raises:
+        UsageError: If a model cannot be cut, or the two do not fall into as many blocks.
+    """
+    for role, model in (("student", student), ("teacher", teacher)):
+        if taps.output(model) is None:
+            raise UsageError(
+                f"Swapping blocks needs models that can be cut: {role} {model.name!r} is "
+                "subclassed, so that its connections are Python code; a functional model whose "
+                "layers are its parts can be cut."
+            )
+    if granularity not in GRANULARITIES:
+        raise unknown("granularity", granularity, GRANULARITIES)
+    if blocks is not None:
+        return _given(student, teacher, blocks)
+    ends = [taps.boundaries(model) for model in (student, teacher)]
+    if len(ends[0]) != len(ends[1]):
+        raise UsageError(
+            f"The student has {len(ends[0]) - 1} stages (cut at {', '.join(ends[0])}), the "
+            f"teacher {len(ends[1]) - 1} (cut at {', '.join(ends[1])}): pass blocks=[('student "
+            "tap', 'teacher tap'), ...], the first of which ends the stem."
+        )
+    if len(ends[0]) < 2:
+        raise UsageError(
+            f"Models {student.name!r} and {teacher.name!r} have no stage after their first: pass "
+            "blocks=[('student tap', 'teacher tap'), ...]."
+        )
+    cuts = list(zip(*ends))
+    if granularity == "stage":
+        return cuts
+    refined = cuts[:1]
+    for before, after in zip(cuts, cuts[1:]):
+        refined += _paired_units(student, teacher, before, after)
+    return refined
+
+
+def _given(student, teacher, blocks):
+    """Checks the cuts that a user passes."""
+    pairs = [tuple(pair) if isinstance(pair, (list, tuple)) else () for pair in blocks]
+    strings = all(len(pair) == 2 and all(isinstance(tap, str) for tap in pair) for pair in pairs)
+    if len(pairs) < 2 or not strings:
+        raise UsageError(
+            "blocks must be at least two pairs [('student tap', 'teacher tap'), ...], between "
+            f"which the blocks lie; received {blocks!r}."
+        )
+    for model, names in zip((student, teacher), zip(*pairs)):
+        taps.check(model, names)
+    return pairs
+
+
+def _paired_units(student, teacher, before, after):
+    """Returns the cuts after each of the student's units in a stage."""
+    ours, theirs = (
+        taps.units(model, *limits) for model, limits in zip((student, teacher), zip(before, after))
+    )
+    if len(theirs) < len(ours):
+        raise UsageError(
+            f"Up to {after[0]!r} the student has {len(ours)} residual units, and the teacher only "
+            f"{len(theirs)} up to {after[1]!r}: use granularity='stage', or pass blocks."
+        )
+    last = [(i + 1) * len(theirs) // len(ours) - 1 for i in range(len(ours))]
+    return [(end, theirs[i]) for end, i in zip(ours, last)]
+
+
+def cut(student, teacher, cuts, dtype):
+    """Cuts both models.
+
+    Args:
+        student: A functional `keras.Model`.
+        teacher: A functional `keras.Model`.
+        cuts: As from `cut_points`.
+        dtype: The dtype policy of the adapters.
+
+    Returns:
+        The `Parts`. They are no Keras layer, so that nothing of the teacher is saved with them.
+
+    Raises:
+        UsageError: If there is no model between two cuts, or no adapter for its shapes.
+    """
+    blocks = []
+    for (student_start, teacher_start), (student_end, teacher_end) in zip(cuts, cuts[1:]):
+        ours = taps.segment(student, student_start, student_end)
+        theirs = taps.segment(teacher, teacher_start, teacher_end)
+        _check_layers(ours, student)
+        enter = _adapter(ours.inputs[0], theirs.inputs[0], student_start, dtype)
+        leave = _adapter(theirs.outputs[0], ours.outputs[0], student_end, dtype)
+        blocks.append(Block(student_end, ours, theirs, enter, leave))
+    stem = taps.segment(student, None, cuts[0][0])
+    return Parts(stem, blocks, taps.segment(student, cuts[-1][0]))
+
+
+def _adapter(source, target, place, dtype):
+    """Returns a built adapter without bias and activation; None where shapes are equal."""
+    source, target = tuple(source.shape[1:]), tuple(target.shape[1:])
+    if source == target:
+        return None
+    if None in source + target:
+        raise UsageError(
+            f"At {place!r} the models have features of shapes {source} and {target}: to bring one "
+            "to the other, both need a fixed size of images."
+        )
+    adapter = Adapter(target, activation=None, use_bias=False, dtype=dtype)
+    adapter.build((None, *source))
+    return adapter
+
+
+def _check_layers(segment, student):
+    for layer in segment._flatten_layers():
+        if getattr(layer, "activity_regularizer", None) is not None:
+            raise UsageError(
+                f"Layer {layer.name!r} of student {student.name!r} regularizes its activity, which "
+                "has no value in steps that run the teacher's block in its place."
+            )
