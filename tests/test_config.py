@@ -7,6 +7,7 @@ import tiny
 from tfkd import config, distillers
 from tfkd.errors import UsageError
 
+DEFAULTS = {"method": "kd", "runlocal": False}
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
@@ -17,6 +18,12 @@ def test_arguments_take_the_type_of_their_default():
     assert found == {"method": "at", "runlocal": True, "epochs": 3}
     assert config.parse_arguments("", a=1) == {"a": 1}
     assert config.parse_arguments("runlocal=false", runlocal=True) == {"runlocal": False}
+
+
+def test_commas_in_parentheses_do_not_split():
+    found = config.parse_arguments("method=iakd:milestones=(0.5,0.75),runlocal", **DEFAULTS)
+    assert found == {"method": "iakd:milestones=(0.5,0.75)", "runlocal": True}
+    assert config.split_at_commas("a,b:c=(1,2),d") == ["a", "b:c=(1,2)", "d"]
 
 
 @pytest.mark.parametrize(
@@ -55,14 +62,22 @@ def test_arguments_of_a_method_follow_after_colons():
     made = config.method_config("kd+at:student_loss_weight=0.5:at.weight=500")
     assert made.arguments.student_loss_weight == 0.5 and made.losses["at"].weight == 500.0
     assert made.distiller is None
+    assert "stages" not in config.method_config("ackd").arguments
+    made = config.method_config("ackd:stages=('stage1','stage3')")
+    assert tuple(made.arguments.stages) == ("stage1", "stage3")
+    assert config.method_config("iakd:milestones=(0.5,0.75)").arguments.milestones == (0.5, 0.75)
 
 
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("ackd:attention", "Unknown argument of method 'ackd' 'attention': it must be one of"),
+        ("ackd:atention=logit", "Unknown argument of method 'ackd' 'atention': it must be one of"),
+        ("ackd:attention", "attention needs a value, such as attention=channel"),
+        ("ackd:auxiliary_learners=1.0", "auxiliary_learners must be a whole number, like -1"),
+        ("sakd+ackd", "'ackd' in 'sakd.ackd' is a method: it comes first"),
+        ("at+sakd", "'sakd' in 'at.sakd' is a method: it comes first"),
         ("ackd:heat=3", "must be one of temperature, kd_weight"),
-        ("ackd:temperature=warm", "temperature takes a value like 4.0"),
+        ("ackd:temperature=warm", "temperature must be a number, like 4.0; received 'warm'"),
         ("kd:at.weight=3", "must be one of student_loss_weight, kd.temperature, kd.weight"),
         ("alone:weight=3", "Method 'alone' has no arguments"),
         ("ackd+kd", "Method 'ackd' takes no losses; received kd"),
@@ -103,7 +118,7 @@ def test_sakd_reads_its_arguments_from_the_command_line():
     assert distiller.decisions == "random"
     weights = {loss.id: loss.weight for loss in distiller.distillation_losses}
     assert weights == {"kd": 1.0, "at": 5.0}
-    with pytest.raises(UsageError, match="homogeneous takes a value like 'auto'"):
+    with pytest.raises(UsageError, match="homogeneous must be a word, like 'auto'"):
         config.method_config("sakd:homogeneous=3")
 
 

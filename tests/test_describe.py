@@ -129,6 +129,7 @@ def test_the_command(arguments, code, message):
 
 def test_a_method_is_found_by_id_and_by_class():
     text = describe("ackd")
-    assert text == describe("ACKD")
+    assert text == describe("ACKD") == describe("ackd:attention=logit")
+    assert describe("sakd+at") == describe("sakd")
     assert rows(text)["optimizers"] == "optimizer, discriminator_optimizer"
     assert rows(text)["class"] == "tfkd.ACKD"

@@ -444,6 +444,14 @@ def test_files_of_something_else_are_left_alone(tmp_path, data_dir, capsys):
     assert (tmp_path / "student.keras").read_text() == "precious"
 
 
+def test_a_comparison_finds_a_mistake_before_it_trains(tmp_path, small, data_dir, capsys):
+    arguments = [*small, data_dir, f"--workdir={tmp_path / 'run'}"]
+    methods = "--methods=alone,iakd:start=2.0"
+    line = refused(capsys, compare.main, *arguments, methods)
+    assert "start must be a number between 0 and 1; received 2.0" in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_comparison_of_nothing(tmp_path, data_dir, capsys):
     workdir = f"--workdir={tmp_path / 'run'}"
     assert "names none" in refused(capsys, compare.main, *SMALL, data_dir, workdir, "--methods=")

@@ -17,11 +17,15 @@ import numpy as np
 from absl import flags
 
 from tfkd import checkpoint, command_line, experiment, plots
-from tfkd.config import ALONE, method_config
+from tfkd.config import ALONE, method_config, split_at_commas
 from tfkd.errors import UsageError
 
 flags.adopt_module_key_flags(command_line)
-flags.DEFINE_list("methods", [ALONE, "kd"], "Methods, separated by commas: alone, kd, at, kd+at.")
+flags.DEFINE_string(
+    "methods",
+    f"{ALONE},kd",
+    "Methods, separated by commas: alone, kd, kd+at, ackd:attention=logit.",
+)
 flags.DEFINE_integer("seeds", 3, "How many seeds, from that of the config on.", 1)
 
 
@@ -47,6 +51,9 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
     variants = {method: _variant(config, method) for method in methods}
     if len(variants) < len(methods):
         raise UsageError(f"--methods names one twice: {','.join(methods)}.")
+    if not all((workdir / _folder(method, config.seed)).exists() for method in methods):
+        # A mistake in the last method shows before the first one is trained.
+        experiment.check_methods(config, variants.values(), workdir, data_dir)
     runs, histories = {}, {}
     if config.teacher.path:
         teacher = config.teacher.path
@@ -64,7 +71,7 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
         for seed in range(config.seed, config.seed + seeds):
             one = copy.deepcopy(config)
             one.method, one.seed, one.teacher.path = variant, seed, str(teacher)
-            folder = workdir / f"{method.replace(':', '-')}-seed{seed}"
+            folder = workdir / _folder(method, seed)
             runs[method].append(_run(one, folder, data_dir, command))
             histories.setdefault(method, []).append(experiment.history(folder))
 
@@ -77,6 +84,10 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
     checkpoint.write(workdir / "curves.png", lambda path: plots.curves(path, histories))
     print(f"\n{table}\nWritten: table.md, table.json and curves.png in {workdir}", flush=True)
     return rows
+
+
+def _folder(method, seed):
+    return f"{method.replace(':', '-')}-seed{seed}"
 
 
 def _variant(config, method):
@@ -152,7 +163,7 @@ def main(config):
     compare(
         config,
         flags.FLAGS.workdir,
-        flags.FLAGS.methods,
+        split_at_commas(flags.FLAGS.methods),
         flags.FLAGS.seeds,
         data_dir=flags.FLAGS.data_dir,
         command=shlex.join(["python", "-m", "tfkd.compare", *sys.argv[1:]]),

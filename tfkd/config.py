@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import inspect
+import re
 
 from ml_collections import ConfigDict, config_dict
 
@@ -11,6 +12,11 @@ from tfkd.errors import UsageError, unknown
 
 #: The method that trains the student on its labels alone: the baseline of every comparison.
 ALONE = "alone"
+
+
+def split_at_commas(text):
+    """Splits a list as a flag gives it; commas in parentheses, as of a tuple, do not split."""
+    return [item for item in re.split(r",(?![^(]*\))", text) if item]
 
 
 def parse_arguments(text, **defaults):
@@ -34,7 +40,7 @@ def parse_arguments(text, **defaults):
     ```
     """
     values = dict(defaults)
-    for item in filter(None, (text or "").split(",")):
+    for item in split_at_commas(text or ""):
         key, _, value = item.partition("=")
         if key not in defaults:
             raise unknown("config argument", key, defaults)
@@ -169,6 +175,11 @@ def method_config(name, settings=None):
     methods, known = distillers.available(), losses.available()
     distiller = ids.pop(0) if ids and ids[0] in methods else None
     for identifier in ids:
+        if identifier in methods:
+            raise UsageError(
+                f"{identifier!r} in {joined!r} is a method: it comes first, and what is joined to "
+                "it are losses."
+            )
         if identifier not in known:
             first = identifier == joined.split("+")[0]
             raise unknown("method", identifier, [*([ALONE, *methods] if first else []), *known])
@@ -196,8 +207,13 @@ def method_config(name, settings=None):
     targets = {**chosen, **({} if distiller is None else {distiller: arguments})}
     for identifier, own in _in_force(settings or {}, targets):
         targets[identifier].update(own)
+    if distiller is not None:
+        possible = inspect.signature(methods[distiller].__init__).parameters.values()
+        unset = [p.name for p in possible if p.default is None and p.name not in _NOT_SET]
+        arguments |= {argument: None for argument in unset if argument not in arguments}
     for item in given:
         _set_argument(item, name, arguments, chosen)
+    arguments = {name: value for name, value in arguments.items() if value is not None}
     return ConfigDict(
         {
             "name": name,
@@ -221,6 +237,10 @@ def _in_force(settings, ids):
     yield from joint
 
 
+# Arguments of a method that are no plain values, or set elsewhere.
+_NOT_SET = ("teacher_preprocessing", "name")
+
+
 def _set_argument(item, name, arguments, chosen):
     """Reads `argument=value` or `loss.argument=value` into the arguments of method or loss."""
     key, equals, value = item.partition("=")
@@ -229,7 +249,9 @@ def _set_argument(item, name, arguments, chosen):
         known.update({f"{identifier}.{argument}": default for argument, default in own.items()})
     if not known:
         raise UsageError(f"Method {name.partition(':')[0]!r} has no arguments; received {item!r}.")
-    if not equals or key not in known:
+    if key in known and not equals:
+        raise UsageError(f"Method {name!r}: {key} needs a value, such as {key}={known[key]}.")
+    if key not in known:
         raise unknown(f"argument of method {name.partition(':')[0]!r}", key, known)
     with contextlib.suppress(SyntaxError, ValueError):  # A word is itself.
         value = ast.literal_eval(value)
@@ -239,7 +261,11 @@ def _set_argument(item, name, arguments, chosen):
     # A word may stand for a choice of which true and false are the others ("auto").
     fits = type(value) is type(default) or (isinstance(default, str) and type(value) is bool)
     if isinstance(default, (bool, int, float, str)) and not fits:
-        raise UsageError(f"Method {name!r}: {key} takes a value like {default!r}.")
+        kind = {bool: "True or False", int: "a whole number", float: "a number", str: "a word"}
+        raise UsageError(
+            f"Method {name!r}: {key} must be {kind[type(default)]}, like {default!r}; received "
+            f"{value!r}."
+        )
     identifier, dot, argument = key.partition(".")
     (chosen[identifier] if dot else arguments)[argument if dot else key] = value
 

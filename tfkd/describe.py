@@ -8,6 +8,7 @@ Without a name it lists all that exist.
 import difflib
 import functools
 import inspect
+import re
 import sys
 import textwrap
 
@@ -47,6 +48,9 @@ def describe(name=None):
     if name is None:
         return _list()
     pages = _pages()
+    if name not in pages:
+        # A method as configs write it: its losses and arguments have pages of their own.
+        name = re.split("[+:]", name)[0]
     if name not in pages:
         lower = {known.lower(): known for known in pages}
         close = [lower[match] for match in difflib.get_close_matches(name.lower(), lower)]

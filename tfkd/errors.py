@@ -43,6 +43,17 @@ def check_positive(name, value):
         raise UsageError(f"{name} must be a number greater than 0; received {value!r}.")
 
 
+def check_positive_integer(name, value):
+    """Raises a `UsageError` unless `value` is a whole number greater than 0.
+
+    Args:
+        name: String, the argument's name, for the message.
+        value: The argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UsageError(f"{name} must be a whole number greater than 0; received {value!r}.")
+
+
 @contextlib.contextmanager
 def told_in_one_line():
     """Ends the process where a command finds a mistake: with one line, and exit code `MISTAKE`.

@@ -1,5 +1,6 @@
 """One run: config -> teacher -> distiller -> fit -> artefacts in a work directory."""
 
+import copy
 import csv
 import io
 import json
@@ -147,6 +148,30 @@ def _show_in_tensorboard(workdir, name, epoch):
     image = tf.io.decode_png(tf.io.read_file(str(workdir / name)), channels=3)
     with tf.summary.create_file_writer(str(workdir / "tensorboard" / "pictures")).as_default():
         tf.summary.image(pathlib.Path(name).stem, image[None], step=epoch)
+
+
+def check_methods(config, methods, workdir, data_dir=None):
+    """Builds the distillers of several methods, so that a mistake shows before anything runs.
+
+    Args:
+        config: `ConfigDict` of a run.
+        methods: Iterable of `ConfigDict`, in place of its `method`.
+        workdir: Path of the directory of the comparison.
+        data_dir: Where TFDS keeps its data sets; None for its default.
+
+    Raises:
+        UsageError: If something in the config or a method is wrong.
+    """
+    check(config)
+    for method in methods:
+        one = copy.deepcopy(config)
+        one.method = method
+        data = _load_data(one, data_dir)
+        teacher = None if method.name == ALONE else _get_teacher(one, data, workdir)
+        student = _create(one.student.model, data, 0, **one.student.arguments)
+        preprocessing = teacher_preprocessing(one, data, teacher)
+        distiller = make_distiller(one, student, teacher, data.train_labels, preprocessing)
+        _compile(distiller, one, data, one.epochs, one.optimizer.learning_rate)
 
 
 def history(workdir):

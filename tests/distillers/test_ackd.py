@@ -369,8 +369,15 @@ def test_a_subclassed_student_names_its_taps():
         ({"auxiliary_design": "dense"}, "must be one of separable, bottleneck"),
         ({"auxiliary_learners": 2}, r"must be -1 \(all\) or 0 to 1.*received 2"),
         ({"auxiliary_learners": -2}, "received -2"),
+        ({"auxiliary_learners": 1.0}, "received 1.0"),
+        ({"adversarial_ramp": -3}, "adversarial_ramp must be a number of at least 0"),
+        ({"stages": "stage1"}, "stages must be a list of taps.*received 'stage1'"),
+        ({"stages": ["stage2", "stage1"]}, "in the order in which the student computes them"),
+        ({"stages": ["stage2", "stage2"]}, "must be different taps"),
+        ({"stages": ["stage1", "pooled"]}, "stages must be maps .*'pooled' has shape"),
         ({"adversarial_weight": -1.0}, "adversarial_weight must be a number of at least 0"),
-        ({"kd_weight": -1.0}, "weight must be a number of at least 0"),
+        ({"kd_weight": -1.0}, "kd_weight must be a number of at least 0"),
+        ({"collaboration_weight": -1.0}, "collaboration_weight must be a number of at least 0"),
         ({"temperature": 0}, "temperature must be a number greater than 0"),
         ({"stages": ["stage2"]}, "has one stage .*name at least two taps"),
         ({"stages": ["stage1", "stage7"]}, "no tap 'stage7'; it has stem, stage1"),
@@ -387,6 +394,23 @@ def test_check_names_the_teachers_loss():
     report = distiller.check([tiny.data(16)])
     assert report.losses["kd_loss"]["weight"] == 0.5
     assert report.losses["kd_loss"]["spots"] == [("logits", (5,), "logits", (5,))]
+
+
+def test_it_needs_teacher_and_labels():
+    with pytest.raises(UsageError, match="ACKD needs a teacher"):
+        tfkd.ACKD(tiny.model(), None)
+    with pytest.raises(UsageError, match="Training and evaluation need labels"):
+        make().fit(tiny.data()[0], verbose=0)
+
+
+def test_wrong_optimizers():
+    distiller, optimizer = make(), keras.optimizers.Adam(0.1)
+    with pytest.raises(UsageError, match="optimizer and discriminator_optimizer must be different"):
+        distiller.compile(optimizer, discriminator_optimizer=optimizer)
+    with pytest.raises(UsageError, match="discriminator_optimizer must be a Keras optimizer, its"):
+        distiller.compile("sgd", discriminator_optimizer="adm")
+    with pytest.raises(UsageError, match="ACKD.compile 'policy_optimizer': it must be one of disc"):
+        distiller.compile("sgd", policy_optimizer="adam")
 
 
 def test_no_fused_student_without_learners():

@@ -346,7 +346,7 @@ WRONG = {
     "no teacher": ({"teacher": None}, "needs a teacher"),
     "subclassed": ({"student": tiny.Subclassed}, "student .* is subclassed"),
     "start": ({"start": 1.5}, "start must be a number between 0 and 1; received 1.5"),
-    "growth": ({"growth": 0.0}, "growth must be a number greater than 0"),
+    "growth": ({"growth": 0.0}, "growth must be above 0, and at most 1"),
     "schedule": ({"schedule": "cosine"}, "one of uniform, linear, review.*received 'cosine'"),
     "bounds": ({"schedule": tfkd.schedules.Cosine(0.5, 1.2, 3)}, "between 0 and 1; received 1.2"),
     "schedules": ({"schedule": ["linear"]}, "each of the 2 blocks .*stage1, stage2.*received 1"),
@@ -354,7 +354,7 @@ WRONG = {
     "sampling": ({"sampling": "epoch"}, "sampling 'epoch'.*batch, sample"),
     "granularity": ({"granularity": "layer"}, "granularity 'layer'.*stage, unit"),
     "reestimation": ({"reestimation": "no"}, "reestimation 'no'.*auto, always, never"),
-    "batches": ({"reestimation_batches": 0}, "reestimation_batches must be"),
+    "batches": ({"reestimation_batches": 1.5}, "reestimation_batches must be a whole number"),
     "kd": ({"kd_weight": "much"}, "weight must be a number"),
     "temperature": ({"temperature": 0.0}, "temperature must be"),
 }
@@ -387,7 +387,7 @@ def test_wrong_use_while_training():
         make(schedule="uniform").fit(generator, verbose=0)
     rate = keras.optimizers.schedules.PiecewiseConstantDecay([2], [0.1, 0.01])
     with pytest.raises(UsageError, match="does not tell how many"):
-        make(sgd=tfkd.optimizers.SGD(rate)).fit(generator, verbose=0)
+        make(sgd=tfkd.optimizers.SGD(rate), reestimation="never").fit(generator, verbose=0)
 
 
 def pipeline(epoch=0):
@@ -457,9 +457,11 @@ def test_statistics_are_averages_over_batches_of_any_size():
     "schedule, again",
     [
         ("uniform", True),
-        ("linear", False),
-        ("review", False),
-        (tfkd.schedules.LinearWarmUp(0.0, 1.0, 2), False),
+        ("linear", True),
+        ("review", True),
+        (tfkd.schedules.Constant(1.0), False),
+        (tfkd.schedules.LinearWarmUp(0.0, 1.0, 1), False),
+        (tfkd.schedules.LinearWarmUp(0.0, 1.0, 2), True),
         (tfkd.schedules.LinearWarmUp(0.0, 1.0, 9), True),
         (["review", "uniform"], True),
     ],

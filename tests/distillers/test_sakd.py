@@ -449,7 +449,7 @@ def test_the_counts_are_of_one_epoch_and_make_the_pictures(tmp_path):
     "arguments, message",
     [
         ({"decisions": "sometimes"}, "Unknown value of decisions .* policy, reversed"),
-        ({"routing_scale": 0}, "routing_scale must be a number greater than 0"),
+        ({"routing_scale": 0.5}, "routing_scale must be at least 1; received 0.5"),
         ({"homogeneous": "maybe"}, "homogeneous must be 'auto', True or False"),
         ({"gumbel_temperature": -1}, "temperature must be a number greater than 0"),
         ({"teacher": None}, "SAKD needs a teacher"),

@@ -56,8 +56,8 @@ class ACKD(Distiller):
             mixture of its own to learn from. `"uniform"`: the mean of their maps.
         adversarial_target: What the discriminator takes for real: `"teacher"`, the teacher's
             features; `"ensemble"`, the fused learner's, with the others as fakes and no `R_n`.
-        stages: List of the student's taps to use, the last feature map at the end. None for its
-            stages as `tfkd.taps` finds them.
+        stages: List of taps of the student that are maps, in the order in which it computes
+            them, its last feature map at the end. None for its stages as `tfkd.taps` finds them.
         teacher_features: The teacher's tap with its features. None for its pooled vector.
         teacher_preprocessing: What makes the teacher's inputs of the student's; see `Distiller`.
         relational_scope: No loss here is relational; see `Distiller`.
@@ -116,6 +116,8 @@ class ACKD(Distiller):
         relational_scope="global",
         name=None,
     ):
+        if teacher is None:
+            raise UsageError("ACKD needs a teacher: pass a trained keras.Model.")
         super().__init__(student, teacher, relational_scope, teacher_preprocessing, name=name)
         if attention not in ATTENTIONS:
             raise unknown("attention", attention, ATTENTIONS)
@@ -124,7 +126,7 @@ class ACKD(Distiller):
         self.attention = attention
         self.adversarial_target = adversarial_target
         self.auxiliary_design = auxiliary_design
-        self.stages = list(stages or taps.at_spots(student, "stages"))
+        self.stages = self._find_stages(stages)
         self.auxiliary_stages = self._auxiliary_stages(auxiliary_learners)
         self.collaborates = bool(self.auxiliary_stages)
         self.adversarial_weight = _ramp(adversarial_weight, adversarial_ramp)
@@ -132,6 +134,11 @@ class ACKD(Distiller):
         self.teacher_features = teacher_features
         if self.is_adversarial and teacher_features is None:
             self.teacher_features = taps.at_spots(teacher, "pooled")[0]
+        for argument, weight in (
+            ("kd_weight", kd_weight),
+            ("collaboration_weight", collaboration_weight),
+        ):
+            schedules.number_or_schedule(argument, weight, nonnegative=True)
         self.kd_loss = losses.KnowledgeDistillation(temperature, weight=kd_weight)
         self.collaboration_loss = losses.KnowledgeDistillation(
             temperature, weight=collaboration_weight, name="collaboration"
@@ -142,6 +149,27 @@ class ACKD(Distiller):
         if taps.output(student) is not None:
             self.build(student.input_shape)
 
+    def _find_stages(self, stages):
+        """Returns the taps at the ends of the student's stages."""
+        if stages is None:
+            return taps.at_spots(self.student, "stages")
+        names = list(stages) if isinstance(stages, (list, tuple)) else []
+        if not names or not all(isinstance(name, str) for name in names):
+            raise UsageError(
+                "stages must be a list of taps of the student, its last feature map at the end; "
+                f"received {stages!r}."
+            )
+        taps.check(self.student, names)
+        in_order = len(set(names)) == len(names)
+        if taps.output(self.student) is not None:
+            in_order = in_order and names == taps.in_order(self.student, names)
+        if not in_order:
+            raise UsageError(
+                "stages must be different taps in the order in which the student computes them; "
+                f"received {', '.join(names)}."
+            )
+        return names
+
     def _auxiliary_stages(self, number):
         """Returns `{learner's name: position of its stage}`."""
         intermediate = len(self.stages) - 1
@@ -150,7 +178,7 @@ class ACKD(Distiller):
                 f"Student {self.student.name!r} has one stage ({', '.join(self.stages)}), and "
                 "auxiliary learners need an intermediate one: name at least two taps, stages=[...]."
             )
-        if isinstance(number, bool) or number not in range(-1, intermediate + 1):
+        if type(number) is not int or not -1 <= number <= intermediate:
             raise UsageError(
                 f"auxiliary_learners must be -1 (all) or 0 to {intermediate}, the number of the "
                 f"student's intermediate stages; received {number!r}."
@@ -180,6 +208,12 @@ class ACKD(Distiller):
         """Creates auxiliary learners, fusion and discriminator for inputs of this shape."""
         student, teacher = self.tap_shapes(input_shape)
         shapes = [student[stage] for stage in self.stages]
+        for stage, shape in zip(self.stages, shapes):
+            if len(shape) != 4:
+                raise UsageError(
+                    f"stages must be maps (batch, height, width, channels); {stage!r} has shape "
+                    f"{shape}."
+                )
         logits, channels = student[taps.LOGITS], shapes[-1][-1]
         dtype = self.student.dtype_policy
         names = [*self.auxiliary_stages, MAIN, *([FUSED] if self.collaborates else [])]
@@ -379,14 +413,17 @@ class ACKD(Distiller):
         peers = [*self.auxiliary_stages, MAIN]
         groups = {
             "training accuracy": {
-                name: f"{name}_accuracy".replace(f"{MAIN}_", "")
-                for name in (*self.auxiliary_stages, MAIN, FUSED)
+                **{name: f"{name}_accuracy" for name in self.auxiliary_stages},
+                "main (the student)": "accuracy",
+                FUSED: f"{FUSED}_accuracy",
             },
             "mean attention": {name: f"{name}_attention" for name in peers},
         }
         if self.is_adversarial:
+            real = "teacher" if self.adversarial_target == "teacher" else FUSED
             groups["discriminator accuracy"] = {
-                kind: f"discriminator_{kind}_accuracy" for kind in ("real", "fake")
+                f"real (features of the {real})": "discriminator_real_accuracy",
+                "fake (features of the learners)": "discriminator_fake_accuracy",
             }
         contents = {
             title: {label: [epoch[key] for epoch in history] for label, key in series.items()}
@@ -424,6 +461,8 @@ class ACKD(Distiller):
 def _ramp(weight, epochs):
     """Returns the weight of the adversarial term, which grows from 0 where `epochs` is above 0."""
     weight = schedules.number_or_schedule("adversarial_weight", weight, nonnegative=True)
+    if isinstance(epochs, bool) or not isinstance(epochs, (int, float)) or epochs < 0:
+        raise UsageError(f"adversarial_ramp must be a number of at least 0; received {epochs!r}.")
     if isinstance(weight, schedules.Schedule) or not epochs or not weight:
         return weight
     return schedules.LinearWarmUp(0.0, weight, epochs=epochs)

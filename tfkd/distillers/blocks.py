@@ -110,9 +110,10 @@ def cut_points(student, teacher, granularity="stage", blocks=None):
     ends = [taps.boundaries(model) for model in (student, teacher)]
     if len(ends[0]) != len(ends[1]):
         raise UsageError(
-            f"The student has {len(ends[0]) - 1} stages (cut at {', '.join(ends[0])}), the "
-            f"teacher {len(ends[1]) - 1} (cut at {', '.join(ends[1])}): pass blocks=[('student "
-            "tap', 'teacher tap'), ...], the first of which ends the stem."
+            f"The student is cut at {len(ends[0])} places ({', '.join(ends[0])}), the teacher at "
+            f"{len(ends[1])} ({', '.join(ends[1])}), and blocks lie between them: pass "
+            "blocks=[('student tap', 'teacher tap'), ...], the first of which ends the stem, or "
+            "blocks=tfkd.taps.suggest_pairs(student, teacher)."
         )
     if len(ends[0]) < 2:
         raise UsageError(

@@ -220,6 +220,12 @@ def check_labels(labels):
         raise UsageError("Labels must be whole numbers, the classes; received fractions.")
 
 
+def check_present(labels):
+    """Raises a `UsageError` where data has no labels."""
+    if labels is None:
+        raise UsageError("Training and evaluation need labels: pass batches (inputs, labels).")
+
+
 def check_label_shape(loss, labels, logits):
     """Checks that labels have the form that a loss expects.
 
@@ -232,8 +238,7 @@ def check_label_shape(loss, labels, logits):
         UsageError: If there are none, or they are one-hot where the loss wants classes or the
             other way round.
     """
-    if labels is None:
-        raise UsageError("Training and evaluation need labels: pass batches (inputs, labels).")
+    check_present(labels)
     rank = labels.shape.rank if isinstance(labels, tf.Tensor) else np.ndim(labels)
     one_hot = rank == 2 and labels.shape[1] == logits.shape[1] != 1
     wanted = {

@@ -1,6 +1,7 @@
 """What all distillers share: everything in a training step that is not the algorithm."""
 
 import dataclasses
+import inspect
 
 import keras
 import tensorflow as tf
@@ -8,7 +9,7 @@ from keras import ops
 
 from tfkd import optimizers, runtime, schedules, taps
 from tfkd.distillers import checks, preflight
-from tfkd.errors import UsageError
+from tfkd.errors import UsageError, unknown
 
 
 @dataclasses.dataclass
@@ -225,6 +226,7 @@ class Distiller(keras.Model):
         Raises:
             UsageError: If the loss expects probabilities, or settings describe no optimizer.
         """
+        self._check_compile_arguments(kwargs)
         further = {
             name: kwargs.pop(name, None) or default
             for name, default in self.further_optimizers.items()
@@ -240,17 +242,41 @@ class Distiller(keras.Model):
             run_eagerly=run_eagerly,
             **kwargs,
         )
-        for name, optimizer in further.items():
-            setattr(self, name, self._own_optimizer(optimizer))
+        for name, argument in further.items():
+            setattr(self, name, self._own_optimizer(name, argument))
+        given = (optimizer, *further.values())
+        objects = [id(one) for one in given if isinstance(one, keras.optimizers.Optimizer)]
+        if len(set(objects)) < len(objects):
+            raise UsageError(
+                f"optimizer and {', '.join(further)} must be different objects: each keeps the "
+                "state of its own variables."
+            )
 
-    def _own_optimizer(self, optimizer):
+    def _check_compile_arguments(self, given):
+        """Raises a `UsageError` for arguments that neither Keras nor the method has."""
+        known = [*inspect.signature(keras.Model.compile).parameters][1:]
+        for name in given:
+            if name not in known and name not in self.further_optimizers:
+                raise unknown(
+                    f"argument of {type(self).__name__}.compile",
+                    name,
+                    [*self.further_optimizers, *known],
+                )
+
+    def _own_optimizer(self, name, optimizer):
         """Returns a further optimizer, ready for the distiller's precision.
 
         Under `mixed_float16` it scales the loss, as Keras lets the first one do.
         """
         if isinstance(optimizer, dict):
             optimizer = optimizers.create(student_optimizer=self.optimizer, **optimizer)
-        optimizer = keras.optimizers.get(optimizer)
+        try:
+            optimizer = keras.optimizers.get(optimizer)
+        except ValueError as error:
+            raise UsageError(
+                f"{name} must be a Keras optimizer, its name, or a dictionary of settings; "
+                f"received {optimizer!r}."
+            ) from error
         scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         if self.dtype_policy.name == "mixed_float16" and not scaled:
             optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -681,6 +707,7 @@ class Distiller(keras.Model):
             An int32 tensor `(batch,)`.
         """
         labels = batch.labels
+        checks.check_present(labels)
         if tuple(labels.shape[1:]) == (classes,) != (1,):
             labels = ops.argmax(labels, axis=-1)
         return ops.cast(ops.reshape(labels, [-1]), "int32")

@@ -8,7 +8,7 @@ from tfkd import losses, optimizers, plots, runtime, schedules
 from tfkd.distillers.blocks import cut, cut_points
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.reestimation import Reestimation
-from tfkd.errors import UsageError, check_positive, unknown
+from tfkd.errors import UsageError, check_positive_integer, unknown
 
 SCHEDULES = ("uniform", "linear", "review")
 SAMPLINGS = ("batch", "sample")
@@ -50,7 +50,8 @@ class IAKD(Distiller):
             the mixed network and of the teacher, which then runs in full too. 0 leaves it out.
         temperature: Positive number or schedule, for that divergence.
         reestimation: Whether to measure the student's batch-norm statistics anew after every
-            epoch, before validation: `"auto"`, where a schedule does not end at 1; `"always"`;
+            epoch, before validation: `"auto"`, where blocks are still swapped in the last epoch,
+            as under all three schedules but `"linear"` with a small `growth`; `"always"`;
             `"never"`.
         reestimation_batches: Integer, on how many batches of training data at most.
         teacher_preprocessing: What makes the teacher's inputs of the student's; see `Distiller`.
@@ -112,8 +113,9 @@ class IAKD(Distiller):
         super().__init__(student, teacher, teacher_preprocessing=teacher_preprocessing, name=name)
         _check_share("start", start)
         _check_share("growth", growth)
-        check_positive("growth", growth)
-        check_positive("reestimation_batches", reestimation_batches)
+        if growth == 0:
+            raise UsageError("growth must be above 0, and at most 1; received 0.")
+        check_positive_integer("reestimation_batches", reestimation_batches)
         if sampling not in SAMPLINGS:
             raise unknown("sampling", sampling, SAMPLINGS)
         if reestimation not in REESTIMATIONS:
@@ -121,7 +123,8 @@ class IAKD(Distiller):
         self.start, self.growth = start, growth
         self.milestones = None if milestones is None else _checked_milestones(milestones)
         self.sampling = sampling
-        self.reestimation, self.reestimation_batches = reestimation, int(reestimation_batches)
+        self.reestimation, self.reestimation_batches = reestimation, reestimation_batches
+        schedules.number_or_schedule("kd_weight", kd_weight, nonnegative=True)
         self.kd = losses.get("kd", weight=kd_weight, temperature=temperature)
         cuts = cut_points(student, teacher, granularity, blocks)
         self.parts = cut(student, teacher, cuts, self.dtype_policy)
@@ -234,9 +237,12 @@ class IAKD(Distiller):
 
     def pictures(self, history):
         """Returns `{file name: function that writes a PNG to a path}`."""
-        shares = {f"up to {block.name}": f"swapped_{block.name}" for block in self.parts.blocks}
+        shares = {
+            f"block that ends at {block.name}": f"swapped_{block.name}"
+            for block in self.parts.blocks
+        }
         groups = {
-            "probability to keep the student's block": {"mean": "keep_probability"},
+            "probability to keep the student's block": {"mean over blocks": "keep_probability"},
             "share of blocks swapped": {**shares, "all": "swapped_share"},
         }
         contents = {
@@ -326,12 +332,10 @@ class IAKD(Distiller):
         """Whether statistics are measured anew: by default, where blocks are swapped to the end."""
         if self.reestimation != "auto":
             return self.reestimation == "always"
-        ends = [
-            float(kind(epochs)) if isinstance(kind, schedules.Schedule) else 1.0
-            for kind in self.schedules
-            if kind != "uniform"
-        ]
-        return min([*ends, *([self.start] if "uniform" in self.schedules else [])]) < 1
+        # "review" is below 1 in the last epoch wherever its milestones are, if it starts below.
+        kinds = ["uniform" if kind == "review" else kind for kind in self.schedules]
+        last = [self._by_name(kind, epochs, None)(epochs - 1) for kind in kinds]
+        return min(map(float, last)) < 1
 
 
 def _put_back(variables, values, keep):

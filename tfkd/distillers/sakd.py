@@ -164,7 +164,11 @@ class SAKD(LossesDistiller):
     ):
         if decisions not in DECISIONS:
             raise unknown("value of decisions", decisions, DECISIONS)
-        check_positive("routing_scale", routing_scale)
+        if isinstance(routing_scale, bool) or not isinstance(routing_scale, (int, float)):
+            raise UsageError(f"routing_scale must be a number; received {routing_scale!r}.")
+        if not routing_scale >= 1:
+            raise UsageError(f"routing_scale must be at least 1; received {routing_scale!r}.")
+        check_positive("gumbel_temperature", gumbel_temperature)
         if homogeneous not in ("auto", True, False):
             raise UsageError(
                 f"homogeneous must be 'auto', True or False; received {homogeneous!r}."
@@ -356,7 +360,8 @@ class SAKD(LossesDistiller):
         """Returns the shares of samples that were distilled in the current or last epoch.
 
         Returns:
-            A NumPy array `(spots, classes)`, the logits last; NaN for classes without samples.
+            A NumPy array `(spots, classes)`, the logits last; NaN for classes without samples, so
+            for all before training.
         """
         counts = ops.convert_to_numpy(self.counts)
         seen = np.where(counts[:, -1:] > 0, counts[:, -1:], np.nan)
