@@ -80,7 +80,8 @@ def heat_map(path, values, rows, row_title, column_title, title):
     figure, axis = pyplot.subplots(figsize=(10, 1.6 + 0.35 * len(rows)), layout="constrained")
     image = axis.imshow(values, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axis.set_yticks(range(len(rows)), rows)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    columns = np.shape(values)[1]
+    axis.set_xticks(range(0, columns, max(1, columns // 20)))
     axis.set_ylabel(row_title)
     axis.set_xlabel(column_title)
     axis.set_title(title)
