@@ -73,7 +73,7 @@ def keras_distiller(student, teacher):
 
 def ackd_parts(make, data):
     """The learners' own forward and backward pass, from taps and teacher outputs that are given."""
-    distiller, data = make(), next(iter(data))
+    distiller, data = compiled(make()), next(iter(data))
     batch = distiller.unpack(data)
     observed = distiller.observe_student(batch, training=False), distiller.observe_teacher(batch)
     students = {id(variable) for variable in distiller.student.trainable_variables}
@@ -97,7 +97,7 @@ def ackd_parts(make, data):
 
 def sakd_parts(make, data):
     """What SAKD computes beside student and teacher: the routed features and their gradient."""
-    distiller, data = make(), next(iter(data))
+    distiller, data = compiled(make()), next(iter(data))
     batch = distiller.unpack(data)
     observed = distiller.observe_student(batch, training=False), distiller.observe_teacher(batch)
 
