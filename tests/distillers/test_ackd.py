@@ -214,7 +214,9 @@ def test_the_teacher_stays_and_the_student_is_exported_plain(tmp_path):
     )
 
 
-@pytest.mark.parametrize("option", ["default", "logit", "uniform", "bottleneck"])
+@pytest.mark.parametrize(
+    "option", ["default", "logit", pytest.param("bottleneck", marks=pytest.mark.slow)]
+)
 def test_the_fused_student_is_an_ordinary_model(option, tmp_path):
     distiller = make(**OPTIONS[option])
     x, y = tiny.data()
@@ -272,7 +274,7 @@ def test_replicas_give_the_update_of_one(replicas, on_one_device):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("option", ["default", "logit"])
+@pytest.mark.parametrize("option", ["default", pytest.param("logit", marks=pytest.mark.slow)])
 def test_half_precision(policy, option):
     keras.config.set_dtype_policy(policy)
     distiller = make(rate=0.01, discriminator_rate=0.001, **OPTIONS[option])
@@ -329,7 +331,15 @@ def test_the_weight_of_the_adversary_grows():
 
 
 @pytest.mark.parametrize(
-    "student", ["resnet8", "wrn_16_1", "vgg8", "mobilenet_v2", "shufflenet_v1"]
+    "student",
+    [
+        "wrn_16_1",
+        "mobilenet_v2",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("resnet8", "vgg8", "shufflenet_v1")
+        ),
+    ],
 )
 def test_zoo_students(student):
     student = tfkd.models.create(student, num_classes=tiny.CLASSES, input_shape=(16, 16, 3))

@@ -273,8 +273,16 @@ def test_reversed_decisions_are_the_others():
     assert logs["spot_logits_share"] < 0.1 and "routing_loss" in logs
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("loss", STUDY)
+def steps():
+    """All losses on both pairs; on the second one most of them wait for the slow tests."""
+    first, *_ = PAIRS
+    for loss in STUDY:
+        for pair in PAIRS:
+            fast = pair == first or loss in ("fitnet", "cc", "crd")
+            yield pytest.param(loss, pair, marks=[] if fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("loss, pair", steps())
 def test_every_loss_of_the_study_takes_a_step(loss, pair):
     images, labels = tiny.data(12)
     made = tfkd.losses.get(loss)
