@@ -4,7 +4,7 @@
 
 Command: make demo, that is
     python -m tfkd.compare --config=configs/digits.py --methods=alone,kd,ackd --workdir=runs/demo
-Time: two and a half minutes on 2 CPU cores, for the teacher and three students with three seeds.
+Time: about three minutes on 2 CPU cores, for the teacher and three students with three seeds.
 Result: README.md has the table.
 """
 
