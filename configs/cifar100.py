@@ -21,7 +21,6 @@ Result: not run in full here; the benchmark reports 74.92 % for wrn_40_2 -> wrn_
 
 from tfkd import config as tfkd_config
 
-SETTINGS = {f"sakd+{loss}": {"sakd": {"routing_scale": 2.0}} for loss in ("at", "rkd", "vid")}
 #: Pairs whose features are too many for nst on batches of 64.
 LARGE_FOR_NST = (("resnet50", "mobilenet_v2"), ("wrn_40_2", "shufflenet_v1"))
 
@@ -29,7 +28,7 @@ LARGE_FOR_NST = (("resnet50", "mobilenet_v2"), ("wrn_40_2", "shufflenet_v1"))
 def get_config(arguments=""):
     """Returns the config; arguments: method, teacher, student, runlocal."""
     config, chosen = tfkd_config.from_arguments(
-        arguments, SETTINGS, teacher="wrn_40_2", student="wrn_16_2"
+        arguments, tfkd_config.SPOT_ADAPTIVE_STUDY, teacher="wrn_40_2", student="wrn_16_2"
     )
     config.data.name = "cifar100"
     config.epochs = config.teacher.epochs = 240

@@ -19,8 +19,8 @@ SETTINGS = {
     "at": {"weight": 1000 / 16},
     "ft": {"weight": 200 / 4},
     "ackd": {"adversarial_ramp": 3.0},
-    # The values for CIFAR-100, see configs/cifar100.py; not tuned here.
-    **{f"sakd+{loss}": {"sakd": {"routing_scale": 2.0}} for loss in ("at", "rkd", "vid")},
+    # The values for CIFAR-100; not tuned here.
+    **tfkd_config.SPOT_ADAPTIVE_STUDY,
     "iakd": {"milestones": (0.5, 0.75)},
 }
 

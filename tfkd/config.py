@@ -13,6 +13,12 @@ from tfkd.errors import UsageError, unknown
 #: The method that trains the student on its labels alone: the baseline of every comparison.
 ALONE = "alone"
 
+#: Settings of the spot-adaptive study on CIFAR-100: its scale of the routing loss, which is 1 with
+#: the other losses. https://arxiv.org/abs/2205.02399 and its code.
+SPOT_ADAPTIVE_STUDY = {
+    f"sakd+{loss}": {"sakd": {"routing_scale": 2.0}} for loss in ("at", "rkd", "vid")
+}
+
 
 def split_at_commas(text):
     """Splits a list as a flag gives it; commas in parentheses, as of a tuple, do not split."""
@@ -188,8 +194,11 @@ def method_config(name, settings=None):
     arguments, optimizers = {}, {}
     if distiller is not None:
         cls = methods[distiller]
-        arguments, optimizers = _defaults(cls), dict(cls.further_optimizers)
         takes = inspect.signature(cls.__init__).parameters
+        # Those that are None by default are in a config only where they are set.
+        unset = [p.name for p in takes.values() if p.default is None and p.name not in _NOT_SET]
+        arguments = {**_defaults(cls), **dict.fromkeys(unset)}
+        optimizers = dict(cls.further_optimizers)
         if ids and "losses" not in takes:
             raise UsageError(f"Method {distiller!r} takes no losses; received {'+'.join(ids)}.")
         if not ids and "losses" in takes:
@@ -207,10 +216,6 @@ def method_config(name, settings=None):
     targets = {**chosen, **({} if distiller is None else {distiller: arguments})}
     for identifier, own in _in_force(settings or {}, targets):
         targets[identifier].update(own)
-    if distiller is not None:
-        possible = inspect.signature(methods[distiller].__init__).parameters.values()
-        unset = [p.name for p in possible if p.default is None and p.name not in _NOT_SET]
-        arguments |= {argument: None for argument in unset if argument not in arguments}
     for item in given:
         _set_argument(item, name, arguments, chosen)
     arguments = {name: value for name, value in arguments.items() if value is not None}

@@ -163,11 +163,15 @@ def check_methods(config, methods, workdir, data_dir=None):
         UsageError: If something in the config or a method is wrong.
     """
     check(config)
+    methods = list(methods)
+    data = _load_data(config, data_dir)
+    shared = None
+    if any(method.name != ALONE for method in methods):
+        shared = _get_teacher(config, data, workdir)
     for method in methods:
         one = copy.deepcopy(config)
         one.method = method
-        data = _load_data(one, data_dir)
-        teacher = None if method.name == ALONE else _get_teacher(one, data, workdir)
+        teacher = None if method.name == ALONE else shared
         student = _create(one.student.model, data, 0, **one.student.arguments)
         preprocessing = teacher_preprocessing(one, data, teacher)
         distiller = make_distiller(one, student, teacher, data.train_labels, preprocessing)

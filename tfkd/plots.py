@@ -42,19 +42,21 @@ def curves(path, histories):
     pyplot.close(figure)
 
 
-def panels(path, contents):
+def panels(path, history, contents):
     """Draws values over the epochs, in one panel per kind.
 
     Args:
         path: Where to write the PNG.
-        contents: `{title: {label: list of one value per epoch}}`. A panel whose values are all
-            within 0 and 1 shows that range, so that shares can be compared by eye.
+        history: List of the logs of each epoch, `{name: value}`.
+        contents: `{title: {label: name of a log}}`. A panel whose values are all within 0 and 1
+            shows that range, so that shares can be compared by eye.
     """
     count = len(contents)
     figure, axes = pyplot.subplots(
         1, count, figsize=(4.6 * count, 3.8), layout="constrained", squeeze=False
     )
-    for axis, (title, series) in zip(axes[0], contents.items()):
+    for axis, (title, names) in zip(axes[0], contents.items()):
+        series = {label: [epoch[name] for epoch in history] for label, name in names.items()}
         for label, values in series.items():
             axis.plot(range(1, len(values) + 1), values, label=label)
         everything = np.concatenate([np.asarray(values) for values in series.values()])

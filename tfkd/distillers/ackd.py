@@ -314,7 +314,7 @@ class ACKD(Distiller):
         maps, logits = {}, {}
         for learner, stage in self.auxiliary_stages.items():
             layer, features = self.auxiliary[learner], student[self.stages[stage]]
-            run = layer.call if keras.utils.is_keras_tensor(features) else layer
+            run = _runner(layer, features)
             maps[learner], logits[learner] = run(features, training=training)
         maps[MAIN], logits[MAIN] = student[self.stages[-1]], student[taps.LOGITS]
         vectors = {learner: ops.mean(tensor, axis=(1, 2)) for learner, tensor in maps.items()}
@@ -334,8 +334,7 @@ class ACKD(Distiller):
     def _fuse(self, maps, vectors, logits, training):
         """Adds the fused learner, whose features are a weighted sum of the learners' maps."""
         tensors = list(maps.values())
-        symbolic = keras.utils.is_keras_tensor(tensors[0])
-        run = self.fusion.call if symbolic else self.fusion
+        run = _runner(self.fusion, tensors[0])
         fused, attention = run(tensors, training=training)
         vectors[FUSED] = ops.mean(fused, axis=(1, 2))
         logits[FUSED] = self.fused_classifier(vectors[FUSED])
@@ -345,8 +344,7 @@ class ACKD(Distiller):
         """Adds the fused learner, whose logits are the mean of what each learner is to learn."""
         stacked = ops.stack(list(vectors.values()), axis=1)
         tensors = ops.stack(list(logits.values()), axis=1)
-        run = self.fusion.call if keras.utils.is_keras_tensor(stacked) else self.fusion
-        mixed, attention = run([stacked, tensors])
+        mixed, attention = _runner(self.fusion, stacked)([stacked, tensors])
         shares = ops.mean(attention, axis=1)
         targets = {learner: mixed[:, position] for position, learner in enumerate(logits)}
         logits[FUSED] = ops.mean(mixed, axis=1)
@@ -411,7 +409,7 @@ class ACKD(Distiller):
         if not self.collaborates:
             return {}
         peers = [*self.auxiliary_stages, MAIN]
-        groups = {
+        contents = {
             "training accuracy": {
                 **{name: f"{name}_accuracy" for name in self.auxiliary_stages},
                 "main (the student)": "accuracy",
@@ -421,15 +419,11 @@ class ACKD(Distiller):
         }
         if self.is_adversarial:
             real = "teacher" if self.adversarial_target == "teacher" else FUSED
-            groups["discriminator accuracy"] = {
+            contents["discriminator accuracy"] = {
                 f"real (features of the {real})": "discriminator_real_accuracy",
                 "fake (features of the learners)": "discriminator_fake_accuracy",
             }
-        contents = {
-            title: {label: [epoch[key] for epoch in history] for label, key in series.items()}
-            for title, series in groups.items()
-        }
-        return {"ackd.png": lambda path: plots.panels(path, contents)}
+        return {"ackd.png": lambda path: plots.panels(path, history, contents)}
 
     def fused_student(self):
         """Returns student, auxiliary learners and fusion as one Keras model.
@@ -456,6 +450,14 @@ class ACKD(Distiller):
             name = f"{self.student.name}_fused"
             self._fused_student.model = keras.Model(observer.input, logits[FUSED], name=name)
         return self._fused_student.model
+
+
+def _runner(layer, tensor):
+    """Returns what runs a layer: for symbolic tensors, what leaves only its own parts behind.
+
+    So a model made of them consists of Keras' layers, which load without tfkd.
+    """
+    return layer.call if keras.utils.is_keras_tensor(tensor) else layer
 
 
 def _ramp(weight, epochs):

@@ -241,15 +241,11 @@ class IAKD(Distiller):
             f"block that ends at {block.name}": f"swapped_{block.name}"
             for block in self.parts.blocks
         }
-        groups = {
+        contents = {
             "probability to keep the student's block": {"mean over blocks": "keep_probability"},
             "share of blocks swapped": {**shares, "all": "swapped_share"},
         }
-        contents = {
-            title: {label: [epoch[key] for epoch in history] for label, key in series.items()}
-            for title, series in groups.items()
-        }
-        return {"swaps.png": lambda path: plots.panels(path, contents)}
+        return {"swaps.png": lambda path: plots.panels(path, history, contents)}
 
     # The probability of keeping a block.
 

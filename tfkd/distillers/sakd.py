@@ -374,9 +374,9 @@ class SAKD(LossesDistiller):
             history: List of the logs of each epoch, `{name: value}`.
         """
         names = [spot for spot, _ in self.spots]
-        shares = {name: [epoch.get(_share(name)) for epoch in history] for name in names}
+        contents = {"share of samples distilled": {name: _share(name) for name in names}}
         return {
-            "spots.png": lambda path: plots.panels(path, {"share of samples distilled": shares}),
+            "spots.png": lambda path: plots.panels(path, history, contents),
             "spots_per_class.png": lambda path: plots.heat_map(
                 path,
                 self.shares_per_class(),
