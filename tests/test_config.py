@@ -90,7 +90,7 @@ def test_wrong_arguments_of_a_method(name, message):
 
 def test_a_config_describes_a_distiller_and_its_optimizers():
     made = config.default_config("ackd:attention=uniform", "resnet20", "resnet8")
-    distiller = config.make_distiller(made, tiny.model(), tiny.model(seed=1))
+    distiller = config.make_distiller(made, None, tiny.model(), tiny.model(seed=1))
     assert isinstance(distiller, distillers.ACKD) and distiller.attention == "uniform"
     distiller.compile("sgd", **made.method.optimizers.to_dict())
     assert float(distiller.discriminator_optimizer.beta_1) == 0.5
@@ -114,7 +114,7 @@ def test_sakd_reads_its_arguments_from_the_command_line():
     made = config.default_config(name, "resnet20", "resnet8")
     assert made.method.losses.kd.weight == 1.0
     assert made.method.optimizers.policy_optimizer.relative_learning_rate == 0.5
-    distiller = config.make_distiller(made, tiny.model(), tiny.model(seed=1))
+    distiller = config.make_distiller(made, None, tiny.model(), tiny.model(seed=1))
     assert distiller.decisions == "random"
     weights = {loss.id: loss.weight for loss in distiller.distillation_losses}
     assert weights == {"kd": 1.0, "at": 5.0}
@@ -131,7 +131,7 @@ def test_an_unknown_method_names_those_that_exist(name):
 def test_a_distiller_has_the_configured_losses():
     made = config.default_config("kd+at", "resnet20", "resnet8")
     made.method.losses.kd.temperature = 2.5
-    distiller = config.make_distiller(made, tiny.model(), tiny.model(seed=1))
+    distiller = config.make_distiller(made, None, tiny.model(), tiny.model(seed=1))
     found = {loss.id: loss for loss in distiller.distillation_losses}
     assert set(found) == {"kd", "at"}
     assert (found["kd"].temperature, found["kd"].weight) == (2.5, 1.0)

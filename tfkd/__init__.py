@@ -7,14 +7,16 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from tfkd import data, layers, losses, models, optimizers, runtime, schedules, taps  # noqa: E402
-from tfkd.distillers import ACKD, IAKD, SAKD, Distiller, KnowledgeDistiller  # noqa: E402
+from tfkd.distillers import ACKD, ACN, IAKD, SAKD, Distiller, KnowledgeDistiller, MutualDistiller  # noqa: E402
 
 __all__ = [
     "ACKD",
+    "ACN",
     "IAKD",
     "SAKD",
     "Distiller",
     "KnowledgeDistiller",
+    "MutualDistiller",
     "data",
     "layers",
     "losses",

@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from tfkd import checkpoint, command_line, experiment, plots
-from tfkd.config import ALONE, method_config, split_at_commas
+from tfkd.config import ALONE, method_config, needs_teacher, split_at_commas
 from tfkd.errors import UsageError
 
 flags.adopt_module_key_flags(command_line)
@@ -55,9 +55,8 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
         # A mistake in the last method shows before the first one is trained.
         experiment.check_methods(config, variants.values(), workdir, data_dir)
     runs, histories = {}, {}
-    if config.teacher.path:
-        teacher = config.teacher.path
-    else:
+    teacher = config.teacher.path
+    if not teacher and any(map(needs_teacher, variants.values())):
         # A teacher is a model that is trained on its labels alone.
         trained = copy.deepcopy(config)
         trained.method = method_config(ALONE)
@@ -110,7 +109,28 @@ def _rows(name, config, results):
     for learner in results[0]["learners"]:
         found = [result["learners"][learner] for result in results]
         rows.append(_row(f"{name}, {learner}", config, results, found))
+    if results[0]["peers"]:
+        found = [_mean_classifier(result) for result in results]
+        rows.append(_row(f"{name}, mean", config, results, found))
     return rows
+
+
+def _mean_classifier(result):
+    """The mean over the classifiers of a run, as if it were one: none is the best by test data."""
+    everyone = [result["student"], *(result["learners"][peer] for peer in result["peers"])]
+    return {
+        key: None if None in (values := [one[key] for one in everyone]) else float(np.mean(values))
+        for key in _MEASURED
+    }
+
+
+_MEASURED = (
+    "test_accuracy",
+    "validation_accuracy",
+    "parameters",
+    "bytes",
+    "images_per_second",
+)
 
 
 def _row(name, config, results, students):
@@ -144,7 +164,7 @@ def _table(rows):
             else f"{100 * row['accuracy']:.2f}"
         ),
         "seeds": lambda row: str(row["seeds"]),
-        "parameters": lambda row: f"{row['parameters']:,}",
+        "parameters": lambda row: f"{row['parameters']:,.0f}",
         "size on disk": lambda row: f"{row['bytes'] / 1024:,.0f} kB",
         "images/s": lambda row: f"{row['images_per_second']:,.0f}",
     }

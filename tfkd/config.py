@@ -7,11 +7,14 @@ import re
 
 from ml_collections import ConfigDict, config_dict
 
-from tfkd import distillers, layers, losses
+from tfkd import distillers, layers, losses, models
 from tfkd.errors import UsageError, unknown
 
 #: The method that trains the student on its labels alone: the baseline of every comparison.
 ALONE = "alone"
+
+#: What stands for the student's own kind among the classifiers that learn with it.
+PEER = "student"
 
 #: Settings of the spot-adaptive study on CIFAR-100: its scale of the routing loss, which is 1 with
 #: the other losses. https://arxiv.org/abs/2205.02399 and its code.
@@ -164,7 +167,9 @@ def method_config(name, settings=None):
 
     Returns:
         A `ConfigDict` with `name`; `distiller`, the id of its class, or None for
-        `KnowledgeDistiller`; the distiller's `arguments`; `losses`, `{id: arguments}`;
+        `KnowledgeDistiller`; the distiller's `arguments`, `peers` among them where several students
+        learn together: ids of zoo models joined by `+`, `student` for one of the student's kind;
+        `losses`, `{id: arguments}`;
         `optimizers`, `{name: settings}` of those beside the student's; and `preparation_epochs`
         for losses that are prepared before training (None for their own).
 
@@ -194,7 +199,7 @@ def method_config(name, settings=None):
     arguments, optimizers = {}, {}
     if distiller is not None:
         cls = methods[distiller]
-        takes = inspect.signature(cls.__init__).parameters
+        takes = _takes(cls)
         # Those that are None by default are in a config only where they are set.
         unset = [p.name for p in takes.values() if p.default is None and p.name not in _NOT_SET]
         arguments = {**_defaults(cls), **dict.fromkeys(unset)}
@@ -203,6 +208,8 @@ def method_config(name, settings=None):
             raise UsageError(f"Method {distiller!r} takes no losses; received {'+'.join(ids)}.")
         if not ids and "losses" in takes:
             ids = list(takes["losses"].default)
+        if "students" in takes:
+            arguments["peers"] = PEER
     elif ids:
         # The CRD benchmark: kd alone shares the weight with the labels; every other loss, kd as
         # its companion included, is added to them.
@@ -243,7 +250,7 @@ def _in_force(settings, ids):
 
 
 # Arguments of a method that are no plain values, or set elsewhere.
-_NOT_SET = ("teacher_preprocessing", "name")
+_NOT_SET = ("teacher_preprocessing", "image_mean", "image_std", "name")
 
 
 def _set_argument(item, name, arguments, chosen):
@@ -277,7 +284,7 @@ def _set_argument(item, name, arguments, chosen):
 
 def _defaults(cls):
     """The arguments of a loss or method that are plain values, so that flags can override them."""
-    parameters = inspect.signature(cls.__init__).parameters.values()
+    parameters = _takes(cls).values()
     return {
         parameter.name: parameter.default
         for parameter in parameters
@@ -353,16 +360,43 @@ def needs_indices(config):
     return any(known[identifier].needs_indices for identifier in config.method.losses)
 
 
-def make_distiller(config, student, teacher, train_labels=None, preprocessing=None):
+def needs_teacher(method):
+    """Whether a method has a teacher.
+
+    Args:
+        method: `ConfigDict`, as from `method_config`.
+    """
+    if method.distiller is None:
+        return method.name != ALONE
+    return "teacher" in _takes(distillers.available()[method.distiller])
+
+
+def peers(config):
+    """Returns the kinds of models that learn together with the student, a list of zoo ids.
+
+    Args:
+        config: `ConfigDict` of a run.
+
+    Raises:
+        UsageError: If one is no model of the zoo.
+    """
+    names = config.method.arguments.get("peers", "")
+    found = [config.student.model if name == PEER else name for name in names.split("+") if name]
+    for name in found:
+        if name not in models.available():
+            raise unknown("peer", name, [PEER, *models.available()])
+    return found
+
+
+def make_distiller(config, data, student, teacher=None, others=()):
     """Builds the distiller that `config.method` describes.
 
     Args:
         config: `ConfigDict` of a run.
+        data: The `tfkd.data.Data` that it will train on.
         student: `keras.Model`.
-        teacher: `keras.Model`; None for the method `"alone"`.
-        train_labels: Function that returns the labels of the training set, for losses that
-            remember every example.
-        preprocessing: As from `teacher_preprocessing`.
+        teacher: `keras.Model`; None where the method has none.
+        others: List of `keras.Model`s of the kinds that `peers` names.
 
     Returns:
         A `tfkd.Distiller`, not yet compiled.
@@ -373,11 +407,23 @@ def make_distiller(config, student, teacher, train_labels=None, preprocessing=No
     ]
     for loss in chosen:
         if loss.needs_indices:
-            loss.set_examples(train_labels())
+            loss.set_examples(data.train_labels())
     arguments = config.method.arguments.to_dict()
     cls = distillers.KnowledgeDistiller
     if config.method.distiller is not None:
         cls = distillers.available()[config.method.distiller]
-    if "losses" in inspect.signature(cls.__init__).parameters:
+    takes = _takes(cls)
+    if "losses" in takes:
         arguments["losses"] = chosen
+    if "image_mean" in takes:
+        arguments |= {"image_mean": data.mean, "image_std": data.std}
+    if "students" in takes:
+        arguments.pop("peers")
+        return cls([student, *others], **arguments)
+    preprocessing = teacher_preprocessing(config, data, teacher)
     return cls(student, teacher, teacher_preprocessing=preprocessing, **arguments)
+
+
+def _takes(cls):
+    """The parameters of a class's constructor."""
+    return inspect.signature(cls.__init__).parameters

@@ -54,6 +54,28 @@ def check_positive_integer(name, value):
         raise UsageError(f"{name} must be a whole number greater than 0; received {value!r}.")
 
 
+def check_nonnegative(name, value):
+    """Raises a `UsageError` unless `value` is a number of at least 0.
+
+    Args:
+        name: String, the argument's name, for the message.
+        value: The argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise UsageError(f"{name} must be a number of at least 0; received {value!r}.")
+
+
+def check_share(name, value):
+    """Raises a `UsageError` unless `value` is a number between 0 and 1, or one of these.
+
+    Args:
+        name: String, the argument's name, for the message.
+        value: The argument.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise UsageError(f"{name} must be a number between 0 and 1; received {value!r}.")
+
+
 @contextlib.contextmanager
 def told_in_one_line():
     """Ends the process where a command finds a mistake: with one line, and exit code `MISTAKE`.

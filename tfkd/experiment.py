@@ -12,8 +12,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkd import checkpoint, models, optimizers, plots, runtime
-from tfkd.config import ALONE, check, make_distiller, needs_indices, teacher_preprocessing
+from tfkd import callbacks, checkpoint, models, optimizers, plots, runtime
+from tfkd.config import ALONE, check, make_distiller, needs_indices, needs_teacher, peers
 from tfkd.data import load
 from tfkd.distillers import KnowledgeDistiller
 from tfkd.distillers.preparation import Preparation
@@ -53,11 +53,9 @@ def run(config, workdir, data_dir=None, command=None):
     runtime.set_seed(config.seed)
     data = _load_data(config, data_dir)
     # Everything is built before anything is trained: a mistake in the method shows at once.
-    student = _create(config.student.model, data, config.seed, **config.student.arguments)
-    teacher = None if config.method.name == ALONE else _get_teacher(config, data, workdir)
-    preprocessing = teacher_preprocessing(config, data, teacher)
-    distiller = make_distiller(config, student, teacher, data.train_labels, preprocessing)
-    _compile(distiller, config, data, config.epochs, config.optimizer.learning_rate)
+    teacher = _get_teacher(config, data, workdir) if needs_teacher(config.method) else None
+    distiller = _build(config, data, teacher)
+    student = distiller.student
     checkpoint.write_text(workdir / "config.json", _as_json(config))
 
     summary = {"command": command, "config": json.loads(_as_json(config)), "data": data.sizes}
@@ -67,10 +65,10 @@ def run(config, workdir, data_dir=None, command=None):
             **_measure(teacher, data, workdir / "teacher.keras", distiller.teacher_inputs),
             "test_accuracy": _accuracy(teacher, data.test, distiller.teacher_inputs),
         }
-        if config.check:
-            report = distiller.check(data.validation or data.train)
-            _say(report)
-            summary["check"] = report.as_dict()
+    if config.check and config.method.name != ALONE:
+        report = distiller.check(data.validation or data.train)
+        _say(report)
+        summary["check"] = report.as_dict()
     _say(f"student {config.student.model} ({student.count_params():,} parameters)")
     progress = _fit(distiller, data, config.epochs, workdir, config.method.preparation_epochs)
     history = progress.history
@@ -86,8 +84,9 @@ def run(config, workdir, data_dir=None, command=None):
         ]
     pictures = {"curves.png": lambda path: plots.curves(path, histories)}
     for name, draw in {**pictures, **distiller.pictures(history)}.items():
-        checkpoint.write(workdir / name, draw)
-        _show_in_tensorboard(workdir, name, config.epochs)
+        path = workdir / name
+        checkpoint.write(path, draw)
+        callbacks.show_in_tensorboard(workdir, path, path.stem, config.epochs)
     summary["versions"] = {"tensorflow": tf.__version__, "keras": keras.__version__}
     checkpoint.write_text(finished, json.dumps(summary, indent=2) + "\n")
     for name, found in {"student": summary["student"], **summary["learners"]}.items():
@@ -100,7 +99,7 @@ def _test(config, data, distiller, progress, workdir):
     """Saves what was trained, after its last and its best epoch, and measures it on the test set.
 
     Returns:
-        `{"student": {...}, "learners": {name: {...}}}`, for the summary.
+        `{"student": {...}, "learners": {name: {...}}, "peers": [name, ...]}`, for the summary.
     """
     trained = {"student": distiller.student, **distiller.learners()}
     scores = {name: {} for name in trained}
@@ -126,28 +125,28 @@ def _test(config, data, distiller, progress, workdir):
         checkpoint.write(path, model.save)
         chosen = scores[name][config.select]
         measured[name] = {**_measure(model, data, path), **chosen, **scores[name]}
-    return {"student": measured.pop("student"), "learners": measured}
+    return {
+        "student": measured.pop("student"),
+        "learners": measured,
+        "peers": list(distiller.peer_names),
+    }
 
 
 def _weights(distiller):
     """Returns the weights of student and learners as one list of arrays."""
-    models_ = [distiller.student, *distiller.learners().values()]
-    return [array for model in models_ for array in model.get_weights()]
+    return [variable.numpy() for variable in _variables(distiller)]
 
 
 def _set_weights(distiller, arrays):
     """Sets what `_weights` returned."""
-    arrays = list(arrays)
-    for model in [distiller.student, *distiller.learners().values()]:
-        count = len(model.weights)
-        model.set_weights(arrays[:count])
-        arrays = arrays[count:]
+    for variable, array in zip(_variables(distiller), arrays):
+        variable.assign(array)
 
 
-def _show_in_tensorboard(workdir, name, epoch):
-    image = tf.io.decode_png(tf.io.read_file(str(workdir / name)), channels=3)
-    with tf.summary.create_file_writer(str(workdir / "tensorboard" / "pictures")).as_default():
-        tf.summary.image(pathlib.Path(name).stem, image[None], step=epoch)
+def _variables(distiller):
+    """Returns the variables of student and learners, which may share some, each once."""
+    trained = [distiller.student, *distiller.learners().values()]
+    return list({id(v): v for model in trained for v in model.weights}.values())
 
 
 def check_methods(config, methods, workdir, data_dir=None):
@@ -166,16 +165,25 @@ def check_methods(config, methods, workdir, data_dir=None):
     methods = list(methods)
     data = _load_data(config, data_dir)
     shared = None
-    if any(method.name != ALONE for method in methods):
+    if any(needs_teacher(method) for method in methods):
         shared = _get_teacher(config, data, workdir)
     for method in methods:
         one = copy.deepcopy(config)
         one.method = method
-        teacher = None if method.name == ALONE else shared
-        student = _create(one.student.model, data, 0, **one.student.arguments)
-        preprocessing = teacher_preprocessing(one, data, teacher)
-        distiller = make_distiller(one, student, teacher, data.train_labels, preprocessing)
-        _compile(distiller, one, data, one.epochs, one.optimizer.learning_rate)
+        _build(one, data, shared if needs_teacher(method) else None)
+
+
+def _build(config, data, teacher):
+    """Returns the compiled distiller of a run, with the student and its peers anew."""
+    kinds = {config.student.model: config.student.arguments}
+    student, *others = (
+        # Seeds far apart, so that no peer starts as the student of another run.
+        _create(kind, data, config.seed + 1000 * position, **kinds.get(kind, {}))
+        for position, kind in enumerate([config.student.model, *peers(config)])
+    )
+    distiller = make_distiller(config, data, student, teacher, others)
+    _compile(distiller, config, data, config.epochs, config.optimizer.learning_rate)
+    return distiller
 
 
 def history(workdir):
@@ -323,10 +331,21 @@ def _fit(distiller, data, epochs, folder, preparation_epochs=None):
             validation_data=None if isinstance(distiller, Preparation) else data.validation,
             epochs=epochs,
             initial_epoch=len(progress.history),
-            callbacks=[progress, keras.callbacks.TensorBoard(folder / "tensorboard")],
+            callbacks=[
+                progress,
+                _epoch_pictures(data, folder, progress.history),
+                keras.callbacks.TensorBoard(folder / "tensorboard"),
+            ],
             verbose=1 if sys.stdout.isatty() else 2,
         )
     return progress
+
+
+def _epoch_pictures(data, folder, history):
+    """Returns the callback that draws what the method shows of each epoch."""
+    images, labels = next(iter((data.validation or data.train).take(1)))[:2]
+    labels = labels["label"] if isinstance(labels, dict) else labels
+    return callbacks.EpochPictures(folder, images[:8], labels[:8], data.class_names, history)
 
 
 class _Progress(keras.callbacks.Callback):

@@ -68,6 +68,37 @@ def panels(path, history, contents):
     pyplot.close(figure)
 
 
+def image_grid(path, rows, titles):
+    """Draws rows of images with a caption below each.
+
+    Args:
+        path: Where to write the PNG.
+        rows: List of `(label, images (columns, height, width, channels) in [0, 1], captions)`.
+        titles: List of strings, one for each column.
+    """
+    columns = len(titles)
+    figure, axes = pyplot.subplots(
+        len(rows),
+        columns,
+        figsize=(1.5 * columns, 1.85 * len(rows)),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axis, title in zip(axes[0], titles):
+        axis.set_title(title, fontsize="small")
+    for (label, images, captions), line in zip(rows, axes):
+        line[0].set_ylabel(label)
+        for axis, image, caption in zip(line, images, captions):
+            axis.imshow(
+                image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=1
+            )
+            axis.set_xlabel(caption, fontsize="x-small")
+            axis.set_xticks([])
+            axis.set_yticks([])
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 def heat_map(path, values, rows, row_title, column_title, title):
     """Draws a table of values from 0 to 1 in colours.
 

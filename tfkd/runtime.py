@@ -143,12 +143,17 @@ def share_of_batch(local_size):
     return tf.math.divide_no_nan(local_size, total)
 
 
-def sum_over_replicas(value):
-    """Adds up a tensor over the replicas; as it is where there is one. No gradient flows back."""
+def sum_over_replicas(values):
+    """Adds up tensors over the replicas; as they are where there is one. No gradient flows back.
+
+    Args:
+        values: A tensor, or a structure of tensors.
+    """
+    values = tf.nest.map_structure(tf.stop_gradient, values)
     if num_replicas() == 1:
-        return tf.stop_gradient(value)
+        return values
     context = tf.distribute.get_replica_context()
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stop_gradient(value))
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
 def draw_per_sample(draw, local_size):

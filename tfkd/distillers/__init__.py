@@ -1,9 +1,11 @@
 """How a training step runs: one method per file."""
 
 from tfkd.distillers.ackd import ACKD
+from tfkd.distillers.acn import ACN
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.iakd import IAKD
 from tfkd.distillers.knowledge import KnowledgeDistiller
+from tfkd.distillers.mutual import MutualDistiller
 from tfkd.distillers.report import Report
 from tfkd.distillers.sakd import SAKD
 
@@ -20,4 +22,14 @@ def available():
     return dict(sorted(found.items()))
 
 
-__all__ = ["ACKD", "IAKD", "SAKD", "Distiller", "KnowledgeDistiller", "Report", "available"]
+__all__ = [
+    "ACKD",
+    "ACN",
+    "IAKD",
+    "SAKD",
+    "Distiller",
+    "KnowledgeDistiller",
+    "MutualDistiller",
+    "Report",
+    "available",
+]

@@ -6,7 +6,7 @@ from keras import layers, ops
 
 from tfkd import losses, plots, runtime, schedules, taps
 from tfkd.distillers.distiller import Distiller, Untracked
-from tfkd.errors import UsageError, unknown
+from tfkd.errors import UsageError, check_nonnegative, unknown
 from tfkd.layers import AttentionFusion, AuxiliaryLearner, Discriminator, LogitAttention
 from tfkd.losses import masked_mean
 
@@ -463,8 +463,7 @@ def _runner(layer, tensor):
 def _ramp(weight, epochs):
     """Returns the weight of the adversarial term, which grows from 0 where `epochs` is above 0."""
     weight = schedules.number_or_schedule("adversarial_weight", weight, nonnegative=True)
-    if isinstance(epochs, bool) or not isinstance(epochs, (int, float)) or epochs < 0:
-        raise UsageError(f"adversarial_ramp must be a number of at least 0; received {epochs!r}.")
+    check_nonnegative("adversarial_ramp", epochs)
     if isinstance(weight, schedules.Schedule) or not epochs or not weight:
         return weight
     return schedules.LinearWarmUp(0.0, weight, epochs=epochs)

@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from tfkd import taps
+from tfkd.distillers.statistics import statistics
 from tfkd.errors import UsageError, unknown
 from tfkd.layers import Adapter
 
@@ -51,11 +52,11 @@ class Block:
 
     def student_statistics(self):
         """Returns the variables that the student's part changes as it runs."""
-        return _statistics([self.student])
+        return statistics([self.student])
 
     def teacher_statistics(self):
         """Returns the variables that the adapters change as they run."""
-        return _statistics(self.transitions)
+        return statistics(self.transitions)
 
 
 @dataclasses.dataclass
@@ -71,11 +72,6 @@ class Parts:
     stem: keras.Model
     blocks: list
     classifier: keras.Model
-
-
-def _statistics(models):
-    variables = [variable for model in models for variable in model.non_trainable_variables]
-    return [v for v in variables if keras.backend.is_float_dtype(v.dtype)]
 
 
 def cut_points(student, teacher, granularity="stage", blocks=None):

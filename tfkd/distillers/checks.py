@@ -37,32 +37,11 @@ def check_models(student, teacher=None, teacher_preprocessing=None):
             f"received {teacher_preprocessing!r}{' and no teacher' if teacher is None else ''}."
         )
     models = {"Student": student} if teacher is None else {"Student": student, "Teacher": teacher}
-    outputs = {}
-    for role, model in models.items():
-        if not isinstance(model, keras.Model):
-            raise UsageError(f"{role} must be a keras.Model; received {type(model).__name__}.")
-        output = taps.output(model)
-        if output is None:
-            continue
-        how = _activation(output)
-        if how is not None:
-            raise UsageError(_PROBABILITIES.format(role=role, name=model.name, how=how))
-        if len(output.shape) != 2:
-            raise UsageError(
-                f"{role} {model.name!r} outputs shape {tuple(output.shape)}; tfkd needs logits of "
-                "shape (batch, classes)."
-            )
-        outputs[role] = (output.shape[-1], model.input_shape)
+    outputs = {role: _check_model(role, model) for role, model in models.items()}
     if teacher is None:
         return
-    own = {id(variable) for variable in student.variables}
-    shared = [variable.path for variable in teacher.variables if id(variable) in own]
-    if shared or student is teacher:
-        raise UsageError(
-            f"Student and teacher share {len(shared)} variables, {', '.join(shared[:3])} first: "
-            "build two models, or the teacher would change as the student learns."
-        )
-    if len(outputs) == 2:
+    _check_apart("Student and teacher", student, teacher)
+    if None not in outputs.values():
         (classes, inputs), (teacher_classes, teacher_inputs) = outputs.values()
         if classes != teacher_classes:
             raise UsageError(
@@ -70,6 +49,77 @@ def check_models(student, teacher=None, teacher_preprocessing=None):
                 f"{teacher_classes}: both must be built for the same classes."
             )
         _check_inputs(student, teacher, teacher_preprocessing, inputs, teacher_inputs)
+
+
+def check_students(students):
+    """Checks that models can teach each other.
+
+    Args:
+        students: List of `keras.Model`s.
+
+    Returns:
+        The list.
+
+    Raises:
+        UsageError: If there are fewer than two, one is no model or outputs probabilities, or two
+            share variables or differ in input shape.
+    """
+    if not isinstance(students, (list, tuple)) or len(students) < 2:
+        raise UsageError(
+            "students must be a list of at least two keras.Models, which teach each other; "
+            f"received {students!r}."
+        )
+    for position, student in enumerate(students):
+        _check_model("Student", student)
+        for other in students[:position]:
+            _check_apart("Two students", student, other)
+            shapes = [getattr(model, "input_shape", None) for model in (other, student)]
+            if not _agree(*shapes):
+                raise UsageError(
+                    f"Student {other.name!r} takes inputs of shape {shapes[0]} and student "
+                    f"{student.name!r} {shapes[1]}: all see the same images."
+                )
+    return list(students)
+
+
+def logits_shape(model, input_shape):
+    """Returns the shape of a model's logits for inputs of a shape, the batch included."""
+    output = taps.output(model)
+    if output is not None:
+        return tuple(output.shape)
+    # A subclassed model tells its shapes when it runs.
+    step = tf.function(lambda x: model(x, training=False))
+    inputs = tf.TensorSpec(input_shape, keras.config.floatx())
+    return tuple(step.get_concrete_function(inputs).structured_outputs.shape)
+
+
+def _check_model(role, model):
+    """Checks one model; returns its number of classes and input shape, None where unknown."""
+    if not isinstance(model, keras.Model):
+        raise UsageError(f"{role} must be a keras.Model; received {type(model).__name__}.")
+    output = taps.output(model)
+    if output is None:
+        return None
+    how = _activation(output)
+    if how is not None:
+        raise UsageError(_PROBABILITIES.format(role=role, name=model.name, how=how))
+    if len(output.shape) != 2:
+        raise UsageError(
+            f"{role} {model.name!r} outputs shape {tuple(output.shape)}; tfkd needs logits of "
+            "shape (batch, classes)."
+        )
+    return output.shape[-1], model.input_shape
+
+
+def _check_apart(who, model, other):
+    """Checks that two models share no variable."""
+    own = {id(variable) for variable in model.variables}
+    shared = [variable.path for variable in other.variables if id(variable) in own]
+    if shared or model is other:
+        raise UsageError(
+            f"{who} share {len(shared)} variables, {', '.join(shared[:3])} first: build two "
+            "models, or the one would change as the other learns."
+        )
 
 
 def _check_inputs(student, teacher, teacher_preprocessing, inputs, teacher_inputs):

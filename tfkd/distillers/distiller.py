@@ -83,6 +83,8 @@ class Distiller(keras.Model):
     #: `{argument of compile: default settings}` of the optimizers beside the student's; settings
     #: as `tfkd.optimizers.create` takes them.
     further_optimizers = {}
+    #: The names of those of `learners()` that are classifiers like the student.
+    peer_names = ()
 
     def __init__(
         self,
@@ -254,14 +256,13 @@ class Distiller(keras.Model):
 
     def _check_compile_arguments(self, given):
         """Raises a `UsageError` for arguments that neither Keras nor the method has."""
-        known = [*inspect.signature(keras.Model.compile).parameters][1:]
+        known = [*self.further_optimizers]
+        for method in (type(self).compile, keras.Model.compile):
+            names = [*inspect.signature(method).parameters][1:]
+            known += [name for name in names if name not in (*known, "kwargs")]
         for name in given:
-            if name not in known and name not in self.further_optimizers:
-                raise unknown(
-                    f"argument of {type(self).__name__}.compile",
-                    name,
-                    [*self.further_optimizers, *known],
-                )
+            if name not in known:
+                raise unknown(f"argument of {type(self).__name__}.compile", name, known)
 
     def _own_optimizer(self, name, optimizer):
         """Returns a further optimizer, ready for the distiller's precision.
@@ -309,6 +310,22 @@ class Distiller(keras.Model):
             history: List of the logs of each epoch, `{name: value}`.
         """
         return {}
+
+    def epoch_pictures(self, history, inputs, labels, class_names):
+        """Returns `{file name: function that writes a PNG to a path}`, drawn after every epoch.
+
+        Args:
+            history: List of the logs of each epoch so far, `{name: value}`.
+            inputs: A few images of the validation data, as the student takes them, the same ones
+                after every epoch.
+            labels: Their labels, integers.
+            class_names: List of strings.
+        """
+        return {}
+
+    def warnings(self, inputs):
+        """Returns a list of lines on what looks wrong in some inputs; `check` reports them."""
+        return []
 
     def check(self, dataset, batches=20):
         """Looks for what would spoil training, before it: one pass over some data.
@@ -657,7 +674,7 @@ class Distiller(keras.Model):
     def _regularization(self):
         return sum((ops.sum(ops.cast(loss, "float32")) for loss in self.losses), start=0.0)
 
-    def update(self, tape, objective, optimizer, variables, unconnected="none"):
+    def update(self, tape, objective, optimizer, variables, unconnected="none", clip_norm=None):
         """Takes one step of one optimizer on its own variables, and on no others.
 
         Args:
@@ -668,6 +685,9 @@ class Distiller(keras.Model):
             unconnected: What a variable gets on which the objective does not depend: `"none"`,
                 no update; `"zero"`, that of a gradient of zero, in which momentum and weight
                 decay go on.
+            clip_norm: Number, what the norm of the whole gradient, that of all replicas, is
+                clipped to; None for no clipping. An optimizer's own clipping would see one
+                replica's gradient.
         """
         # Under mixed_float16 the scale enters where the gradient starts, so that nothing
         # underflows on the way back; the optimizer divides it out again.
@@ -676,8 +696,13 @@ class Distiller(keras.Model):
         if unconnected == "zero":
             pairs = zip(gradients, variables)
             gradients = [ops.zeros_like(v) if g is None else g for g, v in pairs]
-        pairs = zip(gradients, variables)
-        optimizer.apply_gradients([(g, v) for g, v in pairs if g is not None])
+        pairs = [(g, v) for g, v in zip(gradients, variables) if g is not None]
+        if clip_norm is not None:
+            gradients, variables = zip(*pairs)
+            norm = tf.linalg.global_norm(runtime.sum_over_replicas(gradients)) / scale
+            factor = clip_norm / ops.maximum(norm, clip_norm)
+            pairs = zip([factor * gradient for gradient in gradients], variables)
+        optimizer.apply_gradients(pairs)
 
     def track(self, name, value, batch):
         """Adds the mean over this replica's samples to the logs, if `name` has a tracker."""

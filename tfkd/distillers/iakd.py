@@ -8,7 +8,8 @@ from tfkd import losses, optimizers, plots, runtime, schedules
 from tfkd.distillers.blocks import cut, cut_points
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.reestimation import Reestimation
-from tfkd.errors import UsageError, check_positive_integer, unknown
+from tfkd.distillers.statistics import put_back
+from tfkd.errors import UsageError, check_positive_integer, check_share, unknown
 
 SCHEDULES = ("uniform", "linear", "review")
 SAMPLINGS = ("batch", "sample")
@@ -111,8 +112,8 @@ class IAKD(Distiller):
         if teacher is None:
             raise UsageError("IAKD needs a teacher, whose blocks stand in for the student's.")
         super().__init__(student, teacher, teacher_preprocessing=teacher_preprocessing, name=name)
-        _check_share("start", start)
-        _check_share("growth", growth)
+        check_share("start", start)
+        check_share("growth", growth)
         if growth == 0:
             raise UsageError("growth must be above 0, and at most 1; received 0.")
         check_positive_integer("reestimation_batches", reestimation_batches)
@@ -213,14 +214,10 @@ class IAKD(Distiller):
             )
         # Replicas may not meet inside of a condition, as batch normalization makes them: both
         # run, and what the swapped one changed is put back.
-        statistics = block.student_statistics()
-        before = [tf.identity(variable.value) for variable in statistics]
-        ours = block.run_student(features)
-        _put_back(statistics, before, keep)
-        statistics = block.teacher_statistics()
-        before = [tf.identity(variable.value) for variable in statistics]
-        theirs = block.run_teacher(features)
-        _put_back(statistics, before, tf.logical_not(keep))
+        with put_back(block.student_statistics(), keep):
+            ours = block.run_student(features)
+        with put_back(block.teacher_statistics(), tf.logical_not(keep)):
+            theirs = block.run_teacher(features)
         return tf.where(keep, ours, theirs)
 
     def _track_swaps(self, kept, batch):
@@ -266,7 +263,7 @@ class IAKD(Distiller):
                     f"or a list of them; received {kind!r}."
                 )
             for value in getattr(kind, "bounds", ()):
-                _check_share(f"schedule={kind!r}", value)
+                check_share(f"schedule={kind!r}", value)
         return list(kinds)
 
     def _by_name(self, kind, epochs, steps):
@@ -308,7 +305,7 @@ class IAKD(Distiller):
             for schedule in self._by_epoch
         ]
         for value in values:
-            _check_share(f"The probability to keep a block, at epoch {epoch},", value)
+            check_share(f"The probability to keep a block, at epoch {epoch},", value)
         self.keep_probability.assign(values)
 
     def fit(self, x=None, y=None, *, callbacks=None, **kwargs):
@@ -332,18 +329,6 @@ class IAKD(Distiller):
         kinds = ["uniform" if kind == "review" else kind for kind in self.schedules]
         last = [self._by_name(kind, epochs, None)(epochs - 1) for kind in kinds]
         return min(map(float, last)) < 1
-
-
-def _put_back(variables, values, keep):
-    """Gives variables their earlier values unless `keep`, a scalar boolean tensor, holds."""
-    for variable, value in zip(variables, values):
-        variable.assign(tf.where(keep, variable.value, value))
-
-
-def _check_share(name, value):
-    real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not real or not 0 <= value <= 1:
-        raise UsageError(f"{name} must be a number between 0 and 1; received {value!r}.")
 
 
 def _checked_milestones(milestones):

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tfkd import taps
 from tfkd.distillers.losses_distiller import LossesDistiller
-from tfkd.errors import UsageError
+from tfkd.errors import check_nonnegative
 
 
 class KnowledgeDistiller(LossesDistiller):
@@ -67,11 +67,7 @@ class KnowledgeDistiller(LossesDistiller):
         if student_loss_weight is None:
             names = [loss.name for loss in self.distillation_losses]
             student_loss_weight = 0.1 if names == ["kd"] else 1.0
-        if not isinstance(student_loss_weight, (int, float)) or student_loss_weight < 0:
-            raise UsageError(
-                f"student_loss_weight must be a number of at least 0; received "
-                f"{student_loss_weight!r}."
-            )
+        check_nonnegative("student_loss_weight", student_loss_weight)
         self.student_loss_weight = student_loss_weight
         if taps.output(student) is not None:
             self.build(student.input_shape)

@@ -42,7 +42,7 @@ def check(distiller, dataset, batches=20):
         for data in itertools.islice(dataset, int(batches)):
             seen.add(data)
         report = seen.report()
-    report.warnings = diagnosis.warnings(report)
+    report.warnings = diagnosis.warnings(report) + seen.warnings
     return report
 
 
@@ -68,6 +68,7 @@ class _Seen:
         self.labels, self.sizes = [], []
         self.inputs, self.outputs, self.values, self.moments = [], [], [], []
         self.input_shape = None
+        self.warnings = []
 
     def add(self, data):
         """Looks at one batch."""
@@ -93,6 +94,7 @@ class _Seen:
         self.labels.append(labels.astype("int64"))
         self.sizes.append(len(labels))
         self.input_shape = tuple(batch.inputs.shape[1:])
+        self.warnings = self.warnings or self.distiller.warnings(batch.inputs)
         x = np.array(batch.inputs, "float64")
         self.inputs.append((x.mean(), (x**2).mean(), x.min(), x.max()))
         self.outputs.append({role: np.array(logits) for role, logits in outputs.items()})

@@ -4,7 +4,10 @@ from tfkd.layers.adapter import Adapter
 from tfkd.layers.attention_fusion import AttentionFusion
 from tfkd.layers.auxiliary_learner import AuxiliaryLearner
 from tfkd.layers.discriminator import Discriminator
+from tfkd.layers.image_generator import ImageGenerator
 from tfkd.layers.logit_attention import LogitAttention
+from tfkd.layers.patch_discriminator import PatchDiscriminator
+from tfkd.layers.spectral_convolution import SpectralConvolution
 from tfkd.layers.spot_policy import SpotPolicy
 from tfkd.layers.teacher_preprocessing import TeacherPreprocessing
 
@@ -13,7 +16,10 @@ __all__ = [
     "AttentionFusion",
     "AuxiliaryLearner",
     "Discriminator",
+    "ImageGenerator",
     "LogitAttention",
+    "PatchDiscriminator",
+    "SpectralConvolution",
     "SpotPolicy",
     "TeacherPreprocessing",
 ]

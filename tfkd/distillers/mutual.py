@@ -1,0 +1,323 @@
+"""Mutual learning: classifiers that teach each other (Zhang et al., 2018)."""
+
+import math
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfkd import losses, plots, runtime, schedules, taps
+from tfkd.distillers import checks
+from tfkd.distillers.distiller import Distiller, Untracked
+from tfkd.errors import UsageError, unknown
+
+TARGETS = ("mean", "pairwise")
+
+#: The learner whose prediction is the mean of all classifiers' predictions.
+ENSEMBLE = "ensemble"
+
+
+def mean_prediction(logits, temperature=1.0):
+    """Returns the logits of the mean of several predictions.
+
+    Args:
+        logits: List of float32 tensors `(batch, classes)`.
+        temperature: Positive number that divides them.
+
+    Returns:
+        A tensor `(batch, classes)` whose softmax at this temperature is the mean of theirs.
+    """
+    logs = ops.stack([ops.log_softmax(tensor / temperature) for tensor in logits])
+    return temperature * (ops.logsumexp(logs, axis=0) - math.log(len(logits)))
+
+
+class MutualDistiller(Distiller):
+    """Trains several classifiers that teach each other; there is no teacher.
+
+    Every classifier learns from the labels and from what the others predict for the same images:
+
+    `L = Σ_i CE(z_i, y) + mutual_weight · temperature² · Σ_i KL(q_i ‖ softmax(z_i / temperature))`
+
+    where `q_i` is the mean of the others' softened predictions. No gradient flows into `q_i`. All
+    terms come from one forward pass of each classifier.
+
+    `distiller.student` is the first classifier, the others are `distiller.peers`. None of them is
+    better than another by design: report their mean, or fix one of them beforehand, but do not
+    pick the best by test data.
+
+    Args:
+        students: List of at least two different `keras.Model`s that output logits
+            `(batch, classes)` for the same inputs, of any architectures. Build them with
+            different seeds: equal classifiers have nothing to teach.
+        temperature: Positive number or schedule.
+        mutual_weight: Number of at least 0 or schedule, the weight of what peers teach.
+        targets: `"mean"`, each learns from the mean of the others' predictions; or `"pairwise"`,
+            from each of them, by the mean of the divergences. With two classifiers they are one.
+        name: String, optional.
+
+    Raises:
+        UsageError: If there are fewer than two students, some share variables or differ in
+            classes or inputs, or one outputs probabilities.
+
+    Example:
+    ```python
+    students = [
+        tfkd.models.create("resnet8", num_classes=10, input_shape=(28, 28, 1), seed=seed)
+        for seed in (0, 1)
+    ]
+    distiller = tfkd.MutualDistiller(students)
+    distiller.compile(tfkd.optimizers.SGD(0.05, momentum=0.9), metrics=["accuracy"])
+    distiller.fit(train, validation_data=validation, epochs=30)
+    distiller.student.save("student.keras")
+    distiller.ensemble().save("ensemble.keras")
+    ```
+
+    Logs: `loss`, summed over the classifiers; `student_loss`, the first one's on the labels;
+    `peers_loss`, the sum of the others'; `mutual_loss`, the sum of the divergences, unweighted;
+    `accuracy` of the first, `student2_accuracy`, ... of the others, their `mean_accuracy`, and
+    `ensemble_accuracy` of their mean prediction. All accuracies are also those of `evaluate`.
+
+    Deviations: the paper updates one classifier after the other, each on predictions made anew;
+    here all are updated at once, from one forward pass each. More than two learn pairwise in the
+    paper's main text; the mean of the others is its section 2.4's ensemble teacher.
+
+    References:
+        - [Deep Mutual Learning](https://arxiv.org/abs/1706.00384).
+    """
+
+    id = "mutual"
+
+    def __init__(self, students, temperature=1.0, mutual_weight=1.0, targets="mean", name=None):
+        self._set_up(students, temperature, mutual_weight, targets, name)
+        self._build_if_known()
+
+    def _set_up(self, students, temperature, mutual_weight, targets, name):
+        """Is the constructor, but for building, after which Keras takes no more parts."""
+        students = checks.check_students(students)
+        super().__init__(students[0], name=name)
+        if targets not in TARGETS:
+            raise unknown("targets", targets, TARGETS)
+        self.targets = targets
+        self.peers = students[1:]
+        self.peer_optimizers = None
+        schedules.number_or_schedule("mutual_weight", mutual_weight, nonnegative=True)
+        self.mutual = losses.KnowledgeDistillation(temperature, weight=mutual_weight, name="mutual")
+        self._ensemble = Untracked(model=None)
+        for part in ("student_loss", "peers_loss", "mutual_loss"):
+            self.add_tracker(part)
+        for learner in (*self.peer_names, "mean", ENSEMBLE):
+            self.add_tracker(f"{learner}_accuracy", evaluated=True)
+        runtime.synchronize_batch_normalization(self)
+
+    def _build_if_known(self):
+        """Builds where a student tells the shape of its inputs."""
+        shapes = [
+            student.input_shape for student in self.students if taps.output(student) is not None
+        ]
+        if shapes:
+            self.build(shapes[0])
+
+    @property
+    def students(self):
+        """All classifiers, the first one included."""
+        return [self.student, *self.peers]
+
+    @property
+    def peer_names(self):
+        """The names of the classifiers after the first, as in logs and files."""
+        return [f"student{number}" for number in range(2, len(self.peers) + 2)]
+
+    def build(self, input_shape):
+        """Checks that all classifiers have the same classes; makes those of subclassed models."""
+        shapes = [checks.logits_shape(student, input_shape) for student in self.students]
+        for student, shape in zip(self.students, shapes):
+            if shape != shapes[0]:
+                raise UsageError(
+                    f"Student {self.student.name!r} has {shapes[0][-1]} classes and student "
+                    f"{student.name!r} {shape[-1]}: all must be built for the same classes."
+                )
+        spots = len(shapes) * (len(self.peers) if self.targets == "pairwise" else 1)
+        self.mutual.build(shapes[:1] * spots, shapes[:1] * spots)
+        self.built = True
+
+    def compile(self, optimizer="sgd", loss=None, metrics=None, peer_optimizers=None, **kwargs):
+        """Configures training.
+
+        Args:
+            optimizer: Optimizer of all classifiers; of the first where the others have their own.
+            loss: The classifiers' loss on the labels, a Keras loss of logits.
+            metrics: List of metrics of the first classifier, as in `keras.Model.compile`.
+            peer_optimizers: List of optimizers, one for each further classifier: Keras
+                optimizers, names, or dictionaries of settings as `tfkd.optimizers.create` takes
+                them. None: `optimizer` updates all of them.
+            **kwargs: As `tfkd.Distiller.compile` takes them.
+
+        Raises:
+            UsageError: If there are as many optimizers as peers, or one of them twice.
+        """
+        given = peer_optimizers
+        if given is not None and (
+            not isinstance(given, (list, tuple)) or len(given) != len(self.peers)
+        ):
+            raise UsageError(
+                f"peer_optimizers needs one for each of the {len(self.peers)} students after the "
+                f"first; received {given!r}."
+            )
+        super().compile(optimizer, loss, metrics, **kwargs)
+        objects = [
+            id(one)
+            for one in (optimizer, *(given or ()))
+            if isinstance(one, keras.optimizers.Optimizer)
+        ]
+        if len(set(objects)) < len(objects):
+            raise UsageError(
+                "optimizer and peer_optimizers must be different objects: each keeps the state of "
+                "its own variables. Without peer_optimizers, optimizer updates all students."
+            )
+        self.peer_optimizers = given and [
+            self._own_optimizer(f"peer_optimizers[{position}]", one)
+            for position, one in enumerate(given)
+        ]
+
+    def optimizers(self):
+        """Returns `{name: (optimizer, variables it updates)}`."""
+        return self.student_optimizers()
+
+    def student_optimizers(self):
+        """Returns those of `optimizers()` that update classifiers."""
+        variables = [student.trainable_variables for student in self.students]
+        if self.peer_optimizers is None:
+            return {"optimizer": (self.optimizer, sum(variables, start=[]))}
+        names = ["optimizer", *(f"{name}_optimizer" for name in self.peer_names)]
+        return dict(zip(names, zip([self.optimizer, *self.peer_optimizers], variables)))
+
+    def start_epoch(self, epoch):
+        """Tells the loss, whose weight and temperature may be schedules."""
+        super().start_epoch(epoch)
+        self.mutual.start_epoch(epoch)
+
+    def train_step(self, data):
+        """Runs every classifier once, and lets each learn from the labels and from the others."""
+        batch = self.unpack(data)
+        with tf.GradientTape(persistent=self.peer_optimizers is not None) as tape:
+            logits = self.observe_students(batch)
+            objective = self.objective(batch, self.teach_each_other(batch, logits))
+        self.update_students(tape, objective)
+        self.track_accuracies(batch, logits)
+        return self.logs(batch, logits[0])
+
+    def observe_students(self, batch, training=True):
+        """Runs every classifier once.
+
+        Returns:
+            A list of float32 logits `(batch, classes)`.
+        """
+        outputs = [student(batch.inputs, training=training) for student in self.students]
+        return [ops.cast(logits, "float32") for logits in outputs]
+
+    def teach_each_other(self, batch, logits):
+        """Returns what labels and peers teach, as terms of the objective.
+
+        Args:
+            batch: The `Batch`.
+            logits: List of the classifiers' logits for its inputs.
+        """
+        own, *others = [self.student_loss(batch, tensor) for tensor in logits]
+        weight = self.mutual.value_of(self.mutual.weight)
+        return {
+            "student_loss": (1.0, own),
+            "peers_loss": (1.0, sum(others)),
+            "mutual_loss": (weight, self.mutual_loss(batch, logits)),
+        }
+
+    def mutual_loss(self, batch, logits, sample_mask=None):
+        """Returns the sum over the classifiers of their divergence from what the others predict.
+
+        Args:
+            batch: The `Batch`.
+            logits: List of the classifiers' logits `(batch, classes)`.
+            sample_mask: Tensor `(batch,)` of zeros and ones, the samples that count; None for
+                all.
+
+        Returns:
+            A float32 scalar: a mean over the samples, by `temperature²`.
+        """
+        temperature = self.mutual.value_of(self.mutual.temperature)
+        pupils, teachers = [], []
+        for position, own in enumerate(logits):
+            others = logits[:position] + logits[position + 1 :]
+            if self.targets == "mean":
+                others = [mean_prediction(others, temperature)]
+            pupils += [own] * len(others)
+            teachers += [ops.stop_gradient(other) for other in others]
+        masks = None if sample_mask is None else [sample_mask] * len(pupils)
+        value = self.distillation_loss(self.mutual, batch, pupils, teachers, masks)
+        return value * len(logits) / len(pupils)
+
+    def update_students(self, tape, objective):
+        """Takes one step of every classifier."""
+        for optimizer, variables in self.student_optimizers().values():
+            self.update(tape, objective, optimizer, variables)
+
+    def track_accuracies(self, batch, logits):
+        """Logs the accuracies of all classifiers but the first, the mean and the ensemble's."""
+        for name, tensor in zip(self.peer_names, logits[1:]):
+            self.track_accuracy(f"{name}_accuracy", tensor, batch)
+        self.track_accuracy(f"{ENSEMBLE}_accuracy", mean_prediction(logits), batch)
+        labels = self.class_numbers(batch, logits[0].shape[-1])
+        hits = [ops.argmax(tensor, axis=-1) == labels for tensor in logits]
+        self.track("mean_accuracy", ops.mean(ops.cast(hits, "float32")), batch)
+
+    def test_step(self, data):
+        """Evaluates all classifiers; called by `evaluate`."""
+        batch = self.unpack(data)
+        logits = self.observe_students(batch, training=False)
+        self.track_accuracies(batch, logits)
+        return self.evaluated(batch, logits[0])
+
+    def learners(self):
+        """Returns `{"student2": second classifier, ..., "ensemble": mean prediction}`."""
+        learners = dict(zip(self.peer_names, self.peers))
+        if all(taps.output(student) is not None for student in self.students):
+            learners[ENSEMBLE] = self.ensemble()
+        return learners
+
+    def ensemble(self):
+        """Returns all classifiers as one Keras model that predicts their mean.
+
+        It shares its weights with them, is made of Keras' own parts, and can be saved and loaded
+        without tfkd where the students can.
+
+        Returns:
+            A `keras.Model` that outputs `(batch, classes)`, whose softmax is the mean prediction.
+
+        Raises:
+            UsageError: If a student is subclassed.
+        """
+        if self._ensemble.model is None:
+            for student in self.students:
+                if taps.output(student) is None:
+                    raise UsageError(
+                        f"Student {student.name!r} is subclassed, so it cannot be joined with the "
+                        "others in one Keras model; a functional model can."
+                    )
+            inputs = keras.Input(self.student.input_shape[1:], name="images")
+            # Under names of their own: the students' may be equal.
+            named = [
+                keras.Model(student.inputs, student.outputs[0], name=f"student{number}")
+                for number, student in enumerate(self.students, start=1)
+            ]
+            outputs = mean_prediction([ops.cast(model(inputs), "float32") for model in named])
+            self._ensemble.model = keras.Model(inputs, outputs, name=ENSEMBLE)
+        return self._ensemble.model
+
+    def pictures(self, history):
+        """Returns `{"mutual.png": ...}`: accuracies of all classifiers, and how they diverge."""
+        names = [*self.peer_names, "mean", ENSEMBLE]
+        labels = {"student": "accuracy", **{name: f"{name}_accuracy" for name in names}}
+        contents = {"training accuracy": labels}
+        if all("val_accuracy" in epoch for epoch in history):
+            validation = {label: f"val_{log}" for label, log in labels.items()}
+            contents["validation accuracy"] = validation
+        contents["divergence from each other, by temperature²"] = {"sum": "mutual_loss"}
+        return {"mutual.png": lambda path: plots.panels(path, history, contents)}

@@ -1,0 +1,30 @@
+"""The moving statistics that models change as they run in training mode."""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+
+
+def statistics(models):
+    """Returns the variables that models change as they run, such as those of batch normalization.
+
+    Args:
+        models: Iterable of `keras.layers.Layer`s.
+    """
+    variables = [variable for model in models for variable in model.non_trainable_variables]
+    return [variable for variable in variables if keras.backend.is_float_dtype(variable.dtype)]
+
+
+@contextlib.contextmanager
+def put_back(variables, keep=False):
+    """Gives variables at the end the values that they had at the beginning.
+
+    Args:
+        variables: List of variables.
+        keep: Boolean, Python's or a scalar tensor, whether they keep their new values instead.
+    """
+    before = [tf.identity(variable.value) for variable in variables]
+    yield
+    for variable, value in zip(variables, before):
+        variable.assign(tf.where(keep, variable.value, value))
