@@ -22,6 +22,7 @@ SETTINGS = {
     # The values for CIFAR-100; not tuned here.
     **tfkd_config.SPOT_ADAPTIVE_STUDY,
     "iakd": {"milestones": (0.5, 0.75)},
+    **tfkd_config.SMALL_ADVERSARY,
 }
 
 
