@@ -6,11 +6,13 @@ All measured steps run in one process, in turn, so that whatever else the machin
 alike; what is printed are medians and ratios of medians. The floor is the student's own training
 step plus the teacher's inference on the same batch. A method that computes something else is
 compared with the sum of its parts too, each measured by itself (`PARTS`). `--method` takes ids as
-configs do, several separated by commas, or `all` losses.
+configs do, several separated by commas, or `all` losses; of ACN the step after the warm-up is
+`acn:warm_up=0`.
 """
 
 import itertools
 import time
+import types
 
 import keras
 import numpy as np
@@ -136,11 +138,80 @@ def iakd_parts(make, data):
     return steps, lambda seconds, floor: sum(seconds[name] for name in mixed) / len(mixed)
 
 
+def mutual_parts(make, data):
+    """The step of one classifier, as often as there are some."""
+    count = len(make().students)
+    step = training_step(compiled(tfkd.KnowledgeDistiller(make().student)), data)
+    return {"one classifier": step}, lambda seconds, floor: count * seconds["one classifier"]
+
+
+def acn_parts(make, data):
+    """Mutual learning, and what divergent images cost: to make, to judge and to learn from."""
+    distiller = compiled(make())
+    mutual = training_step(compiled(tfkd.MutualDistiller(make().students)), data)
+    data = next(iter(data))
+    batch = distiller.unpack(data)
+    images, noise = distiller.to_range(batch.inputs), distiller.draw_noise(batch.size)
+    students = [v for student in distiller.students for v in student.trainable_variables]
+    compiles = tf.function(jit_compile=tfkd.runtime.jit_compile())
+
+    @compiles
+    def generate(images, noise):
+        return distiller.generate(images, noise)
+
+    @compiles
+    def discriminate(images, divergent):
+        with tf.GradientTape() as tape:
+            both = distiller.discriminator(tf.concat([images, divergent], 0), training=True)
+            loss = tf.reduce_mean(tf.nn.softplus(both))
+        return tape.gradient(loss, distiller.discriminator.trainable_variables)
+
+    @compiles
+    def search(data, images, noise):
+        batch = distiller.unpack(data)
+        with tf.GradientTape() as tape:
+            divergent = distiller.generate(images, noise)
+            inputs = distiller.from_range(divergent)
+            logits = [student(inputs, training=False) for student in distiller.students]
+            terms = distiller.restrict(batch, images, divergent, logits)
+            verdict = tf.reduce_mean(tf.nn.softplus(-distiller.discriminator(divergent)))
+            loss = verdict + sum(value for _, value in terms.values())
+        return tape.gradient(loss, distiller.generator.trainable_variables)
+
+    @compiles
+    def learn(data):
+        batch = distiller.unpack(data)
+        with tf.GradientTape() as tape:
+            logits = distiller.observe_students(batch)
+            terms = distiller.teach_on_divergent(batch, logits)
+            loss = sum(value for _, value in terms.values())
+        return tape.gradient(loss, students)
+
+    def run(function, *arguments):
+        return lambda: tf.nest.map_structure(lambda x: x.numpy(), function(*arguments))
+
+    divergent = generate(images, noise)
+    steps = {
+        "mutual learning": mutual,
+        "generate": run(generate, images, noise),
+        "discriminate": run(discriminate, images, divergent),
+        "search": run(search, data, images, noise),
+        "learn": run(learn, data),
+    }
+    return steps, lambda seconds, floor: sum(seconds.values())
+
+
 #: `{id: function}` of the methods whose steps consist of parts worth measuring alone. A function
 #: takes `make(**arguments)`, which makes a new distiller, and data. It returns the tuple
 #: `(steps, cost)`: `{name: function}`, and what a step of the method should cost, a function of
 #: `({name: seconds}, floor)`.
-PARTS = {"ackd": ackd_parts, "iakd": iakd_parts, "sakd": sakd_parts}
+PARTS = {
+    "ackd": ackd_parts,
+    "acn": acn_parts,
+    "iakd": iakd_parts,
+    "mutual": mutual_parts,
+    "sakd": sakd_parts,
+}
 
 #: Methods whose steps cost more or less by what they draw, so that means tell and medians do not.
 DRAWN = ("iakd",)
@@ -179,22 +250,26 @@ def main(arguments):
     data = tf.data.Dataset.from_tensors((images, labels)).repeat()
     index = tf.range(FLAGS.batch_size, dtype="int64")
     indexed = tf.data.Dataset.from_tensors((images, {"label": labels, "index": index})).repeat()
+    source = types.SimpleNamespace(train_labels=lambda: all_labels, mean=0.0, std=1.0)
     teacher = create(FLAGS.teacher)
     steps = {
         "student step": training_step(compiled(create(FLAGS.student)), data),
         "teacher inference": inference(teacher, images),
     }
-    expected = {}
+    expected, taught = {}, []
     for method in methods:
         settings = tfkd_config.default_config(method, FLAGS.teacher, FLAGS.student)
 
         def make(settings=settings, **arguments):
             settings = settings.copy_and_resolve_references()
             settings.method.arguments.update(arguments)
+            others = [create(name) for name in tfkd_config.peers(settings)]
             return tfkd_config.make_distiller(
-                settings, create(FLAGS.student), teacher, lambda: all_labels
+                settings, source, create(FLAGS.student), teacher, others
             )
 
+        if tfkd_config.needs_teacher(settings.method):
+            taught.append(method)
         batches = indexed if tfkd_config.needs_indices(settings) else data
         steps[method] = training_step(compiled(make()), batches)
         if settings.method.distiller in PARTS:
@@ -208,7 +283,7 @@ def main(arguments):
     seconds = measure(steps, FLAGS.rounds)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     floor = medians["student step"] + medians["teacher inference"]
-    for method in [*methods, *(["keras.distillation"] if FLAGS.keras else [])]:
+    for method in [*taught, *(["keras.distillation"] if FLAGS.keras else [])]:
         print(f"{method}: step over floor {medians[method] / floor:.3f}")
     means = {name: float(np.mean(values)) for name, values in seconds.items()}
     for method, (distiller, parts, cost) in expected.items():

@@ -8,7 +8,7 @@ after epochs 100 and 150, random crops with 4 pixels of padding and flips.
 
 5,000 images are set aside for validation, and the last epoch is reported.
 
-Command: python -m tfkd.compare --config=configs/cifar100_codistillation.py \\
+Command: python -m tfkd.compare --config=configs/cifar100_codistillation.py
     --methods=alone,mutual:temperature=3.0,acn --workdir=runs/cifar100-codistillation
 Time: made for a GPU.
 Result: not run here.

@@ -24,9 +24,7 @@ SPOT_ADAPTIVE_STUDY = {
 
 #: An adversary for small grey images: with the default widths its step costs some 35 times that of
 #: a resnet8.
-SMALL_ADVERSARY = {
-    "acn": {"generator_width": 16, "generator_blocks": 2, "discriminator_width": 16}
-}
+SMALL_ADVERSARY = {"acn": {"generator_width": 16, "generator_blocks": 2, "discriminator_width": 16}}
 
 
 def split_at_commas(text):
