@@ -94,7 +94,7 @@ def ackd_parts(make, data):
         return tape.gradient(total, [*student.values(), *own])
 
     steps = {"learners": lambda: [gradient.numpy() for gradient in learners(data, *observed)]}
-    return steps, lambda seconds, floor: floor + seconds["learners"]
+    return steps, lambda step, seconds, floor: step / (floor + seconds["learners"])
 
 
 def sakd_parts(make, data):
@@ -114,35 +114,56 @@ def sakd_parts(make, data):
         return tape.gradient(objective, distiller.policy_variables)
 
     steps = {"routing": lambda: [gradient.numpy() for gradient in routing(data, *observed)]}
-    return steps, lambda seconds, floor: floor + seconds["routing"]
+    return steps, lambda step, seconds, floor: step / (floor + seconds["routing"])
 
 
 def iakd_parts(make, data):
     """Every mixed network that `p = 0.5` draws, as a step of its own without a condition.
 
-    Beside them stands the step in which every example has its own draw.
+    Beside them stand the step that chooses among them by a condition, here each in turn rather than
+    at random, and the step in which every example has its own draw.
     """
     blocks = len(make().parts.blocks)
     choices = list(itertools.product((True, False), repeat=blocks))
     if len(choices) > 16:
         drawn = np.random.default_rng(0).random((16, blocks)) < 0.5
         choices = [tuple(map(bool, choice)) for choice in drawn]
-    steps = {}
+    mixed = {}
     for choice in choices:
         distiller = make()
         distiller.draw = lambda size, choice=choice: choice
         name = "".join("S" if kept else "T" for kept in choice)
-        steps[name] = training_step(compiled(distiller), data)
-    steps["draw per example"] = training_step(compiled(make(sampling="sample")), data)
-    mixed = [name for name in steps if name != "draw per example"]
-    return steps, lambda seconds, floor: sum(seconds[name] for name in mixed) / len(mixed)
+        mixed[name] = training_step(compiled(distiller), data)
+    kept, turns = tf.Variable(choices[0]), itertools.cycle(choices)
+    distiller = make()
+    distiller.draw = lambda size: tf.unstack(kept)
+    step = training_step(compiled(distiller), data)
+
+    def in_turn():
+        kept.assign(next(turns))
+        return step()
+
+    if FLAGS.rounds % len(choices):
+        print(f"iakd: --rounds should be a multiple of {len(choices)}, so that all have their turn")
+    steps = {
+        **mixed,
+        "chosen in turn": in_turn,
+        "draw per example": training_step(compiled(make(sampling="sample")), data),
+    }
+
+    def ratio(step, seconds, floor):
+        alone = sum(seconds[name] for name in mixed) / len(mixed)
+        return seconds["chosen in turn"] / alone
+
+    return steps, ratio
 
 
 def mutual_parts(make, data):
     """The step of one classifier, as often as there are some."""
     count = len(make().students)
     step = training_step(compiled(tfkd.KnowledgeDistiller(make().student)), data)
-    return {"one classifier": step}, lambda seconds, floor: count * seconds["one classifier"]
+    steps = {"one classifier": step}
+    return steps, lambda step, seconds, floor: step / (count * seconds["one classifier"])
 
 
 def acn_parts(make, data):
@@ -198,13 +219,13 @@ def acn_parts(make, data):
         "search": run(search, data, images, noise),
         "learn": run(learn, data),
     }
-    return steps, lambda seconds, floor: sum(seconds.values())
+    return steps, lambda step, seconds, floor: step / sum(seconds.values())
 
 
 #: `{id: function}` of the methods whose steps consist of parts worth measuring alone. A function
 #: takes `make(**arguments)`, which makes a new distiller, and data. It returns the tuple
-#: `(steps, cost)`: `{name: function}`, and what a step of the method should cost, a function of
-#: `({name: seconds}, floor)`.
+#: `(steps, ratio)`: `{name: function}`, and a function of `(seconds of the method's step,
+#: {name: seconds}, floor)`, what a step costs over what its parts cost.
 PARTS = {
     "ackd": ackd_parts,
     "acn": acn_parts,
@@ -213,7 +234,7 @@ PARTS = {
     "sakd": sakd_parts,
 }
 
-#: Methods whose steps cost more or less by what they draw, so that means tell and medians do not.
+#: Methods whose steps cost more or less by what is drawn, so that means tell and medians do not.
 DRAWN = ("iakd",)
 
 
@@ -273,9 +294,9 @@ def main(arguments):
         batches = indexed if tfkd_config.needs_indices(settings) else data
         steps[method] = training_step(compiled(make()), batches)
         if settings.method.distiller in PARTS:
-            parts, cost = PARTS[settings.method.distiller](make, batches)
+            parts, ratio = PARTS[settings.method.distiller](make, batches)
             steps |= {f"{method}: {name}": step for name, step in parts.items()}
-            expected[method] = (settings.method.distiller, list(parts), cost)
+            expected[method] = (settings.method.distiller, list(parts), ratio)
     if FLAGS.keras:
         distiller = compiled(keras_distiller(create(FLAGS.student), create(FLAGS.teacher)))
         steps["keras.distillation"] = training_step(distiller, data)
@@ -286,10 +307,11 @@ def main(arguments):
     for method in [*taught, *(["keras.distillation"] if FLAGS.keras else [])]:
         print(f"{method}: step over floor {medians[method] / floor:.3f}")
     means = {name: float(np.mean(values)) for name, values in seconds.items()}
-    for method, (distiller, parts, cost) in expected.items():
+    for method, (distiller, parts, ratio) in expected.items():
         typical, word = (means, "mean") if distiller in DRAWN else (medians, "median")
-        alone = cost({part: typical[f"{method}: {part}"] for part in parts}, floor)
-        print(f"{method}: {word} step over its parts measured alone {typical[method] / alone:.3f}")
+        alone = {part: typical[f"{method}: {part}"] for part in parts}
+        found = ratio(typical[method], alone, floor)
+        print(f"{method}: {word} step over its parts measured alone {found:.3f}")
     print(
         f"\n{FLAGS.teacher} -> {FLAGS.student}, batch {FLAGS.batch_size}, "
         f"{FLAGS.rounds} rounds, milliseconds:"
