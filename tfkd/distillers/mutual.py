@@ -79,7 +79,7 @@ class MutualDistiller(Distiller):
 
     Deviations: the paper updates one classifier after the other, each on predictions made anew;
     here all are updated at once, from one forward pass each. More than two learn pairwise in the
-    paper's main text; the mean of the others is its section 2.4's ensemble teacher.
+    paper; the mean of the others is its ensemble variant.
 
     References:
         - [Deep Mutual Learning](https://arxiv.org/abs/1706.00384).
