@@ -15,9 +15,10 @@ class ImageGenerator(layers.Layer):
 
     A 3×3 convolution (`width` filters); up to two 4×4 ones with stride 2 (`2 · width`,
     `4 · width`), as long as at least 4×4 of the map is left; there the noise joins as further
-    channels, equal at all positions, and a 1×1 convolution mixes it in; residual blocks of two
-    3×3 convolutions; as many transposed 4×4 convolutions as the encoder has; a 3×3 one and tanh.
-    Instance normalization and ReLU follow all convolutions but the last.
+    channels, equal at all positions, and a 1×1 convolution and ReLU mix it in; residual blocks of
+    two 3×3 convolutions; as many transposed 4×4 convolutions as the encoder has; a 3×3 one and
+    tanh. Instance normalization and ReLU follow all other convolutions; after the mixing one it
+    would take away what is equal at all positions, the noise.
 
     Args:
         width: Integer, the filters of the first convolution.
@@ -64,7 +65,8 @@ class ImageGenerator(layers.Layer):
             shape = self._add(f"down{self.halvings}", layers.Conv2D, shape, filters, 4, 2)
         filters = shape[-1]
         with_noise = (*shape[:-1], filters + noise[-1])
-        shape = self._add("mix", layers.Conv2D, with_noise, filters, 1)
+        self.mix = layers.Conv2D(filters, 1, activation="relu", dtype=self.dtype_policy)
+        self.mix.build(with_noise)
         for block in range(self.blocks):
             for part in ("a", "b"):
                 self._add(f"block{block}{part}", layers.Conv2D, shape, filters, 3)
@@ -99,7 +101,7 @@ class ImageGenerator(layers.Layer):
             x = self._run(f"down{step}", x)
         height, width = x.shape[1:3]
         tiled = ops.tile(noise[:, None, None, :], (1, height, width, 1))
-        x = self._run("mix", ops.concatenate([x, tiled], axis=-1))
+        x = self.mix(ops.concatenate([x, tiled], axis=-1))
         for block in range(self.blocks):
             x = x + self._run(f"block{block}b", self._run(f"block{block}a", x), activate=False)
         for step in range(self.halvings, 0, -1):
