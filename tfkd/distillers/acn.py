@@ -155,7 +155,8 @@ class ACN(MutualDistiller):
 
     Logs: those of `MutualDistiller`; `divergent_loss` and `divergent_mutual_loss`, the sums over
     the classifiers on accepted images; `real_divergence` and `generated_divergence`, of the
-    predictions they learn from; `accepted_share`; of the adversarial part `generator_loss`,
+    predictions they learn from, and with `val_` of those in inference mode, as the generator sees
+    them; `accepted_share`; of the adversarial part `generator_loss`,
     `discriminator_loss`, `label_restriction`, `distance_restriction` and
     `discriminator_real_accuracy`, `discriminator_fake_accuracy`. Epochs without the part have 0.
 
@@ -235,7 +236,7 @@ class ACN(MutualDistiller):
         )
         self.seed_generator = keras.random.SeedGenerator()
         for tracker in TRACKERS:
-            self.add_tracker(tracker)
+            self.add_tracker(tracker, evaluated=tracker.endswith("_divergence"))
         self._steps = {}
         self.phase = self.phase_of(0)
         self._build_if_known()
@@ -474,6 +475,22 @@ class ACN(MutualDistiller):
     def _track_divergence(self, name, batch, logits):
         self.track(name, _mean(batch, divergence(logits, self.divergence_temperature)), batch)
 
+    def test_step(self, data):
+        """Evaluates all classifiers, and how far real and divergent images divide them."""
+        batch = self.unpack(data)
+        logits = self.observe_students(batch, training=False)
+        # Of a fixed seed, so that evaluating draws nothing that training would miss.
+        noise = self._fixed_noise(batch.size)
+        divergent = self.from_range(self.generate(self.to_range(batch.inputs), noise))
+        generated = self.observe_students(dataclasses.replace(batch, inputs=divergent), False)
+        self._track_divergence("real_divergence", batch, logits)
+        self._track_divergence("generated_divergence", batch, generated)
+        self.track_accuracies(batch, logits)
+        return self.evaluated(batch, logits[0])
+
+    def _fixed_noise(self, size, seed=0):
+        return keras.random.normal((size, self.noise_size), seed=seed)
+
     # What people look at.
 
     def examples(self, inputs, seed=0):
@@ -491,8 +508,7 @@ class ACN(MutualDistiller):
             `(classifiers, batch, classes)`.
         """
         images = self.to_range(inputs)
-        noise = keras.random.normal((len(inputs), self.noise_size), seed=seed)
-        divergent = self.generate(images, noise)
+        divergent = self.generate(images, self._fixed_noise(len(inputs), seed))
         found = {}
         for name, pictures in (("real", images), ("divergent", divergent)):
             logits = [one(self.from_range(pictures), training=False) for one in self.students]
@@ -515,12 +531,17 @@ class ACN(MutualDistiller):
         }
 
     def _draw_divergence(self, path, history):
+        prefix = "val_" if all("val_real_divergence" in epoch for epoch in history) else ""
         contents = {
-            "divergence of the classifiers": {
-                "generated images": "generated_divergence",
-                "real images": "real_divergence",
+            f"divergence, {'validation' if prefix else 'training'} images": {
+                "generated": f"{prefix}generated_divergence",
+                "real": f"{prefix}real_divergence",
             },
-            "images accepted": {"share": "accepted_share"},
+            "divergence in training mode, accepted": {
+                "generated": "generated_divergence",
+                "real": "real_divergence",
+                "share of images accepted": "accepted_share",
+            },
             "discriminator accuracy": {
                 "real": "discriminator_real_accuracy",
                 "generated": "discriminator_fake_accuracy",
