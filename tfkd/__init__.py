@@ -6,7 +6,17 @@ import os
 # what a user should read. Who wants it sets the variable to 0.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from tfkd import data, layers, losses, models, optimizers, runtime, schedules, taps  # noqa: E402
+from tfkd import (  # noqa: E402
+    callbacks,
+    data,
+    layers,
+    losses,
+    models,
+    optimizers,
+    runtime,
+    schedules,
+    taps,
+)
 from tfkd.distillers import ACKD, ACN, IAKD, SAKD, Distiller, KnowledgeDistiller, MutualDistiller  # noqa: E402
 
 __all__ = [
@@ -17,6 +27,7 @@ __all__ = [
     "Distiller",
     "KnowledgeDistiller",
     "MutualDistiller",
+    "callbacks",
     "data",
     "layers",
     "losses",

@@ -437,9 +437,18 @@ class ACN(MutualDistiller):
         """
         self._track_divergence("generated_divergence", batch, logits)
         accepted = self.accept(batch, logits)
-        share = self.mean_over_replicas(batch, ops.mean(accepted))
-        self.track("accepted_share", ops.mean(accepted), batch)
-        weight = accepted if batch.sample_weight is None else accepted * batch.sample_weight
+        weight = batch.sample_weight
+        if weight is None:
+            share = self.mean_over_replicas(batch, ops.mean(accepted))
+            weight = accepted
+        else:
+            # Samples of weight 0 are no part of the batch.
+            present = ops.cast(weight > 0, "float32")
+            parts = ops.mean(accepted * present), ops.mean(present)
+            parts = [self.mean_over_replicas(batch, part) for part in parts]
+            share = tf.math.divide_no_nan(*parts)
+            weight = accepted * ops.cast(weight, "float32")
+        self.track("accepted_share", share, batch)
         chosen = dataclasses.replace(batch, sample_weight=weight)
         own = sum(self.student_loss(chosen, tensor) for tensor in logits)
         # Sums over the accepted over the batch's size, made means over the accepted.
@@ -593,6 +602,10 @@ def _check_options(options):
     for name in ("divergence_weight", "label_weight", "distance_weight", "distance_limit"):
         check_nonnegative(name, options[name])
     check_nonnegative("acceptance_threshold", options["acceptance_threshold"])
+    if not isinstance(options["filter_divergent"], bool):
+        raise UsageError(
+            f"filter_divergent must be True or False; received {options['filter_divergent']!r}."
+        )
     check_positive("divergence_temperature", options["divergence_temperature"])
     for name in ("noise_size", "generator_width", "generator_blocks", "discriminator_width"):
         check_positive_integer(name, options[name])

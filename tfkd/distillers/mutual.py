@@ -164,14 +164,16 @@ class MutualDistiller(Distiller):
                 f"first; received {given!r}."
             )
         super().compile(optimizer, loss, metrics, **kwargs)
+        further = [kwargs.get(name) for name in self.further_optimizers]
         objects = [
             id(one)
-            for one in (optimizer, *(given or ()))
+            for one in (optimizer, *(given or ()), *further)
             if isinstance(one, keras.optimizers.Optimizer)
         ]
         if len(set(objects)) < len(objects):
+            names = ", ".join(["optimizer", *self.further_optimizers])
             raise UsageError(
-                "optimizer and peer_optimizers must be different objects: each keeps the state of "
+                f"{names} and peer_optimizers must be different objects: each keeps the state of "
                 "its own variables. Without peer_optimizers, optimizer updates all students."
             )
         self.peer_optimizers = given and [

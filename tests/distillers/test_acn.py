@@ -1,0 +1,915 @@
+"""ACN: the game by its equations, its phases, and what the distiller promises around them."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny
+from keras import layers
+from mutual_learning import (
+    assert_close,
+    assert_equal,
+    images,
+    step,
+    students,
+    terms,
+    unchanged,
+    values,
+    weights,
+)
+
+import tfkd
+from tfkd.distillers.acn import divergence, weakly_residual
+from tfkd.errors import UsageError
+
+SMALL = {
+    "generator_width": 4,
+    "generator_blocks": 1,
+    "discriminator_width": 4,
+    "noise_size": 4,
+    "warm_up": 0,
+}
+EAGER = {"run_eagerly": True}
+SEARCH, LEARN = {"adversarial_every": 2}, {"adversarial_every": 2}
+
+
+def make(models=None, rates=(0.0, 0.0, 0.0), epoch=0, compile_arguments=EAGER, **arguments):
+    """A compiled distiller; rates are those of students, generator and discriminator."""
+    distiller = tfkd.ACN(models or divided(), **{**SMALL, **arguments})
+    own, generator, discriminator = (keras.optimizers.SGD(rate) for rate in rates)
+    distiller.compile(
+        own,
+        **{
+            "metrics": ["accuracy"],
+            "generator_optimizer": generator,
+            "discriminator_optimizer": discriminator,
+            **compile_arguments,
+        },
+    )
+    distiller.start_epoch(epoch)
+    return distiller
+
+
+def searching(*args, **arguments):
+    return make(*args, adversarial_every=2, epoch=0, **arguments)
+
+
+def learning(*args, **arguments):
+    return make(*args, adversarial_every=2, epoch=1, **arguments)
+
+
+def divided(**arguments):
+    """Classifiers sure enough of themselves to divide, by some images more and by others less."""
+    models = students(**arguments)
+    for model in models:
+        kernel = model.get_layer("logits").kernel
+        kernel.assign(6 * kernel)
+    return models
+
+
+def networks(distiller):
+    return [*distiller.students, distiller.generator, distiller.discriminator]
+
+
+def jensen_shannon(logits, temperature=1.0):
+    """By its definition, the entropy of the mean less the mean of the entropies."""
+
+    def entropy(p):
+        return -tf.reduce_sum(p * tf.math.log(p), -1)
+
+    predictions = [tf.nn.softmax(z / temperature) for z in logits]
+    entropies = [entropy(p) for p in predictions]
+    return entropy(tf.add_n(predictions) / len(logits)) - tf.add_n(entropies) / len(logits)
+
+
+def softplus(x):
+    return tf.math.log(1 + tf.exp(x))
+
+
+def mean(x):
+    return tf.reduce_mean(tf.cast(x, "float32"))
+
+
+def play_by_hand(
+    distiller,
+    x,
+    y,
+    noise,
+    rates,
+    parts=(0.5, 0.5),
+    divergence_weight=1.0,
+    divergence_temperature=1.0,
+    cap=0.5,
+    label_weight=0.5,
+    distance_weight=10.0,
+    limit=0.3,
+    clip_norm=1.0,
+    threshold=0.02,
+    temperature=3.0,
+    mutual_weight=1.0,
+    divergent_weight=1.0,
+    shared=False,
+):
+    """One round of the game by its equations, on images in [0, 1]; returns what is logged."""
+    models, generator, discriminator = (
+        distiller.students,
+        distiller.generator,
+        distiller.discriminator,
+    )
+    pixels, logs = tf.constant(2 * x - 1), {}
+
+    def divergent():
+        return tf.clip_by_value(
+            parts[0] * pixels + parts[1] * generator([pixels, noise]), -1.0, 1.0
+        )
+
+    def descend(rate, gradients, variables):
+        for gradient, variable in zip(gradients, variables):
+            variable.assign(variable - rate * gradient)
+
+    fake = divergent()
+    with tf.GradientTape() as tape:
+        real_verdict, fake_verdict = discriminator(pixels), discriminator(fake)
+        loss = mean(softplus(-real_verdict)) + mean(softplus(fake_verdict))
+    logs["discriminator_loss"] = loss
+    logs["discriminator_real_accuracy"] = mean(real_verdict > 0)
+    logs["discriminator_fake_accuracy"] = mean(fake_verdict < 0)
+    gradients = tape.gradient(loss, discriminator.trainable_variables)
+    discriminator(pixels, training=True)
+    descend(rates[2], gradients, discriminator.trainable_variables)
+
+    with tf.GradientTape() as tape:
+        fake = divergent()
+        logits = [model(fake / 2 + 0.5, training=False) for model in models]
+        apart = jensen_shannon(logits, divergence_temperature)
+        predicted = tf.add_n([tf.nn.softmax(z) for z in logits]) / len(models)
+        of_class = tf.math.log(tf.gather(predicted, y, axis=1, batch_dims=1))
+        distance = tf.nn.relu(tf.abs(fake - pixels) - limit)
+        logs["generator_loss"] = mean(softplus(-discriminator(fake)))
+        logs["label_restriction"] = -mean(of_class)
+        logs["distance_restriction"] = mean(distance)
+        loss = (
+            logs["generator_loss"]
+            - divergence_weight * mean(tf.minimum(apart, cap * np.log(len(models))))
+            + label_weight * logs["label_restriction"]
+            + distance_weight * logs["distance_restriction"]
+        )
+    gradients = tape.gradient(loss, generator.trainable_variables)
+    norm = np.sqrt(sum(np.sum(np.square(gradient)) for gradient in gradients))
+    factor = 1.0 if clip_norm is None else min(1.0, clip_norm / norm)
+    descend(rates[1] * factor, gradients, generator.trainable_variables)
+
+    fake = divergent() / 2 + 0.5
+    with tf.GradientTape(persistent=True) as tape:
+        logits = [model(x, training=True) for model in models]
+        kept = [values(model.non_trainable_variables) for model in models]
+        fake_logits = [model(fake, training=True) for model in models]
+        if not shared:
+            for model, before in zip(models, kept):
+                for variable, value in zip(model.non_trainable_variables, before):
+                    variable.assign(value)
+        apart = jensen_shannon(fake_logits, divergence_temperature)
+        seen = np.any([np.argmax(z, -1) == y for z in fake_logits], axis=0)
+        chosen = np.flatnonzero(seen & (np.array(apart) >= threshold))
+        chosen = np.arange(len(y)) if threshold is None else chosen
+        entropies, mutual = terms(logits, y, temperature)
+        accepted = [tf.gather(z, chosen) for z in fake_logits]
+        fake_entropies, fake_mutual = terms(accepted, y[chosen], temperature)
+        logs |= {
+            "student_loss": entropies[0],
+            "peers_loss": entropies[1],
+            "mutual_loss": mutual,
+            "divergent_loss": tf.add_n(fake_entropies),
+            "divergent_mutual_loss": fake_mutual,
+            "real_divergence": mean(jensen_shannon(logits, divergence_temperature)),
+            "generated_divergence": mean(apart),
+            "accepted_share": len(chosen) / len(y),
+            "accuracy": np.mean(np.argmax(logits[0], -1) == y),
+            "student2_accuracy": np.mean(np.argmax(logits[1], -1) == y),
+        }
+        loss = (
+            tf.add_n(entropies)
+            + divergent_weight * logs["divergent_loss"]
+            + mutual_weight * (mutual + fake_mutual)
+        )
+    logs["loss"] = loss
+    for model in models:
+        gradients = tape.gradient(loss, model.trainable_variables)
+        descend(rates[0], gradients, model.trainable_variables)
+    return {name: float(value) for name, value in logs.items()}
+
+
+# {name: (arguments of ACN, those of the equations, whether it changes the students alone)}.
+OPTIONS = {
+    "default": ({}, {}),
+    "no cap": ({"divergence_cap": 1.0}, {"cap": 1.0}),
+    "no label restriction": ({"label_weight": 0.0}, {"label_weight": 0.0}),
+    "no distance restriction": ({"distance_weight": 0.0}, {"distance_weight": 0.0}),
+    "another limit": ({"distance_limit": 0.6}, {"limit": 0.6}),
+    "no reward": ({"divergence_weight": 0.0}, {"divergence_weight": 0.0}),
+    "a temperature": ({"divergence_temperature": 3.0}, {"divergence_temperature": 3.0}),
+    "no filter": ({"filter_divergent": False}, {"threshold": None}),
+    "no clipping": ({"generator_clip_norm": None}, {"clip_norm": None}),
+    "weak residual": ({"residual": "weak_residual"}, {"parts": (1.0, 0.1)}),
+    "another weight": ({"residual_weight": 0.2}, {"parts": (0.2, 0.8)}),
+    "shared statistics": ({"generated_statistics": "shared"}, {"shared": True}),
+    "other weights": (
+        {"mutual_weight": 0.3, "divergent_weight": 0.6, "temperature": 2.0},
+        {"mutual_weight": 0.3, "divergent_weight": 0.6, "temperature": 2.0},
+    ),
+}
+RATES = (0.05, 0.2, 0.1)
+
+
+def play(option, by_hand):
+    """The logs and the networks' weights after a round, by the distiller or by hand."""
+    arguments, settings = OPTIONS[option]
+    keras.utils.set_random_seed(0)
+    distiller = make(rates=RATES, **arguments)
+    x, y = images()
+    noise = tf.random.stateless_normal((len(x), 4), (1, 2))
+    if by_hand:
+        logs = play_by_hand(distiller, x, y, noise, RATES, **settings)
+    else:
+        distiller.draw_noise = lambda size: noise
+        logs = distiller.train_on_batch(x, y, return_dict=True)
+    return logs, weights(networks(distiller))
+
+
+@pytest.fixture(scope="module")
+def default_round():
+    keras.config.set_dtype_policy("float32")
+    return play("default", by_hand=True)
+
+
+@pytest.mark.parametrize("option", list(OPTIONS))
+def test_a_round_is_that_of_the_equations(option, default_round):
+    expected, expected_weights = play(option, by_hand=True)
+    logs, found_weights = play(option, by_hand=False)
+    assert {name: logs[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert_close(expected_weights, found_weights, 1e-5)
+    if option == "default":
+        assert 0 < expected["accepted_share"] < 1
+        start = weights(networks(make()))
+        assert not any(np.array_equal(a, b) for a, b in zip(start, found_weights))
+    else:
+        pairs = zip(default_round[1], expected_weights)
+        assert max(np.abs(a - b).max() for a, b in pairs) > 1e-4
+
+
+def test_divergence_is_that_of_jensen_and_shannon():
+    random = np.random.default_rng(0)
+    logits = random.normal(scale=3, size=(3, 64, 5)).astype("float32")
+    for temperature in (1.0, 4.0):
+        found = np.array(divergence(list(logits), temperature))
+        np.testing.assert_allclose(
+            found, jensen_shannon(list(logits), temperature), rtol=1e-4, atol=1e-6
+        )
+        assert found.min() > 0 and found.max() < np.log(3)
+
+
+def test_divergence_of_equal_predictions_is_0_and_of_disjoint_ones_ln_n():
+    logits = tf.random.normal((8, 5)) * 3
+    # A constant added to all logits changes no prediction.
+    np.testing.assert_allclose(divergence([logits, logits + 7, logits]), 0, atol=1e-6)
+    sure = [50 * tf.one_hot([i, i], 5) for i in range(4)]
+    np.testing.assert_allclose(divergence(sure), np.log(4), rtol=1e-6)
+
+
+def test_divergence_of_extreme_logits_has_finite_gradients():
+    logits = [tf.constant([[1e4, -1e4, 0.0], [0.0, 0.0, -1e4]]), tf.zeros((2, 3))]
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        value = divergence(logits)
+    gradients = tape.gradient(value, logits)
+    assert np.isfinite(value).all() and np.isfinite(gradients).all()
+    half = [1.0, 0.0, 0.0], [1 / 3] * 3
+    middle = np.mean(half, axis=0)
+    entropy = -np.sum(middle * np.log(middle)) - np.log(3) / 2
+    assert float(value[0]) == pytest.approx(entropy, rel=1e-5)
+
+
+def test_the_weakly_residual_connection():
+    pixels = tf.constant([[0.5, -1.0, 0.9, 1.0]])[..., None, None]
+    made = tf.constant([[-0.5, -1.0, 1.0, 0.5]])[..., None, None]
+
+    def of(residual, weight):
+        return np.array(weakly_residual(pixels, made, residual, weight))[0, :, 0, 0]
+
+    np.testing.assert_array_equal(of("weak_skip", 1.0), np.float32([0.5, -1.0, 0.9, 1.0]))
+    np.testing.assert_array_equal(of("weak_skip", 0.0), [-0.5, -1.0, 1.0, 0.5])
+    np.testing.assert_allclose(of("weak_skip", 0.25), [-0.25, -1.0, 0.975, 0.625], rtol=1e-6)
+    np.testing.assert_array_equal(of("weak_residual", 0.0), np.float32([0.5, -1.0, 0.9, 1.0]))
+    np.testing.assert_allclose(of("weak_residual", 0.5), [0.25, -1.0, 1.0, 1.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("turn", [0, 1, 2])
+def test_each_optimizer_moves_its_own_networks_only(turn):
+    x, y = images()
+    rates = [0.1 if number == turn else 0.0 for number in range(3)]
+    distiller = make(rates=rates)
+    groups = [
+        [v for model in distiller.students for v in model.trainable_variables],
+        distiller.generator.trainable_variables,
+        distiller.discriminator.trainable_variables,
+    ]
+    before = [values(group) for group in groups]
+    distiller.train_on_batch(x, y)
+    for number, (old, group) in enumerate(zip(before, groups)):
+        same = unchanged(old, group)
+        assert not any(same) if number == turn else all(same)
+    named = distiller.optimizers()
+    assert list(named) == ["optimizer", "generator_optimizer", "discriminator_optimizer"]
+    assert [[id(v) for v in own] for _, own in named.values()] == [
+        [id(v) for v in group] for group in groups
+    ]
+
+
+def test_searching_leaves_the_classifiers_as_they_are_and_sees_them_in_inference_mode():
+    x, y = images()
+    models = divided(dropout=0.5)
+    distiller = searching(models, rates=RATES)
+    before = weights(distiller.students)
+    game = [distiller.generator, distiller.discriminator]
+    start = weights(game)
+    logs = distiller.train_on_batch(x, y, return_dict=True)
+    assert_equal(before, weights(distiller.students))
+    assert not any(np.array_equal(a, b) for a, b in zip(start, weights(game)))
+    predicted = np.argmax(distiller.student(x, training=False), -1)
+    assert logs["accuracy"] == np.mean(predicted == y)
+    # Dropout would draw; moving statistics of others would show.
+    keras.utils.set_random_seed(0)
+    again = searching(divided(), rates=RATES)
+    keras.utils.set_random_seed(0)
+    dropping = searching(divided(dropout=0.5), rates=RATES)
+    noise = tf.random.stateless_normal((len(x), 4), (1, 2))
+    for one in (again, dropping):
+        one.draw_noise = lambda size: noise
+        one.train_on_batch(x, y)
+    assert_close(weights([again.generator]), weights([dropping.generator]))
+
+
+def test_learning_leaves_generator_and_discriminator_as_they_are():
+    x, y = images()
+    distiller = learning(rates=RATES)
+    assert distiller.phase == "learn"
+    game = [distiller.generator, distiller.discriminator]
+    before = weights(game), weights(distiller.students)
+    distiller.train_on_batch(x, y)
+    assert_equal(before[0], weights(game))
+    assert not any(np.array_equal(a, b) for a, b in zip(before[1], weights(distiller.students)))
+    assert int(distiller.generator_optimizer.iterations) == 0
+    assert int(distiller.discriminator_optimizer.iterations) == 0
+
+
+def test_the_warm_up_is_mutual_learning_bit_for_bit():
+    x, y = images()
+    distiller = make(rates=RATES, warm_up=2, temperature=2.0)
+    mutual = tfkd.MutualDistiller(divided(), temperature=2.0)
+    mutual.compile(keras.optimizers.SGD(RATES[0]), metrics=["accuracy"], **EAGER)
+    game = [distiller.generator, distiller.discriminator]
+    before = weights(game)
+    for epoch in (0, 1):
+        distiller.start_epoch(epoch)
+        logs = distiller.train_on_batch(x, y, return_dict=True)
+        expected = mutual.train_on_batch(x, y, return_dict=True)
+        assert {name: logs[name] for name in expected} == expected
+        assert not any(value for name, value in logs.items() if "crimin" in name)
+    assert_equal(weights(mutual.students), weights(distiller.students))
+    assert_equal(before, weights(game))
+    for optimizer in (distiller.generator_optimizer, distiller.discriminator_optimizer):
+        assert int(optimizer.iterations) == 0
+
+
+@pytest.mark.parametrize(
+    "every, phases",
+    [
+        (0, ["warm_up", "warm_up", "both", "both", "both", "both", "both"]),
+        (2, ["warm_up", "warm_up", "search", "learn", "search", "learn", "search"]),
+        (3, ["warm_up", "warm_up", "search", "learn", "learn", "search", "learn"]),
+    ],
+)
+def test_the_phase_of_every_epoch(every, phases):
+    distiller = tfkd.ACN(students(), **{**SMALL, "warm_up": 2}, adversarial_every=every)
+    assert [distiller.phase_of(epoch) for epoch in range(7)] == phases
+
+
+def test_every_phase_has_its_compiled_step():
+    """It is compiled once, and `fit` runs the one of the epoch."""
+    x, y = images()
+    distiller = make(rates=RATES, compile_arguments={}, warm_up=1, adversarial_every=2)
+    traced, step_ = [], distiller.train_step
+
+    def counting(data):
+        traced.append(distiller.phase)
+        return step_(data)
+
+    object.__setattr__(distiller, "train_step", counting)
+    game = [distiller.generator, distiller.discriminator]
+    moved, before = [], []
+
+    def begin(epoch, logs=None):
+        before[:] = [weights(distiller.students), weights(game)]
+
+    def end(epoch, logs=None):
+        after = [weights(distiller.students), weights(game)]
+        moved.append(
+            tuple(
+                not all(np.array_equal(a, b) for a, b in zip(*pair)) for pair in zip(before, after)
+            )
+        )
+
+    callback = keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=end)
+    logs = distiller.fit(x, y, batch_size=16, epochs=5, callbacks=[callback], verbose=0).history
+    assert moved == [(True, False), (False, True), (True, False), (False, True), (True, False)]
+    assert traced == ["warm_up", "search", "learn"]
+    assert [value > 0 for value in logs["generator_loss"]] == [False, True, False, True, False]
+    assert [value > 0 for value in logs["divergent_loss"]] == [False, False, True, False, True]
+    assert logs["loss"][1] == logs["student_loss"][1]
+
+
+@pytest.mark.parametrize("statistics", ["separate", "shared"])
+def test_with_the_images_themselves_it_is_mutual_learning_with_other_weights(statistics):
+    x, y = images()
+    distiller = make(
+        rates=RATES,
+        residual_weight=1.0,
+        filter_divergent=False,
+        mutual_weight=0.4,
+        divergent_weight=0.7,
+        temperature=2.0,
+        generated_statistics=statistics,
+    )
+    by_hand = divided()
+    optimizers = [keras.optimizers.SGD(RATES[0]) for _ in by_hand]
+    for _ in range(2):
+        distiller.train_on_batch(x, y)
+        step(by_hand, optimizers, x, y, 2.0, 0.8, label_weight=1.7)
+    compare = weights
+    if statistics == "shared":
+
+        def compare(models):
+            return [v.numpy() for model in models for v in model.trainable_variables]
+
+    assert_close(compare(by_hand), compare(distiller.students), 1e-5)
+
+
+@pytest.mark.parametrize("statistics", ["separate", "shared"])
+def test_which_images_enter_the_moving_averages(statistics):
+    x, y = images()
+    distiller = make(generated_statistics=statistics)
+    noise = tf.random.stateless_normal((len(x), 4), (1, 2))
+    distiller.draw_noise = lambda size: noise
+    made = distiller.from_range(distiller.generate(distiller.to_range(x), noise))
+    expected = divided()
+    for model in expected:
+        model(x, training=True)
+        if statistics == "shared":
+            model(made, training=True)
+    distiller.train_on_batch(x, y)
+    assert_close(weights(expected), weights(distiller.students), 1e-5)
+
+
+def test_images_are_accepted_that_divide_and_are_recognised_by_one():
+    distiller = make(acceptance_threshold=0.1)
+    first = [[9, 0, 0], [9, 0, 0], [9, 0, 0], [0.5, 0, 0], [9, 0, 0]]
+    second = [[0, 9, 0], [0, 9, 0], [0, 9, 0], [0.4, 0, 0], [9, 0, 0]]
+    logits = [tf.constant(one, "float32") for one in (first, second)]
+    labels = tf.constant([0, 1, 2, 0, 0])
+    batch = distiller.unpack((tf.zeros((5, *tiny.SHAPE)), labels))
+    np.testing.assert_array_equal(distiller.accept(batch, logits), [1, 1, 0, 0, 0])
+    batch = distiller.unpack((tf.zeros((5, *tiny.SHAPE)), tf.one_hot(labels, 3)))
+    np.testing.assert_array_equal(distiller.accept(batch, logits), [1, 1, 0, 0, 0])
+    distiller.filter_divergent = False
+    np.testing.assert_array_equal(distiller.accept(batch, logits), [1, 1, 1, 1, 1])
+
+
+def test_nothing_accepted_teaches_nothing():
+    x, y = images()
+    distiller = learning(rates=RATES, acceptance_threshold=0.7)
+    logs = distiller.train_on_batch(x, y, return_dict=True)
+    assert [logs[f"divergent{part}_loss"] for part in ("", "_mutual")] == [0, 0]
+    assert logs["accepted_share"] == 0
+    by_hand = divided()
+    optimizers = [keras.optimizers.SGD(RATES[0]) for _ in by_hand]
+    step(by_hand, optimizers, x, y, 3.0, 1.0)
+    assert_close(weights(by_hand), weights(distiller.students), 1e-5)
+
+
+def test_labels_may_be_one_hot():
+    x, y = images()
+    found = []
+    for labels, loss in (
+        (y, None),
+        (np.eye(tiny.CLASSES)[y], keras.losses.CategoricalCrossentropy(from_logits=True)),
+    ):
+        keras.utils.set_random_seed(0)
+        distiller = make(rates=RATES, compile_arguments={**EAGER, "loss": loss})
+        logs = distiller.train_on_batch(x, labels, return_dict=True)
+        found.append((logs, weights(networks(distiller))))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert_close(found[0][1], found[1][1], 1e-5)
+
+
+def test_samples_of_weight_0_do_not_matter():
+    x, y = images()
+    sample_weight = np.tile([0.0, 2.0], 8).astype("float32")
+    found = []
+    other_x, other_y = x.copy(), y.copy()
+    other_x[::2], other_y[::2] = 1 - x[::2], (y[::2] + 1) % tiny.CLASSES
+    noise = tf.random.stateless_normal((len(x), 4), (1, 2))
+    for inputs, labels in ((x, y), (other_x, other_y)):
+        keras.utils.set_random_seed(0)
+        models = [tiny.Subclassed(), tiny.Subclassed()]
+        for model in models:
+            model(x)
+            model.head.kernel.assign(30 * model.head.kernel)
+        distiller = make(models, rates=RATES)
+        distiller.draw_noise = lambda size: noise
+        logs = distiller.train_on_batch(inputs, labels, sample_weight, return_dict=True)
+        assert 0 < logs["accepted_share"] < 1
+        found.append((logs["loss"], weights(networks(distiller))))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-5)
+    assert_close(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize(
+    "mean_, std", [(None, None), (0.3, 0.2), ((0.5, 0.4, 0.3), (0.1, 0.2, 0.3)), (0.5, (1, 2, 4))]
+)
+def test_inputs_become_images_and_inputs_again(mean_, std):
+    distiller = tfkd.ACN(students(), image_mean=mean_, image_std=std, **SMALL)
+    pixels, _ = images(4)
+    mean_, std = (0 if mean_ is None else mean_), (1 if std is None else std)
+    inputs = ((pixels - np.array(mean_)) / np.array(std)).astype("float32")
+    found = distiller.to_range(inputs)
+    np.testing.assert_allclose(found, 2 * pixels - 1, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(distiller.from_range(found), inputs, rtol=1e-4, atol=1e-5)
+    outside = ((np.array([-0.5, 1.5])[:, None, None, None] - np.array(mean_)) / np.array(std)) * (
+        np.ones((2, *tiny.SHAPE))
+    )
+    clipped = np.array(distiller.to_range(outside))
+    assert (clipped[0] == -1).all() and (clipped[1] == 1).all()
+
+
+def test_inputs_that_are_not_normalized_as_said_are_told():
+    x, y = images()
+    distiller = make()
+    assert distiller.warnings(x) == []
+    (line,) = distiller.warnings(255 * x)
+    assert re.match(r"\d\d% of the pixels are outside of \[0, 1\] .* reach from .* to 25", line)
+    before = weights(networks(distiller))
+    assert line in distiller.check([(255 * x, y)]).warnings
+    assert not [warning for warning in distiller.check([(x, y)]).warnings if "pixels" in warning]
+    assert_equal(before, weights(networks(distiller)))
+    assert tfkd.ACN(students(), image_std=1 / 255, **SMALL).warnings(255 * x) == []
+
+
+@pytest.mark.parametrize("residual", ["weak_skip", "weak_residual"])
+def test_an_untrained_generator_makes_images_in_range(residual):
+    distiller = make(residual=residual)
+    pixels = distiller.to_range(images()[0])
+    made = np.array(distiller.generate(pixels, distiller.draw_noise(16)))
+    assert made.shape == pixels.shape and np.abs(made).max() <= 1
+    distance = np.abs(made - pixels)
+    assert distance.mean() > 0.01
+    if residual == "weak_residual":
+        assert distance.max() <= 0.1 + 1e-6
+
+
+def test_the_gradient_of_the_generator_is_clipped():
+    x, y = images()
+    noise = tf.random.stateless_normal((len(x), 4), (1, 2))
+    updates = []
+    for clip_norm in (None, 0.05):
+        keras.utils.set_random_seed(0)
+        distiller = searching(rates=(0.0, 1.0, 0.0), generator_clip_norm=clip_norm)
+        distiller.draw_noise = lambda size: noise
+        before = values(distiller.generator.trainable_variables)
+        distiller.train_on_batch(x, y)
+        after = values(distiller.generator.trainable_variables)
+        updates.append(np.concatenate([(b - a).ravel() for a, b in zip(before, after)]))
+    norms = [np.linalg.norm(update) for update in updates]
+    assert norms[0] > 0.2 and norms[1] == pytest.approx(0.05, rel=1e-3)
+    np.testing.assert_allclose(updates[1] * norms[0] / norms[1], updates[0], rtol=1e-2, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return train_on_replicas(1)
+
+
+def train_on_replicas(replicas):
+    """One epoch, whose last batch cannot be shared equally, with a clipping that acts."""
+    keras.config.set_dtype_policy("float32")
+    x, y = images(23)
+    with tfkd.runtime.strategy("mirrored", replicas).scope():
+        keras.utils.set_random_seed(0)
+        distiller = make(
+            rates=(0.01, 0.1, 0.1),
+            generator_clip_norm=0.2,
+            compile_arguments={},
+            acceptance_threshold=0.1,
+        )
+        before = weights([distiller.generator])
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(12)
+        logs = distiller.fit(data, verbose=0).history
+        after = weights([distiller.generator])
+        moved = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(before, after)))
+        # Two steps at the most that clipping lets pass.
+        assert 0.02 < moved <= 2 * 0.1 * 0.2 * 1.001
+        return weights(networks(distiller)), {k: v[0] for k, v in logs.items()}
+
+
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_replicas_give_the_update_of_one(replicas, on_one_device):
+    expected, expected_logs = on_one_device
+    assert 0 < expected_logs["accepted_share"] < 1
+    found, logs = train_on_replicas(replicas)
+    assert logs == pytest.approx(expected_logs, rel=1e-3)
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(1e-1, np.abs(a).max()))
+
+
+def test_compiled_with_xla_it_is_the_same_step():
+    x, y = images()
+    steps = []
+    for arguments in (EAGER, {"jit_compile": True}):
+        keras.utils.set_random_seed(0)
+        distiller = make(rates=(0.01, 0.1, 0.1), compile_arguments=arguments)
+        # The same whatever draws it.
+        noise = tf.random.stateless_normal((len(x), 4), (1, 2))
+        distiller.draw_noise = lambda size, noise=noise: noise
+        logs = distiller.train_on_batch(x, y, return_dict=True)
+        steps.append((logs, weights(networks(distiller))))
+    assert steps[1][0] == pytest.approx(steps[0][0], rel=1e-4)
+    for a, b in zip(steps[0][1], steps[1][1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_students_play_in_float32(policy):
+    keras.config.set_dtype_policy(policy)
+    distiller = make(rates=(0.01, 0.1, 0.1))
+    x, y = images()
+    assert distiller.student(x).dtype == policy.removeprefix("mixed_")
+    for layer in (distiller.generator, distiller.discriminator):
+        assert {part.compute_dtype for part in layer._flatten_layers()} == {"float32"}
+    groups = [own for _, own in distiller.optimizers().values()]
+    before = [values(group) for group in groups]
+    made = distiller.generate(distiller.to_range(x), distiller.draw_noise(16))
+    assert made.dtype == "float32"
+    for _ in range(6):
+        # The first steps in float16 are skipped, until the scaled loss no longer overflows.
+        logs = distiller.train_on_batch(x, y, return_dict=True)
+    assert np.isfinite(list(logs.values())).all()
+    for old, group in zip(before, groups):
+        assert not any(unchanged(old, group))
+    assert all(np.isfinite(array).all() for array in weights(networks(distiller)))
+
+
+def test_noise_is_drawn_anew_and_from_the_seed():
+    x, y = images()
+    found = []
+    for seed in (0, 0, 1):
+        keras.utils.set_random_seed(7)
+        distiller = searching(rates=RATES)
+        distiller.seed_generator.state.assign([seed, 0])
+        distiller.train_on_batch(x, y)
+        found.append(weights([distiller.generator]))
+    assert_equal(found[0], found[1])
+    assert not all(np.array_equal(a, b) for a, b in zip(found[0], found[2]))
+    draws = [np.array(distiller.draw_noise(500)) for _ in range(2)]
+    assert draws[0].shape == (500, 4) and not np.any(draws[0] == draws[1])
+    assert abs(draws[0].mean()) < 0.1 and draws[0].std() == pytest.approx(1, abs=0.1)
+    pixels = distiller.to_range(x)
+    made = [np.array(distiller.generate(pixels, draw[:16])) for draw in draws]
+    assert np.abs(made[0] - made[1]).max(axis=(1, 2, 3)).min() > 1e-3
+
+
+def test_examples_show_what_the_classifiers_see_and_change_nothing():
+    x, _ = images(4)
+    distiller = make(image_mean=0.2, image_std=0.5)
+    inputs = (x - 0.2) / 0.5
+    before = values(distiller.variables)
+    found = distiller.examples(inputs)
+    assert_equal(found.values(), distiller.examples(inputs).values())
+    other = distiller.examples(inputs, seed=1)
+    assert_equal(before, values(distiller.variables))
+    np.testing.assert_allclose(found["real"], x, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(other["real"], found["real"])
+    assert np.abs(other["divergent"] - found["divergent"]).max() > 1e-3
+    assert found["divergent"].min() >= 0 and found["divergent"].max() <= 1
+    for name in ("real", "divergent"):
+        seen = (found[name] - 0.2) / 0.5
+        expected = [tf.nn.softmax(model(seen, training=False)) for model in distiller.students]
+        np.testing.assert_allclose(found[f"{name}_predictions"], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("one_hot", [False, True])
+def test_pictures_are_drawn_of_every_epoch(tmp_path, one_hot):
+    x, y = images()
+    labels = np.eye(tiny.CLASSES)[y[:3]] if one_hot else y[:3]
+    distiller = make(rates=RATES)
+    pictures = tfkd.callbacks.EpochPictures(tmp_path, x[:3], labels, list("abcde"))
+    before = []
+
+    class Unchanged(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            before[:] = values(distiller.variables)
+
+    if one_hot:
+        distiller.history_of_pictures = []
+    distiller.fit(
+        x,
+        y,
+        batch_size=16,
+        epochs=1 if one_hot else 2,
+        callbacks=[Unchanged(), pictures],
+        verbose=0,
+    )
+    assert_equal(before, values(distiller.variables))
+    epochs = (1,) if one_hot else (1, 2)
+    names = {f"{name}-epoch00{n}.png" for name in ("divergent", "divergence") for n in epochs}
+    files = list((tmp_path / "pictures").iterdir())
+    assert {path.name for path in files} == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
+    assert list((tmp_path / "tensorboard" / "pictures").glob("events*"))
+    assert len(pictures.history) == len(epochs)
+    np.testing.assert_array_equal(pictures.examples["labels"], y[:3])
+
+
+def test_subclassed_students_train():
+    x, y = images()
+    distiller = make([tiny.Subclassed(), tiny.Subclassed()], rates=RATES)
+    assert not distiller.built
+    logs = distiller.fit(x, y, validation_data=(x, y), verbose=0).history
+    assert np.isfinite([value[0] for value in logs.values()]).all()
+    assert logs["generator_loss"][0] > 0 and "val_student2_accuracy" in logs
+    assert distiller.generator.built and list(distiller.learners()) == ["student2"]
+
+
+def test_three_classifiers_of_other_kinds():
+    x, y = images()
+    models = [*divided(), tiny.model(8, seed=7, name="wide")]
+    distiller = make(models, rates=RATES)
+    logs = distiller.train_on_batch(x, y, return_dict=True)
+    assert 0 < logs["generated_divergence"] < np.log(3)
+    assert np.isfinite(list(logs.values())).all() and "student3_accuracy" in logs
+
+
+def test_searching_finds_what_divides():
+    """Without the other restrictions the generator does what it is rewarded for."""
+    x, y = images(32)
+    distiller = searching(
+        label_weight=0.0,
+        distance_weight=0.0,
+        divergence_weight=10.0,
+        divergence_cap=1.0,
+        compile_arguments={"generator_optimizer": keras.optimizers.Adam(5e-3)},
+    )
+
+    def apart(name):
+        predictions = np.log(distiller.examples(x)[f"{name}_predictions"])
+        return float(tf.reduce_mean(jensen_shannon(list(predictions))))
+
+    start, real = apart("divergent"), apart("real")
+    before = weights(distiller.students)
+    for _ in range(40):
+        distiller.train_on_batch(x, y)
+    assert_equal(before, weights(distiller.students))
+    end = apart("divergent")
+    assert end > start + 0.05 and end > real + 0.05
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (9, 9, 3)])
+def test_images_of_other_shapes(shape):
+    models = []
+    for seed in (1, 2):
+        inputs = keras.Input(shape)
+        kernel = keras.initializers.GlorotUniform(seed)
+        outputs = layers.Dense(3, kernel_initializer=kernel)(layers.Flatten()(inputs))
+        models.append(keras.Model(inputs, outputs, name=f"linear{seed}"))
+    distiller = make(models, rates=RATES)
+    x = np.random.default_rng(0).uniform(size=(4, *shape)).astype("float32")
+    logs = distiller.train_on_batch(x, np.array([0, 1, 2, 0]), return_dict=True)
+    assert np.isfinite(list(logs.values())).all()
+    assert distiller.examples(x)["divergent"].shape == x.shape
+
+
+def linear(shape):
+    def build():
+        inputs = keras.Input(shape)
+        outputs = layers.Dense(3)(layers.Flatten()(inputs))
+        return [keras.Model(inputs, outputs), tiny_copy(shape)]
+
+    def tiny_copy(shape):
+        inputs = keras.Input(shape)
+        return keras.Model(inputs, layers.Dense(3)(layers.Flatten()(inputs)))
+
+    return build
+
+
+def anywhere():
+    made = []
+    for _ in range(2):
+        inputs = keras.Input((None, None, 3))
+        made.append(keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(inputs))))
+    return made
+
+
+NUMBER = "must be a number of at least 0; received"
+WHOLE = "must be a whole number greater than 0; received"
+SHARE = "must be a number between 0 and 1; received"
+WRONG = [
+    ({"students": lambda: [tiny.model()]}, "students must be a list of at least two"),
+    ({"students": linear((30,))}, r"ACN generates images .* of shape \(None, 30\)"),
+    ({"students": linear((7, 7, 3))}, r"generated from 8x8 pixels up.*received \(7, 7, 3\)"),
+    ({"students": anywhere}, "of a size that is fixed"),
+    ({"temperature": 0.0}, "temperature must be a number greater than 0"),
+    ({"mutual_weight": -1.0}, "mutual_weight must be a number of at least 0"),
+    ({"divergent_weight": -1.0}, "divergent_weight must be a number of at least 0"),
+    ({"targets": "median"}, "Unknown targets 'median'"),
+    ({"image_mean": "grey"}, "image_mean and image_std must be numbers.*'grey'"),
+    ({"image_mean": (0.5, 0.5)}, "image_mean must be .* each of the 3 channels; received 2"),
+    ({"image_std": (0.5, 0.5)}, "image_std must be .* each of the 3 channels; received 2"),
+    ({"image_std": 0.0}, "image_std must be above 0.*received 0.0"),
+    ({"image_std": (1.0, -1.0, 1.0)}, "image_std must be above 0"),
+    ({"image_std": ((1.0,),)}, "image_std must be above 0, a number or one for each channel"),
+    ({"warm_up": -1}, "warm_up must be a whole number of epochs, at least 0; received -1"),
+    ({"warm_up": 1.5}, "warm_up must be a whole number of epochs, at least 0; received 1.5"),
+    ({"warm_up": True}, "warm_up must be .* received True"),
+    ({"adversarial_every": 1}, "adversarial_every must be 0, for both .*at least 2; received 1"),
+    ({"adversarial_every": -2}, "adversarial_every must be 0, .* received -2"),
+    ({"adversarial_every": 2.0}, "adversarial_every must be 0, .* received 2.0"),
+    ({"residual": "strong"}, "Unknown residual 'strong': .* weak_skip, weak_residual"),
+    ({"residual_weight": 1.5}, f"residual_weight {SHARE} 1.5"),
+    ({"residual_weight": -0.1}, f"residual_weight {SHARE} -0.1"),
+    ({"divergence_weight": -1}, f"divergence_weight {NUMBER} -1"),
+    ({"divergence_weight": float("nan")}, f"divergence_weight {NUMBER} nan"),
+    ({"divergence_temperature": 0}, "divergence_temperature must be a number greater than 0"),
+    ({"divergence_cap": 0}, "divergence_cap must be above 0, and at most 1 for no cap"),
+    ({"divergence_cap": 1.1}, f"divergence_cap {SHARE} 1.1"),
+    ({"label_weight": "much"}, f"label_weight {NUMBER} 'much'"),
+    ({"distance_weight": -1}, f"distance_weight {NUMBER} -1"),
+    ({"distance_limit": -1}, f"distance_limit {NUMBER} -1"),
+    ({"acceptance_threshold": -1}, f"acceptance_threshold {NUMBER} -1"),
+    ({"generated_statistics": "both"}, "Unknown generated_statistics 'both': .*separate, shared"),
+    ({"generator_clip_norm": 0}, "generator_clip_norm must be a number greater than 0"),
+    ({"noise_size": 0}, f"noise_size {WHOLE} 0"),
+    ({"generator_width": 2.5}, f"generator_width {WHOLE} 2.5"),
+    ({"generator_blocks": -1}, f"generator_blocks {WHOLE} -1"),
+    ({"discriminator_width": True}, f"discriminator_width {WHOLE} True"),
+    ({"filter_divergent": "yes"}, "filter_divergent must be True or False; received 'yes'"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", WRONG)
+def test_wrong_arguments_are_one_line(arguments, message):
+    arguments = {"students": students, **arguments}
+    with pytest.raises(UsageError, match=message) as error:
+        tfkd.ACN(arguments.pop("students")(), **{**SMALL, **arguments})
+    assert "\n" not in str(error.value)
+
+
+SGD = keras.optimizers.SGD()
+COMPILED_WRONG = [
+    ({"policy_optimizer": "adam"}, "argument of ACN.compile 'policy_optimizer': .*generator_opti"),
+    ({"generator_optimizer": "adm"}, "generator_optimizer must be a Keras optimizer, its name"),
+    ({"discriminator_optimizer": {"name": "adm"}}, "Optimizer 'adm'"),
+    ({"generator_optimizer": SGD, "discriminator_optimizer": SGD}, "must be different objects"),
+    ({"optimizer": SGD, "generator_optimizer": SGD}, "must be different objects"),
+    ({"peer_optimizers": [SGD], "generator_optimizer": SGD}, "must be different objects"),
+    ({"peer_optimizers": ["sgd", "sgd"]}, "one for each of the 1 students after the first"),
+]
+
+
+@pytest.mark.parametrize("arguments, message", COMPILED_WRONG)
+def test_wrong_arguments_of_compile_are_one_line(arguments, message):
+    with pytest.raises(UsageError, match=message) as error:
+        tfkd.ACN(students(), **SMALL).compile(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_the_optimizers_of_the_game_are_those_of_gans():
+    distiller = tfkd.ACN(students(), **SMALL)
+    distiller.compile()
+    for name in ("generator_optimizer", "discriminator_optimizer"):
+        optimizer, _ = distiller.optimizers()[name]
+        assert isinstance(optimizer, keras.optimizers.Adam)
+        found = float(optimizer.learning_rate), optimizer.beta_1
+        assert found == (pytest.approx(2e-4), 0.5)
+
+
+def test_every_classifier_may_have_its_optimizer():
+    x, y = images()
+    arguments = {**EAGER, "peer_optimizers": [keras.optimizers.SGD(RATES[0])]}
+    found = []
+    for given in (arguments, EAGER):
+        keras.utils.set_random_seed(0)
+        distiller = make(rates=RATES, compile_arguments=given)
+        distiller.train_on_batch(x, y)
+        found.append(weights(networks(distiller)))
+    assert list(distiller.optimizers())[0] == "optimizer"
+    assert_close(*found)
