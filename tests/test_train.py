@@ -70,9 +70,9 @@ def weights(workdir, name="student"):
     return keras.models.load_model(workdir / f"{name}.keras").get_weights()
 
 
-def assert_same_run(one, other):
+def assert_same_run(one, other, models=("teacher", "student")):
     names = [path.stem for path in one.glob("*.keras")]
-    assert {"teacher", "student"} <= set(names)
+    assert set(models) <= set(names)
     for name in names:
         for a, b in zip(weights(one, name), weights(other, name), strict=True):
             np.testing.assert_array_equal(a, b)
@@ -143,11 +143,27 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     assert_same_run(finished, workdir)
 
 
+TINY_GAME = "generator_width=4:generator_blocks=1:discriminator_width=4"
+PEERS = ("student", "student2", "ensemble")
+
+
 @pytest.mark.parametrize(
-    "method, stage", [("ft", "preparation_ft"), ("ft", "run"), ("crd", "run"), ("ackd", "run")]
+    "method, stage, models",
+    [
+        ("ft", "preparation_ft", ("teacher", "student")),
+        ("ft", "run", ("teacher", "student")),
+        ("crd", "run", ("teacher", "student")),
+        ("ackd", "run", ("teacher", "student", "fused")),
+        ("iakd", "run", ("teacher", "student")),
+        ("sakd+at", "run", ("teacher", "student")),
+        ("mutual", "run", PEERS),
+        # Of both the last epoch, the one that is resumed, comes after the warm-up.
+        (f"acn:warm_up=0:{TINY_GAME}", "run", PEERS),
+        pytest.param(f"acn:warm_up=1:{TINY_GAME}", "run", PEERS, marks=pytest.mark.slow),
+    ],
 )
 def test_methods_with_a_state_of_their_own_resume_too(
-    method, stage, small, tmp_path, data_dir, monkeypatch
+    method, stage, models, small, tmp_path, data_dir, monkeypatch
 ):
     config = [small[0].replace("runlocal", f"method={method},runlocal"), *small[1:], data_dir]
     config += ["--config.method.preparation_epochs=2"] if method == "ft" else []
@@ -164,7 +180,10 @@ def test_methods_with_a_state_of_their_own_resume_too(
         patch.setattr(experiment._Progress, "on_epoch_begin", interrupt)
         call(train.train, *arguments)
     call(train.train, *arguments)
-    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run", models)
+    if method.startswith("acn"):
+        assert experiment.history(tmp_path / "run")[-1]["generator_loss"] > 0
+        assert (tmp_path / "run" / "pictures" / "divergent-epoch002.png").exists()
 
 
 def test_ctrl_c_in_a_process_of_its_own(tmp_path, data_dir):
@@ -320,6 +339,41 @@ def test_a_comparison_writes_its_table(tmp_path, data_dir, capsys):
     assert f"{100 * np.mean(accuracies):.2f} ± {100 * np.std(accuracies, ddof=1):.2f}" in table
     assert table.splitlines()[-1] in capsys.readouterr().out
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_comparison_of_classifiers_that_teach_each_other(tmp_path, data_dir):
+    arguments = [*SMALL, data_dir, f"--workdir={tmp_path}", "--methods=mutual", "--seeds=1"]
+    call(compare.main, *arguments)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"mutual-seed0"}
+    folder = tmp_path / "mutual-seed0"
+    assert not list(tmp_path.rglob("teacher*"))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert "teacher" not in summary and summary["peers"] == ["student2"]
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [row["method"] for row in rows] == [
+        "mutual",
+        "mutual, student2",
+        "mutual, ensemble",
+        "mutual, mean",
+    ]
+    data = tfkd.data.load("digits", batch_size=100, data_dir=data_dir.removeprefix("--data_dir="))
+    found = {}
+    for name in ("student", "student2", "ensemble"):
+        model = keras.models.load_model(folder / f"{name}.keras")
+        hits = [np.argmax(model(x), -1) == y.numpy() for x, y in data.test]
+        found[name] = np.mean(np.concatenate(hits))
+    mean = (found["student"] + found["student2"]) / 2
+    assert [row["accuracy"] for row in rows] == pytest.approx([*found.values(), mean])
+    last = experiment.history(folder)[-1]
+    assert rows[3]["validation_accuracy"] == pytest.approx(last["val_mean_accuracy"])
+    parameters = tfkd.models.create("resnet8", num_classes=10, input_shape=(8, 8, 1)).count_params()
+    assert [row["parameters"] for row in rows] == [
+        parameters,
+        parameters,
+        2 * parameters,
+        parameters,
+    ]
+    assert (folder / "mutual.png").read_bytes().startswith(b"\x89PNG")
 
 
 CONFIG = SMALL[0]

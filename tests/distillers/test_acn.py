@@ -1,5 +1,6 @@
 """ACN: the game by its equations, its phases, and what the distiller promises around them."""
 
+import functools
 import re
 
 import keras
@@ -32,7 +33,6 @@ SMALL = {
     "warm_up": 0,
 }
 EAGER = {"run_eagerly": True}
-SEARCH, LEARN = {"adversarial_every": 2}, {"adversarial_every": 2}
 
 
 def make(models=None, rates=(0.0, 0.0, 0.0), epoch=0, compile_arguments=EAGER, **arguments):
@@ -60,12 +60,24 @@ def learning(*args, **arguments):
     return make(*args, adversarial_every=2, epoch=1, **arguments)
 
 
+@functools.cache
+def divided_weights():
+    models = students()
+    for model in models:
+        for layer in model.layers:
+            layer.momentum = 0.0
+        # The moving averages become those of some images.
+        model(images()[0], training=True)
+        kernel = model.get_layer("logits").kernel
+        kernel.assign(6 * kernel)
+    return [values(model.weights) for model in models]
+
+
 def divided(**arguments):
     """Classifiers sure enough of themselves to divide, by some images more and by others less."""
     models = students(**arguments)
-    for model in models:
-        kernel = model.get_layer("logits").kernel
-        kernel.assign(6 * kernel)
+    for model, arrays in zip(models, divided_weights()):
+        model.set_weights(arrays)
     return models
 
 
@@ -171,9 +183,10 @@ def play_by_hand(
                 for variable, value in zip(model.non_trainable_variables, before):
                     variable.assign(value)
         apart = jensen_shannon(fake_logits, divergence_temperature)
-        seen = np.any([np.argmax(z, -1) == y for z in fake_logits], axis=0)
-        chosen = np.flatnonzero(seen & (np.array(apart) >= threshold))
-        chosen = np.arange(len(y)) if threshold is None else chosen
+        chosen = np.arange(len(y))
+        if threshold is not None:
+            seen = np.any([np.argmax(z, -1) == y for z in fake_logits], axis=0)
+            chosen = np.flatnonzero(seen & (np.array(apart) >= threshold))
         entropies, mutual = terms(logits, y, temperature)
         accepted = [tf.gather(z, chosen) for z in fake_logits]
         fake_entropies, fake_mutual = terms(accepted, y[chosen], temperature)
@@ -201,7 +214,7 @@ def play_by_hand(
     return {name: float(value) for name, value in logs.items()}
 
 
-# {name: (arguments of ACN, those of the equations, whether it changes the students alone)}.
+# {name: (arguments of ACN, those of the equations)}.
 OPTIONS = {
     "default": ({}, {}),
     "no cap": ({"divergence_cap": 1.0}, {"cap": 1.0}),
@@ -210,6 +223,7 @@ OPTIONS = {
     "another limit": ({"distance_limit": 0.6}, {"limit": 0.6}),
     "no reward": ({"divergence_weight": 0.0}, {"divergence_weight": 0.0}),
     "a temperature": ({"divergence_temperature": 3.0}, {"divergence_temperature": 3.0}),
+    "another threshold": ({"acceptance_threshold": 0.5}, {"threshold": 0.5}),
     "no filter": ({"filter_divergent": False}, {"threshold": None}),
     "no clipping": ({"generator_clip_norm": None}, {"clip_norm": None}),
     "weak residual": ({"residual": "weak_residual"}, {"parts": (1.0, 0.1)}),
@@ -244,7 +258,24 @@ def default_round():
     return play("default", by_hand=True)
 
 
-@pytest.mark.parametrize("option", list(OPTIONS))
+USUAL = (
+    "default",
+    "no cap",
+    "no label restriction",
+    "no distance restriction",
+    "no filter",
+    "weak residual",
+    "shared statistics",
+)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        option if option in USUAL else pytest.param(option, marks=pytest.mark.slow)
+        for option in OPTIONS
+    ],
+)
 def test_a_round_is_that_of_the_equations(option, default_round):
     expected, expected_weights = play(option, by_hand=True)
     logs, found_weights = play(option, by_hand=False)
@@ -252,8 +283,10 @@ def test_a_round_is_that_of_the_equations(option, default_round):
     assert_close(expected_weights, found_weights, 1e-5)
     if option == "default":
         assert 0 < expected["accepted_share"] < 1
+        keras.utils.set_random_seed(0)
         start = weights(networks(make()))
-        assert not any(np.array_equal(a, b) for a, b in zip(start, found_weights))
+        same = [np.array_equal(a, b) for a, b in zip(start, found_weights)]
+        assert np.mean(same) < 0.1
     else:
         pairs = zip(default_round[1], expected_weights)
         assert max(np.abs(a - b).max() for a, b in pairs) > 1e-4
@@ -339,16 +372,15 @@ def test_searching_leaves_the_classifiers_as_they_are_and_sees_them_in_inference
     assert not any(np.array_equal(a, b) for a, b in zip(start, weights(game)))
     predicted = np.argmax(distiller.student(x, training=False), -1)
     assert logs["accuracy"] == np.mean(predicted == y)
-    # Dropout would draw; moving statistics of others would show.
-    keras.utils.set_random_seed(0)
-    again = searching(divided(), rates=RATES)
-    keras.utils.set_random_seed(0)
-    dropping = searching(divided(dropout=0.5), rates=RATES)
     noise = tf.random.stateless_normal((len(x), 4), (1, 2))
-    for one in (again, dropping):
-        one.draw_noise = lambda size: noise
-        one.train_on_batch(x, y)
-    assert_close(weights([again.generator]), weights([dropping.generator]))
+    generators = []
+    for models in (divided(), divided(dropout=0.5)):
+        keras.utils.set_random_seed(0)
+        distiller = searching(models, rates=RATES)
+        distiller.draw_noise = lambda size: noise
+        distiller.train_on_batch(x, y)
+        generators.append(weights([distiller.generator]))
+    assert_close(*generators)
 
 
 def test_learning_leaves_generator_and_discriminator_as_they_are():
@@ -359,7 +391,8 @@ def test_learning_leaves_generator_and_discriminator_as_they_are():
     before = weights(game), weights(distiller.students)
     distiller.train_on_batch(x, y)
     assert_equal(before[0], weights(game))
-    assert not any(np.array_equal(a, b) for a, b in zip(before[1], weights(distiller.students)))
+    same = [np.array_equal(a, b) for a, b in zip(before[1], weights(distiller.students))]
+    assert np.mean(same) < 0.1
     assert int(distiller.generator_optimizer.iterations) == 0
     assert int(distiller.discriminator_optimizer.iterations) == 0
 
@@ -424,7 +457,9 @@ def test_every_phase_has_its_compiled_step():
     callback = keras.callbacks.LambdaCallback(on_epoch_begin=begin, on_epoch_end=end)
     logs = distiller.fit(x, y, batch_size=16, epochs=5, callbacks=[callback], verbose=0).history
     assert moved == [(True, False), (False, True), (True, False), (False, True), (True, False)]
-    assert traced == ["warm_up", "search", "learn"]
+    # The first step is traced again once metrics have their variables.
+    assert list(dict.fromkeys(traced)) == ["warm_up", "search", "learn"]
+    assert traced.count("search") == traced.count("learn") == 1
     assert [value > 0 for value in logs["generator_loss"]] == [False, True, False, True, False]
     assert [value > 0 for value in logs["divergent_loss"]] == [False, False, True, False, True]
     assert logs["loss"][1] == logs["student_loss"][1]
@@ -558,7 +593,7 @@ def test_inputs_that_are_not_normalized_as_said_are_told():
     distiller = make()
     assert distiller.warnings(x) == []
     (line,) = distiller.warnings(255 * x)
-    assert re.match(r"\d\d% of the pixels are outside of \[0, 1\] .* reach from .* to 25", line)
+    assert re.match(r"\d+% of the pixels are outside of \[0, 1\] .* reach from .* to 255", line)
     before = weights(networks(distiller))
     assert line in distiller.check([(255 * x, y)]).warnings
     assert not [warning for warning in distiller.check([(x, y)]).warnings if "pixels" in warning]
@@ -632,6 +667,7 @@ def test_replicas_give_the_update_of_one(replicas, on_one_device):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(1e-1, np.abs(a).max()))
 
 
+@pytest.mark.slow
 def test_compiled_with_xla_it_is_the_same_step():
     x, y = images()
     steps = []
@@ -660,7 +696,7 @@ def test_half_precision_students_play_in_float32(policy):
     before = [values(group) for group in groups]
     made = distiller.generate(distiller.to_range(x), distiller.draw_noise(16))
     assert made.dtype == "float32"
-    for _ in range(6):
+    for _ in range(6 if policy == "mixed_float16" else 1):
         # The first steps in float16 are skipped, until the scaled loss no longer overflows.
         logs = distiller.train_on_batch(x, y, return_dict=True)
     assert np.isfinite(list(logs.values())).all()
@@ -707,37 +743,48 @@ def test_examples_show_what_the_classifiers_see_and_change_nothing():
         np.testing.assert_allclose(found[f"{name}_predictions"], expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("one_hot", [False, True])
-def test_pictures_are_drawn_of_every_epoch(tmp_path, one_hot):
+def test_pictures_are_drawn_of_every_epoch(tmp_path):
     x, y = images()
-    labels = np.eye(tiny.CLASSES)[y[:3]] if one_hot else y[:3]
     distiller = make(rates=RATES)
-    pictures = tfkd.callbacks.EpochPictures(tmp_path, x[:3], labels, list("abcde"))
+    pictures = tfkd.callbacks.EpochPictures(
+        tmp_path, x[:3], np.eye(tiny.CLASSES)[y[:3]], list("abcde")
+    )
     before = []
 
     class Unchanged(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             before[:] = values(distiller.variables)
 
-    if one_hot:
-        distiller.history_of_pictures = []
-    distiller.fit(
-        x,
-        y,
-        batch_size=16,
-        epochs=1 if one_hot else 2,
-        callbacks=[Unchanged(), pictures],
-        verbose=0,
-    )
+    callbacks = [Unchanged(), pictures]
+    distiller.fit(x, y, batch_size=16, epochs=2, callbacks=callbacks, verbose=0)
     assert_equal(before, values(distiller.variables))
-    epochs = (1,) if one_hot else (1, 2)
-    names = {f"{name}-epoch00{n}.png" for name in ("divergent", "divergence") for n in epochs}
     files = list((tmp_path / "pictures").iterdir())
-    assert {path.name for path in files} == names
+    assert {path.name for path in files} == {
+        f"{name}-epoch00{epoch}.png" for name in ("divergent", "divergence") for epoch in (1, 2)
+    }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
     assert list((tmp_path / "tensorboard" / "pictures").glob("events*"))
-    assert len(pictures.history) == len(epochs)
-    np.testing.assert_array_equal(pictures.examples["labels"], y[:3])
+    assert [set(row) >= {"loss", "accepted_share"} for row in pictures.history] == [True, True]
+
+
+def test_pictures_take_labels_of_either_kind_and_the_history_of_others(tmp_path):
+    x, y = images(3)
+    history = []
+    for labels in (y, np.eye(tiny.CLASSES)[y]):
+        one = tfkd.callbacks.EpochPictures(tmp_path, x, labels, "abcde", history)
+        np.testing.assert_array_equal(one.examples["labels"], y)
+    drawn = []
+
+    class Model:
+        def epoch_pictures(self, history, inputs, labels, class_names):
+            drawn.append((len(history), class_names))
+            return {}
+
+    one.set_model(Model())
+    history.append({"loss": 1.0})
+    one.on_epoch_end(0, {"loss": 1.0})
+    assert drawn == [(1, list("abcde"))] and len(history) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_subclassed_students_train():
