@@ -191,7 +191,7 @@ class ACN(MutualDistiller):
         adversarial_every=0,
         residual="weak_skip",
         residual_weight=None,
-        divergence_weight=1.0,
+        divergence_weight=10.0,
         divergence_temperature=1.0,
         divergence_cap=0.5,
         label_weight=0.5,
