@@ -154,8 +154,8 @@ PEERS = ("student", "student2", "ensemble")
         ("ft", "run", ("teacher", "student")),
         ("crd", "run", ("teacher", "student")),
         ("ackd", "run", ("teacher", "student", "fused")),
-        ("iakd", "run", ("teacher", "student")),
-        ("sakd+at", "run", ("teacher", "student")),
+        pytest.param("iakd", "run", ("teacher", "student"), marks=pytest.mark.slow),
+        pytest.param("sakd+at", "run", ("teacher", "student"), marks=pytest.mark.slow),
         ("mutual", "run", PEERS),
         # Of both the last epoch, the one that is resumed, comes after the warm-up.
         (f"acn:warm_up=0:{TINY_GAME}", "run", PEERS),

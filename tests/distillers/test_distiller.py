@@ -516,3 +516,35 @@ def test_a_lambda_can_be_the_loss():
     x, y = tiny.data()
     logs = [d.train_on_batch(x, y, return_dict=True) for d in (one, other)]
     assert logs[0] == pytest.approx(logs[1])
+
+
+def clipped_update(clip_norm, replicas=1, scaled=False):
+    """The step of SGD(1.0) for the gradient (3, 4), half of it on each of two replicas."""
+    with tfkd.runtime.strategy("mirrored", replicas).scope():
+        distiller = make([])
+        variables = [keras.Variable([0.0]), keras.Variable([0.0])]
+        optimizer = keras.optimizers.SGD(1.0)
+        if scaled:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0)
+        optimizer.build(variables)
+
+        @tf.function
+        def run():
+            def step():
+                replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+                parts = tf.one_hot(replica, 2) if replicas == 2 else tf.ones(2)
+                with tf.GradientTape() as tape:
+                    objective = ops.sum(3 * parts[0] * variables[0] + 4 * parts[1] * variables[1])
+                distiller.update(tape, objective, optimizer, variables, clip_norm=clip_norm)
+
+            tf.distribute.get_strategy().run(step)
+
+        run()
+    return [-float(variable.numpy()[0]) for variable in variables]
+
+
+@pytest.mark.parametrize("replicas, scaled", [(1, False), (1, True), (2, False)])
+def test_an_update_is_clipped_by_the_norm_of_the_whole_gradient(replicas, scaled):
+    assert clipped_update(None, replicas, scaled) == pytest.approx([3, 4])
+    assert clipped_update(6.0, replicas, scaled) == pytest.approx([3, 4])
+    assert clipped_update(1.0, replicas, scaled) == pytest.approx([0.6, 0.8])

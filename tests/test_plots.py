@@ -1,0 +1,26 @@
+import numpy as np
+import pytest
+from matplotlib import pyplot
+
+from tfkd import plots
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_image_grid_shows_its_images_as_bright_as_they_are(tmp_path, channels):
+    brightness = []
+    for value in (0.0, 0.5, 1.0):
+        images = np.full((2, 8, 8, channels), value)
+        rows = [("real", images, ["a", "b"]), ("divergent", images, ["a / b", "b / b"])]
+        plots.image_grid(tmp_path / "grid.png", rows, ["a", "b"])
+        brightness.append(pyplot.imread(tmp_path / "grid.png")[..., :3].mean())
+    assert brightness[0] + 0.1 < brightness[1] < brightness[2] - 0.1
+    assert brightness[1] == pytest.approx((brightness[0] + brightness[2]) / 2, abs=0.01)
+    assert not pyplot.get_fignums()
+
+
+def test_panels_draw_every_log(tmp_path):
+    history = [{"loss": 2.0, "share": 0.1}, {"loss": 1.0, "share": 0.9}]
+    contents = {"loss": {"all": "loss"}, "share": {"accepted": "share"}}
+    plots.panels(tmp_path / "panels.png", history, contents)
+    assert (tmp_path / "panels.png").read_bytes().startswith(b"\x89PNG")
+    assert not pyplot.get_fignums()
