@@ -111,7 +111,7 @@ def play_by_hand(
     noise,
     rates,
     parts=(0.5, 0.5),
-    divergence_weight=1.0,
+    divergence_weight=10.0,
     divergence_temperature=1.0,
     cap=0.5,
     label_weight=0.5,
@@ -159,12 +159,13 @@ def play_by_hand(
         predicted = tf.add_n([tf.nn.softmax(z) for z in logits]) / len(models)
         of_class = tf.math.log(tf.gather(predicted, y, axis=1, batch_dims=1))
         distance = tf.nn.relu(tf.abs(fake - pixels) - limit)
-        logs["generator_loss"] = mean(softplus(-discriminator(fake)))
+        logs["adversarial_loss"] = mean(softplus(-discriminator(fake)))
+        logs["rewarded_divergence"] = mean(tf.minimum(apart, cap * np.log(len(models))))
         logs["label_restriction"] = -mean(of_class)
         logs["distance_restriction"] = mean(distance)
-        loss = (
-            logs["generator_loss"]
-            - divergence_weight * mean(tf.minimum(apart, cap * np.log(len(models))))
+        loss = logs["generator_loss"] = (
+            logs["adversarial_loss"]
+            - divergence_weight * logs["rewarded_divergence"]
             + label_weight * logs["label_restriction"]
             + distance_weight * logs["distance_restriction"]
         )
@@ -460,7 +461,7 @@ def test_every_phase_has_its_compiled_step():
     # The first step is traced again once metrics have their variables.
     assert list(dict.fromkeys(traced)) == ["warm_up", "search", "learn"]
     assert traced.count("search") == traced.count("learn") == 1
-    assert [value > 0 for value in logs["generator_loss"]] == [False, True, False, True, False]
+    assert [value > 0 for value in logs["adversarial_loss"]] == [False, True, False, True, False]
     assert [value > 0 for value in logs["divergent_loss"]] == [False, False, True, False, True]
     assert logs["loss"][1] == logs["student_loss"][1]
 
@@ -793,7 +794,7 @@ def test_subclassed_students_train():
     assert not distiller.built
     logs = distiller.fit(x, y, validation_data=(x, y), verbose=0).history
     assert np.isfinite([value[0] for value in logs.values()]).all()
-    assert logs["generator_loss"][0] > 0 and "val_student2_accuracy" in logs
+    assert logs["adversarial_loss"][0] > 0 and "val_student2_accuracy" in logs
     assert distiller.generator.built and list(distiller.learners()) == ["student2"]
 
 
@@ -881,9 +882,10 @@ WRONG = [
     ({"image_mean": "grey"}, "image_mean and image_std must be numbers.*'grey'"),
     ({"image_mean": (0.5, 0.5)}, "image_mean must be .* each of the 3 channels; received 2"),
     ({"image_std": (0.5, 0.5)}, "image_std must be .* each of the 3 channels; received 2"),
-    ({"image_std": 0.0}, "image_std must be above 0.*received 0.0"),
-    ({"image_std": (1.0, -1.0, 1.0)}, "image_std must be above 0"),
-    ({"image_std": ((1.0,),)}, "image_std must be above 0, a number or one for each channel"),
+    ({"image_std": 0.0}, "image_std above 0; received .* 0.0"),
+    ({"image_std": (1.0, -1.0, 1.0)}, "image_std above 0"),
+    ({"image_mean": float("nan")}, "must be numbers.* received nan"),
+    ({"image_std": ((1.0,),)}, "one for each channel, and image_std above 0"),
     ({"warm_up": -1}, "warm_up must be a whole number of epochs, at least 0; received -1"),
     ({"warm_up": 1.5}, "warm_up must be a whole number of epochs, at least 0; received 1.5"),
     ({"warm_up": True}, "warm_up must be .* received True"),

@@ -33,6 +33,8 @@ TRACKERS = (
     "generated_divergence",
     "accepted_share",
     "generator_loss",
+    "adversarial_loss",
+    "rewarded_divergence",
     "discriminator_loss",
     "label_restriction",
     "distance_restriction",
@@ -43,6 +45,8 @@ TRACKERS = (
 #: What a step does: the classifiers learn from each other on real images; a GAN learns to divide
 #: them; they learn from each other on its images too; or the last two in one step.
 WARM_UP, SEARCH, LEARN, BOTH = "warm_up", "search", "learn", "both"
+#: Of these what validation tells too.
+EVALUATED = ("real_divergence", "generated_divergence")
 
 
 def divergence(logits, temperature=1.0):
@@ -156,9 +160,10 @@ class ACN(MutualDistiller):
     Logs: those of `MutualDistiller`; `divergent_loss` and `divergent_mutual_loss`, the sums over
     the classifiers on accepted images; `real_divergence` and `generated_divergence`, of the
     predictions they learn from, and with `val_` of those in inference mode, as the generator sees
-    them; `accepted_share`; of the adversarial part `generator_loss`,
-    `discriminator_loss`, `label_restriction`, `distance_restriction` and
-    `discriminator_real_accuracy`, `discriminator_fake_accuracy`. Epochs without the part have 0.
+    them; `accepted_share`; of the adversarial part `generator_loss` and its parts, unweighted,
+    `adversarial_loss`, `rewarded_divergence`, `label_restriction` and `distance_restriction`;
+    `discriminator_loss`, `discriminator_real_accuracy` and `discriminator_fake_accuracy`. Epochs
+    without the part have 0.
 
     Deviations: of the paper only abstract and highlights were read, and no code of it is public.
     Generated divergent examples, the two phases, the weakly residual connection and the
@@ -236,7 +241,7 @@ class ACN(MutualDistiller):
         )
         self.seed_generator = keras.random.SeedGenerator()
         for tracker in TRACKERS:
-            self.add_tracker(tracker, evaluated=tracker.endswith("_divergence"))
+            self.add_tracker(tracker, evaluated=tracker in EVALUATED)
         self._steps = {}
         self.phase = self.phase_of(0)
         self._build_if_known()
@@ -362,8 +367,9 @@ class ACN(MutualDistiller):
             logits = [ops.cast(one(inputs, training=False), "float32") for one in self.students]
             terms = self.restrict(batch, images, divergent, logits)
             verdict = self.discriminator(divergent)
-            terms["generator_loss"] = (1.0, _mean(batch, ops.softplus(-verdict)))
+            terms["adversarial_loss"] = (1.0, _mean(batch, ops.softplus(-verdict)))
             objective = self.own_objective(batch, terms)
+        self.track("generator_loss", sum(weight * value for weight, value in terms.values()), batch)
         own = self.optimizers()["generator_optimizer"]
         self.update(tape, objective, *own, clip_norm=self.generator_clip_norm)
 
@@ -391,7 +397,7 @@ class ACN(MutualDistiller):
         of_class = ops.take_along_axis(mean, labels[:, None], axis=-1)[:, 0]
         distance = ops.relu(ops.abs(divergent - images) - self.distance_limit)
         return {
-            "searched_divergence": (-self.divergence_weight, _mean(batch, ops.minimum(apart, cap))),
+            "rewarded_divergence": (-self.divergence_weight, _mean(batch, ops.minimum(apart, cap))),
             "label_restriction": (self.label_weight, _mean(batch, -of_class)),
             "distance_restriction": (
                 self.distance_weight,
@@ -587,9 +593,10 @@ def _range_of(mean, std):
             "image_mean and image_std must be numbers, or one for each channel; received "
             f"{mean!r} and {std!r}."
         ) from error
-    if not np.all(std > 0) or mean.ndim > 1 or std.ndim > 1:
+    if not np.all(np.isfinite(mean)) or not np.all(std > 0) or max(mean.ndim, std.ndim) > 1:
         raise UsageError(
-            f"image_std must be above 0, a number or one for each channel; received {std.tolist()}."
+            "image_mean and image_std must be numbers, or one for each channel, and image_std "
+            f"above 0; received {mean.tolist()} and {std.tolist()}."
         )
     return 2 * std, 2 * mean - 1
 

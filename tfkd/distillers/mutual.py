@@ -52,7 +52,8 @@ class MutualDistiller(Distiller):
         temperature: Positive number or schedule.
         mutual_weight: Number of at least 0 or schedule, the weight of what peers teach.
         targets: `"mean"`, each learns from the mean of the others' predictions; or `"pairwise"`,
-            from each of them, by the mean of the divergences. With two classifiers they are one.
+            from each of them, by the mean of the divergences. Both have the same gradient, since
+            that of a KL divergence is linear in its target; `mutual_loss` differs.
         name: String, optional.
 
     Raises:
@@ -235,6 +236,8 @@ class MutualDistiller(Distiller):
     def mutual_loss(self, batch, logits, sample_mask=None):
         """Returns the sum over the classifiers of their divergence from what the others predict.
 
+        No gradient flows into what teaches, as in every distillation loss.
+
         Args:
             batch: The `Batch`.
             logits: List of the classifiers' logits `(batch, classes)`.
@@ -251,7 +254,7 @@ class MutualDistiller(Distiller):
             if self.targets == "mean":
                 others = [mean_prediction(others, temperature)]
             pupils += [own] * len(others)
-            teachers += [ops.stop_gradient(other) for other in others]
+            teachers += others
         masks = None if sample_mask is None else [sample_mask] * len(pupils)
         value = self.distillation_loss(self.mutual, batch, pupils, teachers, masks)
         return value * len(logits) / len(pupils)
