@@ -169,3 +169,15 @@ def test_cifar100_has_the_spot_adaptive_study_per_loss_and_pair():
     assert facts("method=sakd+nst,teacher=resnet50,student=mobilenet_v2") == (1, 0.01, 32, wide)
     assert facts("method=sakd+rkd,teacher=vgg13,student=mobilenet_v2") == (2.0, 0.01, 64, wide)
     assert get_config("method=kd,student=mobilenet_v2").student.arguments.to_dict() == {}
+
+
+def test_settings_reach_the_optimizers_of_a_method():
+    settings = {"acn": {"noise_size": 3, "generator_optimizer": {"learning_rate": 0.5}}}
+    method = config.method_config("acn", settings)
+    assert method.arguments.noise_size == 3
+    assert method.optimizers.generator_optimizer.to_dict() == {
+        "name": "adam",
+        "learning_rate": 0.5,
+        "beta_1": 0.5,
+    }
+    assert method.optimizers.discriminator_optimizer.learning_rate == 2e-4

@@ -23,8 +23,16 @@ SPOT_ADAPTIVE_STUDY = {
 }
 
 #: An adversary for small grey images: with the default widths its step costs some 35 times that of
-#: a resnet8.
-SMALL_ADVERSARY = {"acn": {"generator_width": 16, "generator_blocks": 2, "discriminator_width": 16}}
+#: a resnet8. Its learning rate is for runs of a thousand steps rather than of a hundred thousand.
+SMALL_ADVERSARY = {
+    "acn": {
+        "generator_width": 16,
+        "generator_blocks": 2,
+        "discriminator_width": 16,
+        "generator_optimizer": {"learning_rate": 1e-3},
+        "discriminator_optimizer": {"learning_rate": 1e-3},
+    }
+}
 
 
 def split_at_commas(text):
@@ -165,8 +173,8 @@ def method_config(name, settings=None):
             loss, or several ids joined by `+` (`"kd+at"`, `"sakd+at+rkd"`). Arguments follow
             after colons: those of the method (`"ackd:attention=logit"`), or of one of its losses
             (`"kd+at:at.weight=500"`).
-        settings: `{id: {argument: value}}`, in place of the defaults of losses and methods. Under
-            several ids, `{"sakd+at": {id: {argument: value}}}`, they hold for methods that have
+        settings: `{id: {argument: value}}`, in place of the defaults of losses and methods; of a
+            method also `{name of an optimizer: settings}`. Under several ids, `{"sakd+at": {id: {argument: value}}}`, they hold for methods that have
             all of these, and come after the others.
 
     Returns:
@@ -226,7 +234,11 @@ def method_config(name, settings=None):
         chosen["kd"]["weight"] = 1.0
     targets = {**chosen, **({} if distiller is None else {distiller: arguments})}
     for identifier, own in _in_force(settings or {}, targets):
-        targets[identifier].update(own)
+        for key, value in own.items():
+            if identifier == distiller and key in optimizers:
+                optimizers[key] = {**optimizers[key], **value}
+            else:
+                targets[identifier][key] = value
     for item in given:
         _set_argument(item, name, arguments, chosen)
     arguments = {name: value for name, value in arguments.items() if value is not None}
