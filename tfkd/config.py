@@ -174,8 +174,9 @@ def method_config(name, settings=None):
             after colons: those of the method (`"ackd:attention=logit"`), or of one of its losses
             (`"kd+at:at.weight=500"`).
         settings: `{id: {argument: value}}`, in place of the defaults of losses and methods; of a
-            method also `{name of an optimizer: settings}`. Under several ids, `{"sakd+at": {id: {argument: value}}}`, they hold for methods that have
-            all of these, and come after the others.
+            method also `{name of an optimizer: settings}`. Under several ids,
+            `{"sakd+at": {id: {argument: value}}}`, they hold for methods that have all of these,
+            and come after the others.
 
     Returns:
         A `ConfigDict` with `name`; `distiller`, the id of its class, or None for
