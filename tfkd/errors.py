@@ -18,6 +18,13 @@ class UsageError(ValueError):
     _keras_call_info_injected = True
 
 
+class DivergenceError(UsageError):
+    """Training whose loss is no longer a finite number; its message says since when, and which.
+
+    `fit` raises it, and what was saved before is untouched.
+    """
+
+
 def unknown(kind, name, known):
     """Returns the error for a name that is not among those that exist.
 
