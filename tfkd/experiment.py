@@ -5,9 +5,11 @@ import csv
 import hashlib
 import io
 import json
+import os
 import pathlib
 import sys
 import time
+import zipfile
 
 import keras
 import numpy as np
@@ -45,6 +47,7 @@ def run(config, workdir, data_dir=None, command=None):
     """
     workdir = pathlib.Path(workdir)
     check(config)
+    _check_writable(workdir)
     _check_same_config(config, workdir)
     finished = workdir / "summary.json"
     if finished.exists():
@@ -184,6 +187,8 @@ def check_methods(config, methods, workdir, data_dir=None):
 
 def _build(config, data, teacher):
     """Returns the compiled distiller of a run, with the student and its peers anew."""
+    # What was drawn before depends on whether the teacher was there already.
+    runtime.set_seed(config.seed)
     kinds = {config.student.model: config.student.arguments}
     student, *others = (
         # Seeds far apart, so that no peer starts as the student of another run.
@@ -209,6 +214,18 @@ def _as_json(config):
     """The config, and the flag that changes numbers as a config does; devices do not."""
     values = {**config.to_dict(), "precision": keras.config.dtype_policy().name}
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def _check_writable(workdir):
+    """Refuses a work directory that cannot be made or written."""
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"--workdir={workdir}: {there} is a file; choose another directory.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"--workdir={workdir}: {there} cannot be written; make it writable, or choose another "
+            "directory."
+        )
 
 
 def _check_same_config(config, workdir):
@@ -260,17 +277,31 @@ def _create(model, data, seed, **arguments):
 
 
 def _get_teacher(config, data, workdir):
-    """Returns the teacher: the given one, the one trained here before, or one to be trained."""
-    path = pathlib.Path(config.teacher.path or workdir / "teacher.keras")
+    """Returns the teacher: the one used here before, the given one, or one to be trained."""
+    path = own = workdir / "teacher.keras"
+    if config.teacher.path and not own.exists():
+        path = pathlib.Path(config.teacher.path)
     if path.exists():
         try:
             teacher = keras.models.load_model(path, compile=False)
         except Exception as error:
             # Keras lets whatever the archive, HDF5 or JSON reader raises through.
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            if path.is_dir():
+                reason = "it is a directory"
+            elif not zipfile.is_zipfile(path):
+                # Keras says that there is no such file.
+                reason = "it is no whole .keras archive"
+            remedy = "give a whole .keras file"
+            if path == own:
+                remedy = "remove it, and the same command makes it anew"
             raise UsageError(
-                f"Teacher {path} cannot be read as a Keras model ({reason})."
+                f"Teacher {path} cannot be read as a Keras model ({reason}): {remedy}."
             ) from error
+        if len(teacher.outputs) != 1:
+            raise UsageError(
+                f"Teacher {path} has {len(teacher.outputs)} outputs: it must have one, the logits."
+            )
         if teacher.output_shape[-1] != data.num_classes:
             raise UsageError(
                 f"Teacher {path} has {teacher.output_shape[-1]} classes, and data set "
