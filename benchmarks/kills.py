@@ -3,11 +3,11 @@
     python benchmarks/kills.py [--kills=20] [--methods=alone,kd,...] [--seed=0] [--workdir=DIR]
 
 Each method is trained once without interruption, by `python -m tfkd.train` with tiny models on
-digits. Further runs of the same command are then killed with SIGKILL, one to three times each,
+digits. Further runs of the same command are then killed with SIGKILL, two or three times each,
 and started again. A kill comes at a random time after the start of training, at a random time of a
-random epoch, or as soon as a file is being written in one. What must be equal, bit for bit: every saved model, and
-every array of the last checkpoints, which are the weights of all networks, the state of all
-optimizers and of all random generators.
+random epoch, or as soon as a file is being written in one. What must be equal, bit for bit: every
+saved model, and every array of the last checkpoints, which are the weights of all networks, the
+state of all optimizers and of all random generators.
 
 Prints a table, and ends with exit code 1 where anything differs.
 """
@@ -245,7 +245,7 @@ def kill_all(methods, kills, seed, workdir):
         number += 1
         again = workdir / f"{method.replace(':', '-')}-killed{number}"
         arguments = command(method, again, data_dir, teacher)
-        wanted = min(moments.randint(1, 3), kills - total)
+        wanted = min(moments.randint(2, 3), kills - total)
         found = interrupted(method, arguments, again, seconds, moments, wanted)
         equal = same(folder, again)
         for kill in found:

@@ -235,3 +235,18 @@ MISTAKES = {
     "seed": ([CONFIG, "--config.seed=-1"], "seed must be"),
     "large seed": ([CONFIG, "--config.seed=4294967296"], "seed must be"),
 }
+
+
+def arguments(mistake, files, **directories):
+    """Returns the arguments of a mistake, completed by the flags that are no part of it.
+
+    Args:
+        mistake: String, a key of `MISTAKES`.
+        files: Path of the folder that `make_files` has filled.
+        **directories: `workdir` and `data_dir`.
+    """
+    given = [argument.replace("{files}", str(files)) for argument in MISTAKES[mistake][0]]
+    for flag, path in directories.items():
+        if not any(argument.startswith(f"--{flag}=") for argument in given):
+            given.append(f"--{flag}={path}")
+    return given

@@ -370,22 +370,27 @@ def _fit(distiller, config, data, epochs, folder, preparation_epochs=None):
         part = preparation_epochs or preparation.epochs
         _fit(preparation, config, data, part, folder / preparation.name)
         preparation.finish()
-    if len(progress.history) < epochs:
-        try:
-            distiller.fit(
-                data.train,
-                validation_data=None if isinstance(distiller, Preparation) else data.validation,
-                epochs=epochs,
-                initial_epoch=len(progress.history),
-                callbacks=[
-                    progress,
-                    _epoch_pictures(data, folder, progress.history),
-                    keras.callbacks.TensorBoard(folder / "tensorboard"),
-                ],
-                verbose=1 if sys.stdout.isatty() else 2,
-            )
-        except DivergenceError as error:
-            raise DivergenceError(f"{error} {progress.last_good()}") from error
+    pictures = _epoch_pictures(data, folder, progress.history)
+    if len(progress.history) == epochs:
+        # The interruption may have come between the last checkpoint and its pictures.
+        pictures.set_model(distiller)
+        pictures.on_train_begin()
+        return progress
+    try:
+        distiller.fit(
+            data.train,
+            validation_data=None if isinstance(distiller, Preparation) else data.validation,
+            epochs=epochs,
+            initial_epoch=len(progress.history),
+            callbacks=[
+                progress,
+                pictures,
+                keras.callbacks.TensorBoard(folder / "tensorboard"),
+            ],
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+    except DivergenceError as error:
+        raise DivergenceError(f"{error} {progress.last_good()}") from error
     return progress
 
 
