@@ -109,7 +109,7 @@ MISTAKES = {
     "whole part of the config": ([CONFIG, "--config.method=at"], "picked by --config=FILE:method="),
     "name of the method alone": (
         [CONFIG, "--config.method.name=at"],
-        "changes the name alone: .*digits.py:method=at",
+        "is that of another method: .*digits.py:method=at",
     ),
     # Methods.
     "method": (

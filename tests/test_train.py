@@ -17,7 +17,8 @@ import pytest
 from absl import flags
 
 import tfkd
-from tfkd import command_line, compare, experiment, train
+import tfkd.config
+from tfkd import checkpoint, command_line, compare, experiment, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
@@ -169,6 +170,21 @@ def test_methods_with_a_state_of_their_own_resume_too(
         call(train.train, *arguments)
     call(train.train, *arguments)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_run_starts_alike_whether_its_teacher_was_there_or_not(data_dir):
+    """Making a teacher draws random numbers, and loading one does not."""
+    config = tfkd.config.default_config("ackd", "resnet14", "resnet8")
+    folder = data_dir.removeprefix("--data_dir=")
+    data = tfkd.data.load("digits", train_examples=64, batch_size=32, data_dir=folder)
+    teacher = tfkd.models.create("resnet14", data.num_classes, data.input_shape, seed=1)
+    starts = []
+    for drawn_before in (1, 2):
+        keras.utils.set_random_seed(drawn_before)
+        distiller = experiment._build(config, data, teacher)
+        starts.append([variable.numpy() for variable in checkpoint.variables_of(distiller)])
+    for a, b in zip(*starts, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_ctrl_c_in_a_process_of_its_own(tmp_path, data_dir):
@@ -398,13 +414,13 @@ def test_damaged_checkpoints_are_named_and_nothing_starts_anew(unfinished, data_
 
 def test_a_checkpoint_of_another_run_is_skipped(finished, unfinished, data_dir, capsys):
     """Its models are alike: only what it says of its run tells it apart."""
-    checkpoint = unfinished / "checkpoint.npz"
-    with np.load(checkpoint) as archive:
+    path = unfinished / "checkpoint.npz"
+    with np.load(path) as archive:
         arrays = dict(archive)
     header = json.loads(arrays["header"].tobytes())
     header["run"] = header["run"][:-12] + "another"
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    np.savez(checkpoint, **arrays)
+    np.savez(path, **arrays)
     call(train.train, *SMALL, data_dir, f"--workdir={unfinished}")
     assert "belongs to another run" in capsys.readouterr().out
     assert_same_run(finished, unfinished)
@@ -483,9 +499,9 @@ def test_divergence_tells_part_step_and_the_last_good_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(experiment._Progress, "on_epoch_begin", poison)
         line = refused(capsys, train.train, *arguments)
-    checkpoint = tmp_path / "run" / "checkpoint.npz"
+    path = tmp_path / "run" / "checkpoint.npz"
     assert "student_loss and kd_loss became NaN or infinite in epoch 2, step 1 of 2" in line
-    assert line.endswith(f"The last good checkpoint is {checkpoint}, of epoch 1.")
+    assert line.endswith(f"The last good checkpoint is {path}, of epoch 1.")
     call(train.train, *arguments)
     assert "resuming after epoch 1 of 3" in capsys.readouterr().out
 

@@ -372,8 +372,9 @@ def _check_method(config):
     method, fresh = config.method, method_config(config.method.name, config.settings.to_dict())
     if method.distiller != fresh.distiller or set(method.losses) != set(fresh.losses):
         raise UsageError(
-            f"--config.method.name={method.name} changes the name alone: the method is picked "
-            f"after the colon of --config, as in configs/digits.py:method={method.name}."
+            f"--config.method.name is {method.name!r}, and the rest of config.method is that of "
+            "another method: it is picked after the colon of --config, as in "
+            f"configs/digits.py:method={method.name}."
         )
 
 
