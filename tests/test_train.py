@@ -451,10 +451,10 @@ def test_a_run_does_not_need_the_given_teacher_once_it_has_begun(small, tmp_path
 
 @pytest.fixture
 def full_disk(tmp_path):
-    """A directory that takes a few megabytes; needs the right to mount one."""
+    """A directory that takes 16 MB; needs the right to mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no right to mount a small disk")
     yield folder

@@ -66,7 +66,8 @@ def run(config, workdir, data_dir=None, command=None):
     teacher = _get_teacher(config, data, workdir) if needs_teacher(config.method) else None
     distiller = _build(config, data, teacher)
     student = distiller.student
-    checkpoint.write_text(workdir / "config.json", _as_json(config))
+    if not (workdir / "config.json").exists():
+        checkpoint.write_text(workdir / "config.json", _as_json(config))
 
     summary = {"command": command, "config": json.loads(_as_json(config)), "data": data.sizes}
     if teacher is not None:
