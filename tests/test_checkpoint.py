@@ -1,3 +1,7 @@
+import os
+import re
+import subprocess
+
 import keras
 import numpy as np
 import pytest
@@ -30,9 +34,9 @@ def test_it_restores_weights_connectors_random_state_and_optimizer(tmp_path):
     keras.utils.set_random_seed(5)
     second = distiller(seed=3)
     train(second, 1)
-    state, extra = checkpoint.restore(tmp_path / "checkpoint.npz", second)
-    assert state == {"epoch": 7}
-    np.testing.assert_array_equal(extra["best"], np.arange(3))
+    restored = checkpoint.restore(tmp_path / "checkpoint.npz", second)
+    assert restored.state == {"epoch": 7} and restored.warning is None
+    np.testing.assert_array_equal(restored.extra["best"], np.arange(3))
     for a, b in zip(expected, train(second, 2), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -46,12 +50,7 @@ def test_it_holds_no_teacher_and_no_metrics():
     assert random_state and {id(v) for v in random_state} <= variables
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
-def test_a_damaged_file_is_named_and_changes_nothing(tmp_path, damage):
-    path = tmp_path / "checkpoint.npz"
-    made = distiller()
-    train(made, 1)
-    checkpoint.save(path, made, {})
+def damage_file(path, damage):
     content = bytearray(path.read_bytes())
     if damage == "truncated":
         content = content[: len(content) // 2]
@@ -62,11 +61,113 @@ def test_a_damaged_file_is_named_and_changes_nothing(tmp_path, damage):
     else:
         content = b"not a checkpoint at all"
     path.write_bytes(content)
+
+
+DAMAGES = ["truncated", "flipped", "empty", "foreign"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named_and_changes_nothing(tmp_path, damage):
+    path = tmp_path / "checkpoint.npz"
+    made = distiller()
+    train(made, 1)
+    checkpoint.save(path, made, {})
+    damage_file(path, damage)
+    content = path.read_bytes()
     before = [variable.numpy() for variable in checkpoint.variables_of(made)]
     with pytest.raises(UsageError, match="checkpoint.npz is damaged .* move it away"):
         checkpoint.restore(path, made)
     for a, b in zip(before, checkpoint.variables_of(made)):
         np.testing.assert_array_equal(a, b.numpy())
+    assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_checkpoint_before_stands_in_for_a_damaged_one(tmp_path, damage):
+    path = tmp_path / "checkpoint.npz"
+    made = distiller()
+    train(made, 1)
+    for epoch in (1, 2, 3):
+        checkpoint.save(path, made, {"epoch": epoch})
+    damage_file(path, damage)
+    restored = checkpoint.restore(path, made)
+    assert restored.state == {"epoch": 2}
+    assert re.match(
+        r".*checkpoint.npz is damaged \(.*\); moved to checkpoint.damaged.npz, going on "
+        r"from checkpoint.previous.npz\.$",
+        restored.warning,
+    )
+    # The next one must not put the damaged one in the place of the good one.
+    checkpoint.save(path, made, {"epoch": 3})
+    damage_file(path, damage)
+    assert checkpoint.restore(path, made).state == {"epoch": 2}
+
+
+def test_a_kill_between_the_two_moves_of_a_new_checkpoint_loses_nothing(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    made = distiller()
+    assert checkpoint.restore(path, made) is None
+    checkpoint.save(path, made, {"epoch": 1})
+    path.rename(checkpoint.previous(path))
+    restored = checkpoint.restore(path, made)
+    assert restored.state == {"epoch": 1} and restored.warning is None
+
+
+def test_both_damaged_are_both_named(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    made = distiller()
+    for _ in range(2):
+        checkpoint.save(path, made, {})
+    for one in (path, checkpoint.previous(path)):
+        damage_file(one, "truncated")
+    with pytest.raises(
+        UsageError, match="checkpoint.npz is .*checkpoint.previous.npz is .* move them"
+    ):
+        checkpoint.restore(path, made)
+
+
+def test_no_damage_of_a_byte_goes_unseen(tmp_path):
+    """Whatever a reader makes of it: one clear error, or the same arrays."""
+    path = tmp_path / "checkpoint.npz"
+    made = distiller()
+    train(made, 1)
+    checkpoint.save(path, made, {"epoch": 1}, {"best": np.arange(3)})
+    whole = path.read_bytes()
+    expected = [variable.numpy() for variable in checkpoint.variables_of(made)]
+    random = np.random.default_rng(0)
+    for position in random.integers(0, len(whole), 300):
+        content = bytearray(whole)
+        content[position] ^= 1 << random.integers(8)
+        path.write_bytes(content)
+        try:
+            restored = checkpoint.restore(path, made)
+        except UsageError as error:
+            assert "is damaged" in str(error) and "\n" not in str(error)
+            continue
+        assert restored.state == {"epoch": 1}
+        np.testing.assert_array_equal(restored.extra["best"], np.arange(3))
+        for a, b in zip(expected, checkpoint.variables_of(made)):
+            np.testing.assert_array_equal(a, b.numpy())
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    made = distiller()
+    checkpoint.save(tmp_path / "checkpoint.npz", made, {}, run="teacher")
+    with pytest.raises(UsageError, match="belongs to another run .'teacher', not 'student'"):
+        checkpoint.restore(tmp_path / "checkpoint.npz", made, run="student")
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (tmp_path / "teacher").mkdir()
+    left = tmp_path / "teacher" / f".{gone.pid}.partial.checkpoint.npz"
+    being_written = tmp_path / f".{os.getpid()}.partial.checkpoint.npz"
+    other = tmp_path / ".partial.notes"
+    for path in (left, being_written, other):
+        path.write_text("half")
+    checkpoint.remove_partial(tmp_path)
+    assert not left.exists() and being_written.exists() and other.exists()
 
 
 def test_a_checkpoint_of_other_models_is_refused(tmp_path):
@@ -83,6 +184,40 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path):
         temporary.write_text("half of the n")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError):
+    with pytest.raises(UsageError, match="file.txt could not be written .No space left on device"):
         checkpoint.write(path, fail)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        OSError("262144 requested and 1024 written"),
+        OSError("Can't synchronously write data (errno = 28, error message = 'No space left ...')"),
+        PermissionError(13, "Permission denied", "some/file"),
+    ],
+)
+def test_a_full_disk_leaves_both_checkpoints(tmp_path, monkeypatch, error):
+    path = tmp_path / "checkpoint.npz"
+    made = distiller()
+    for epoch in (1, 2):
+        checkpoint.save(path, made, {"epoch": epoch})
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def fail(file, **arrays):
+        file.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(np, "savez", fail)
+    with pytest.raises(UsageError, match="checkpoint.npz could not be written .(No space|Permiss)"):
+        checkpoint.save(path, made, {"epoch": 3})
+    assert before == {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+
+def test_other_errors_while_writing_stay_what_they_are(tmp_path):
+    def fail(temporary):
+        raise RuntimeError("a defect")
+
+    with pytest.raises(RuntimeError, match="a defect"):
+        checkpoint.write(tmp_path / "file.txt", fail)

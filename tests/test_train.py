@@ -1,5 +1,6 @@
 """Runs as users run them: flags in, artefacts out, mistakes answered by one line."""
 
+import contextlib
 import csv
 import json
 import pathlib
@@ -10,12 +11,14 @@ import subprocess
 import sys
 
 import keras
+import mistakes
 import numpy as np
 import pytest
 from absl import flags
 
 import tfkd
-from tfkd import command_line, compare, experiment, train
+import tfkd.config
+from tfkd import checkpoint, command_line, compare, experiment, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
@@ -35,6 +38,8 @@ def call(main, *arguments):
     flags.FLAGS.unparse_flags()
     for name in [name for name in flags.FLAGS if name.startswith("config.")]:
         delattr(flags.FLAGS, name)
+    # The module of the config before, whose get_config would stand in for one that is missing.
+    sys.modules.pop("config_config", None)
     with pytest.MonkeyPatch.context() as patch:
         # ml_collections looks there for overrides of the config.
         patch.setattr(sys, "argv", ["command", *map(str, arguments)])
@@ -184,6 +189,21 @@ def test_methods_with_a_state_of_their_own_resume_too(
     if method.startswith("acn"):
         assert experiment.history(tmp_path / "run")[-1]["generator_loss"] > 0
         assert (tmp_path / "run" / "pictures" / "divergent-epoch002.png").exists()
+
+
+def test_a_run_starts_alike_whether_its_teacher_was_there_or_not(data_dir):
+    """Making a teacher draws random numbers, and loading one does not."""
+    config = tfkd.config.default_config("ackd", "resnet14", "resnet8")
+    folder = data_dir.removeprefix("--data_dir=")
+    data = tfkd.data.load("digits", train_examples=64, batch_size=32, data_dir=folder)
+    teacher = tfkd.models.create("resnet14", data.num_classes, data.input_shape, seed=1)
+    starts = []
+    for drawn_before in (1, 2):
+        keras.utils.set_random_seed(drawn_before)
+        distiller = experiment._build(config, data, teacher)
+        starts.append([variable.numpy() for variable in checkpoint.variables_of(distiller)])
+    for a, b in zip(*starts, strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_ctrl_c_in_a_process_of_its_own(tmp_path, data_dir):
@@ -376,67 +396,27 @@ def test_a_comparison_of_classifiers_that_teach_each_other(tmp_path, data_dir):
     assert (folder / "mutual.png").read_bytes().startswith(b"\x89PNG")
 
 
-CONFIG = SMALL[0]
-MISTAKES = {
-    "no such flag": ([CONFIG, "--epochs=3"], "set as --config.epochs="),
-    "alone and more": ([f"{CONFIG},method=kd+alone"], "Unknown method 'alone': .* one of ab, "),
-    "no config": (["--config="], "config"),
-    "no such config": (["--config=configs/none.py"], "No such file .*none.py"),
-    "config argument": ([f"{CONFIG},metod=kd"], "Unknown config argument 'metod'"),
-    "method": ([f"{CONFIG},method=kdd"], "Unknown method 'kdd': it must be one of alone, .*kd"),
-    "argument of a method": (
-        [f"{CONFIG},method=ackd:atention=logit"],
-        "Unknown argument of method 'ackd' 'atention': .*attention",
-    ),
-    "losses of a method": ([f"{CONFIG},method=ackd+at"], "Method 'ackd' takes no losses"),
-    "optimizer of a method": (
-        [f"{CONFIG},method=ackd", "--config.method.optimizers.discriminator_optimizer.name=adm"],
-        "Optimizer 'adm': ",
-    ),
-    "student": ([f"{CONFIG},student=resnet7"], "Unknown model 'resnet7'.*resnet8"),
-    "teacher": ([f"{CONFIG},teacher=resnet7"], "Unknown model 'resnet7'"),
-    "teacher file": ([f"{CONFIG},teacher=none.keras"], "Teacher none.keras does not exist"),
-    "data set": ([CONFIG, "--config.data.name=mnistt"], "Unknown data set 'mnistt'.*digits"),
-    "key": ([CONFIG, "--config.epohcs=3"], "epochs.*instead of.*epohcs"),
-    "type": ([CONFIG, "--config.epochs=three"], "config.epochs=three"),
-    "epochs": ([CONFIG, "--config.epochs=0"], "epochs must be at least 1; received 0"),
-    "rate": ([CONFIG, "--config.optimizer.learning_rate=-1.0"], "learning_rate must be above 0"),
-    "momentum": ([CONFIG, "--config.optimizer.momentum=1.5"], "momentum must be from 0 to 1"),
-    "milestones": ([CONFIG, "--config.schedule.milestones=(150,)"], "increasing fractions"),
-    "schedule": ([CONFIG, "--config.schedule.name=linear"], "Unknown learning-rate schedule"),
-    "batch": ([CONFIG, "--config.data.batch_size=4096"], "batch_size=4096 is more than"),
-    "augment": ([CONFIG, "--config.data.augment=('blur',)"], "blur.*crop"),
-    "validation": ([CONFIG, "--config.data.validation=1.5"], "validation"),
-    "teacher images": (
-        [CONFIG, "--config.teacher.image_size=16"],
-        "teacher.image_size describes the images of a given teacher",
-    ),
-    "select": ([CONFIG, "--config.select=first"], "select must be last or best"),
-    "temperature": ([CONFIG, "--config.method.losses.kd.temperature=0.0"], "temperature must be"),
-    "tap": (
-        [f"{CONFIG},method=at", "--config.method.losses.at.spots=(('stage9','stage1'),)"],
-        "no tap 'stage9'; it has stem, stage1, stage2, stage3, pooled, logits",
-    ),
-    "spots": (
-        [f"{CONFIG},method=at", "--config.method.losses.at.spots=('stage1',)"],
-        "pairs",
-    ),
-    "seed": ([CONFIG, "--config.seed=-1"], "seed must be at least 0"),
-    "strategy": ([CONFIG, "--strategy=horovod"], "strategy=horovod.*one_device"),
-    "replicas": ([CONFIG, "--replicas=0"], "replicas=0"),
-    "precision": ([CONFIG, "--precision=float8"], "precision=float8.*mixed_bfloat16"),
-    "flag": ([CONFIG, "--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
-    "argument": ([CONFIG, "digits"], "Unexpected argument 'digits'"),
-}
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder of the files that mistakes need."""
+    folder = tmp_path_factory.mktemp("mistakes") / "files"
+    folder.mkdir()
+    mistakes.make_files(folder)
+    return folder
 
 
-@pytest.mark.parametrize("mistake", list(MISTAKES))
-def test_a_mistake_is_one_line_and_leaves_nothing(mistake, tmp_path, data_dir, capsys):
-    arguments, message = MISTAKES[mistake]
+@pytest.mark.parametrize("mistake", list(mistakes.MISTAKES))
+def test_a_mistake_is_one_line_and_leaves_nothing(mistake, files, tmp_path, data_dir, capsys):
+    before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
     workdir = tmp_path / "run"
-    line = refused(capsys, train.train, *arguments, data_dir, f"--workdir={workdir}")
+    _, message = mistakes.MISTAKES[mistake]
+    arguments = mistakes.arguments(
+        mistake, files, workdir=workdir, data_dir=data_dir.removeprefix("--data_dir=")
+    )
+    line = refused(capsys, train.train, *arguments)
     assert re.search(message, line), line
     assert not workdir.exists()
+    assert before == {path: path.stat().st_mtime_ns for path in files.rglob("*")}
 
 
 def test_another_config_is_refused(finished, data_dir, capsys):
@@ -451,51 +431,146 @@ def test_another_config_is_refused(finished, data_dir, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
 
 
-def test_a_damaged_checkpoint_is_named(finished, data_dir, capsys, tmp_path):
+@pytest.fixture
+def unfinished(finished, tmp_path):
+    """A work directory of a run whose two epochs are done, and nothing that follows them."""
     workdir = tmp_path / "run"
     shutil.copytree(finished, workdir)
     (workdir / "summary.json").unlink()
-    checkpoint = workdir / "checkpoint.npz"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
-    line = refused(capsys, train.train, *SMALL, data_dir, f"--workdir={workdir}")
-    assert "checkpoint.npz is damaged" in line and "move it away" in line
-    assert checkpoint.stat().st_size == 5000
+    return workdir
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not an archive"])
-def test_a_damaged_teacher_is_named(content, tmp_path, data_dir, capsys):
+def damage(path):
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def test_the_checkpoint_before_stands_in_for_a_damaged_one(finished, unfinished, data_dir, capsys):
+    damage(unfinished / "checkpoint.npz")
+    call(train.train, *SMALL, data_dir, f"--workdir={unfinished}")
+    printed = capsys.readouterr().out.splitlines()
+    (warning,) = [line for line in printed if line.startswith("warning: Checkpoint ")]
+    assert "checkpoint.npz is damaged" in warning
+    assert warning.endswith("going on from checkpoint.previous.npz.")
+    (resumed,) = [line for line in printed if line.startswith("resuming ")]
+    assert "after epoch 1 of 2" in resumed
+    assert_same_run(finished, unfinished)
+
+
+def test_damaged_checkpoints_are_named_and_nothing_starts_anew(unfinished, data_dir, capsys):
+    names = ("checkpoint.npz", "checkpoint.previous.npz")
+    for name in names:
+        damage(unfinished / name)
+    before = {path: path.stat().st_mtime_ns for path in unfinished.rglob("*")}
+    line = refused(capsys, train.train, *SMALL, data_dir, f"--workdir={unfinished}")
+    assert all(f"{name} is damaged" in line for name in names) and "move them away" in line
+    assert before == {path: path.stat().st_mtime_ns for path in unfinished.rglob("*")}
+
+
+def test_a_checkpoint_of_another_run_is_skipped(finished, unfinished, data_dir, capsys):
+    """Its models are alike: only what it says of its run tells it apart."""
+    path = unfinished / "checkpoint.npz"
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    header = json.loads(arrays["header"].tobytes())
+    header["run"] = header["run"][:-12] + "another"
+    arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    np.savez(path, **arrays)
+    call(train.train, *SMALL, data_dir, f"--workdir={unfinished}")
+    assert "belongs to another run" in capsys.readouterr().out
+    assert_same_run(finished, unfinished)
+
+
+def test_a_damaged_summary_or_teacher_of_the_run_is_named(unfinished, data_dir, capsys):
+    arguments = [*SMALL, data_dir, f"--workdir={unfinished}"]
+    (unfinished / "summary.json").write_text("{")
+    line = refused(capsys, train.train, *arguments)
+    assert "summary.json is damaged: remove it" in line
+    (unfinished / "summary.json").unlink()
+    damage(unfinished / "teacher.keras")
+    line = refused(capsys, train.train, *arguments)
+    assert "teacher.keras cannot be read" in line and "remove it, and the same command" in line
+
+
+def test_a_run_does_not_need_the_given_teacher_once_it_has_begun(small, tmp_path, data_dir):
     teacher = tmp_path / "teacher.keras"
-    teacher.write_bytes(content)
-    config = SMALL[0].replace("teacher=resnet14", f"teacher={teacher}")
-    line = refused(capsys, train.train, config, data_dir, f"--workdir={tmp_path / 'run'}")
-    assert f"Teacher {teacher} cannot be read as a Keras model" in line
+    shutil.copy(re.search("teacher=([^,]*)", small[0])[1], teacher)
+    given = re.sub("teacher=[^,]*", f"teacher={teacher}", small[0])
+    arguments = [given, *small[1:], data_dir, f"--workdir={tmp_path / 'run'}"]
+    call(train.train, *arguments)
+    (tmp_path / "run" / "summary.json").unlink()
+    teacher.unlink()
+    call(train.train, *arguments)
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
-def test_a_teacher_of_other_classes_or_with_a_softmax(tmp_path, data_dir, capsys):
-    for name, classes, end in (("few", 7, None), ("soft", 10, "softmax")):
-        model = tfkd.models.create("resnet8", num_classes=classes, input_shape=(8, 8, 1))
-        if end:
-            outputs = keras.layers.Activation(end)(model.output)
-            model = keras.Model(model.input, outputs)
-        model.save(tmp_path / f"{name}.keras")
-    for name, message in (
-        ("few", "has 7 classes, and data set 'digits' 10"),
-        ("soft", "needs logits"),
-    ):
-        config = SMALL[0].replace("teacher=resnet14", f"teacher={tmp_path / name}.keras")
-        line = refused(capsys, train.train, config, data_dir, f"--workdir={tmp_path / 'run'}")
-        assert message in line
+@pytest.fixture
+def full_disk(tmp_path):
+    """A directory that takes 16 MB; needs the right to mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
+    finished, unfinished, full_disk, data_dir, capsys
+):
+    workdir = full_disk / "run"
+    shutil.copytree(unfinished, workdir)
+    (workdir / "checkpoint.npz").unlink()
+    before = (workdir / "checkpoint.previous.npz").read_bytes()
+    filling = full_disk / "filling"
+    with contextlib.suppress(OSError), open(filling, "wb", buffering=0) as file:
+        while file.write(b"0" * 4096):
+            pass
+    arguments = [*SMALL, data_dir, f"--workdir={workdir}"]
+    line = refused(capsys, train.train, *arguments)
+    assert "could not be written (No space left on device): make room" in line
+    assert (workdir / "checkpoint.previous.npz").read_bytes() == before
+    assert not list(workdir.rglob("*.partial.*"))
+    filling.unlink()
+    call(train.train, *arguments)
+    assert "resuming after epoch 1 of 2" in capsys.readouterr().out
+    assert_same_run(finished, workdir)
+
+
+def test_divergence_tells_part_step_and_the_last_good_checkpoint(
+    small, tmp_path, data_dir, monkeypatch, capsys
+):
+    """Nothing of what diverged is saved."""
+    epoch_begin = experiment._Progress.on_epoch_begin
+
+    def poison(self, epoch, logs=None):
+        epoch_begin(self, epoch, logs)
+        if epoch == 1:
+            weights = self.model.student.trainable_variables[0]
+            weights.assign(np.full(weights.shape, np.nan))
+
+    arguments = [*small, data_dir, "--config.epochs=3", f"--workdir={tmp_path / 'run'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment._Progress, "on_epoch_begin", poison)
+        line = refused(capsys, train.train, *arguments)
+    path = tmp_path / "run" / "checkpoint.npz"
+    assert "student_loss and kd_loss became NaN or infinite in epoch 2, step 1 of 2" in line
+    assert line.endswith(f"The last good checkpoint is {path}, of epoch 1.")
+    call(train.train, *arguments)
+    assert "resuming after epoch 1 of 3" in capsys.readouterr().out
+
+
+def test_weights_that_diverge_in_the_last_step_are_not_saved(small, tmp_path, data_dir, capsys):
+    """The loss is of the step before: it is still finite."""
+    rate = ["--config.optimizer.learning_rate=1e38", "--config.data.train_examples=32"]
+    line = refused(capsys, train.train, *small, *rate, data_dir, f"--workdir={tmp_path / 'run'}")
+    assert "has NaN or infinite values after the last step of epoch 1" in line
+    assert line.endswith("run has no checkpoint yet.")
+    assert not list((tmp_path / "run").glob("checkpoint*"))
 
 
 def test_without_a_workdir(capsys):
     assert "--workdir=DIR is missing" in refused(capsys, train.train, *SMALL)
-
-
-def test_files_of_something_else_are_left_alone(tmp_path, data_dir, capsys):
-    (tmp_path / "student.keras").write_text("precious")
-    line = refused(capsys, train.train, *SMALL, data_dir, f"--workdir={tmp_path}")
-    assert "holds student.keras, but of no run" in line
-    assert (tmp_path / "student.keras").read_text() == "precious"
 
 
 def test_a_comparison_finds_a_mistake_before_it_trains(tmp_path, small, data_dir, capsys):
@@ -509,10 +584,3 @@ def test_a_comparison_finds_a_mistake_before_it_trains(tmp_path, small, data_dir
 def test_a_comparison_of_nothing(tmp_path, data_dir, capsys):
     workdir = f"--workdir={tmp_path / 'run'}"
     assert "names none" in refused(capsys, compare.main, *SMALL, data_dir, workdir, "--methods=")
-
-
-def test_a_workdir_that_cannot_be_written(tmp_path, data_dir, capsys):
-    file = tmp_path / "file"
-    file.write_text("in the way")
-    line = refused(capsys, train.train, *SMALL, data_dir, f"--workdir={file}")
-    assert str(file) in line and file.read_text() == "in the way"

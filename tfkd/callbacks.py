@@ -13,7 +13,8 @@ class EpochPictures(keras.callbacks.Callback):
     """Saves the pictures that a method draws of each epoch, such as those of `tfkd.ACN`.
 
     They are written as `{folder}/pictures/{name}-epoch007.png`, and shown by TensorBoard where it
-    reads `{folder}/tensorboard`.
+    reads `{folder}/tensorboard`. Training that resumes first draws those of the last epoch which
+    an interruption has left out.
 
     Args:
         folder: Path.
@@ -43,15 +44,25 @@ class EpochPictures(keras.callbacks.Callback):
         self.history = [] if history is None else history
         self._collects = history is None
 
+    def on_train_begin(self, logs=None):
+        """Draws what is missing of the last epoch, whose state training begins with."""
+        if self.history and not self._collects:
+            self._draw(len(self.history), missing=True)
+
     def on_epoch_end(self, epoch, logs=None):
         """Draws the pictures."""
         if self._collects:
             self.history.append(dict(logs))
+        self._draw(epoch + 1)
+
+    def _draw(self, number, missing=False):
+        """Draws the pictures of an epoch, counted from 1; or those that are missing."""
         for name, draw in self.model.epoch_pictures(self.history, **self.examples).items():
             stem = pathlib.Path(name).stem
-            path = self.folder / "pictures" / f"{stem}-epoch{epoch + 1:03d}.png"
-            checkpoint.write(path, draw)
-            show_in_tensorboard(self.folder, path, stem, epoch + 1)
+            path = self.folder / "pictures" / f"{stem}-epoch{number:03d}.png"
+            if not (missing and path.exists()):
+                checkpoint.write(path, draw)
+                show_in_tensorboard(self.folder, path, stem, number)
 
 
 def show_in_tensorboard(folder, path, name, epoch):

@@ -5,34 +5,93 @@ draws other numbers than an uninterrupted one; and they are written in place, so
 while writing loses both the new checkpoint and the old.
 """
 
+import dataclasses
+import errno
 import json
 import os
 import pathlib
-import zipfile
+import re
 
 import numpy as np
 
 from tfkd.errors import UsageError
 
+#: What a file is called until it is whole: `.{process}.partial.{name}`.
+_PARTIAL = "partial"
 
-def write(path, save):
+
+def write(path, save, keep=None):
     """Writes a file so that `path` is always whole: the old one or the new one.
 
     Args:
         path: Where the file is to be.
         save: Function that writes to the path it is given.
+        keep: Path to which the file that is there is moved once the new one is whole; None to
+            replace it.
+
+    Raises:
+        UsageError: If the disk is full or does not let it be written. What was there is then as
+            it was.
     """
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The ending stays the last one: Keras and numpy choose or add it by the name.
-    temporary = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    temporary = path.with_name(f".{os.getpid()}.{_PARTIAL}.{path.name}")
     try:
-        save(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                os.replace(path, keep)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, RuntimeError) as error:
+        reason = _storage_reason(error)
+        if reason is None:
+            raise
+        raise UsageError(
+            f"{path} could not be written ({reason}): make room, or make its directory writable; "
+            "then the same command goes on. What was there is as it was."
+        ) from error
+
+
+def _storage_reason(error):
+    """Says why a file could not be written, in a few words; None for an error of another kind."""
+    text = str(error)
+    # Only Python itself tells the number; others, HDF5 among them, tell it within a long message.
+    found = re.search(r"errno = (\d+)", text)
+    number = int(found[1]) if found else getattr(error, "errno", None)
+    if number is None and re.search(r"\d+ requested and \d+ written", text):
+        # What numpy says of a disk that is full.
+        number = errno.ENOSPC
+    if number is None:
+        return None
+    return os.strerror(number)
+
+
+def remove_partial(folder):
+    """Removes what killed processes had begun to write in a folder and those below it.
+
+    Args:
+        folder: Path; nothing happens where there is none.
+    """
+    for path in pathlib.Path(folder).rglob(f".*.{_PARTIAL}.*"):
+        process = path.name.split(".")[1]
+        if process.isdecimal() and not _lives(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        # It belongs to somebody else.
+        return True
+    return True
 
 
 def write_text(path, text):
@@ -57,54 +116,134 @@ def variables_of(distiller):
     return found
 
 
-def save(path, distiller, state, extra=None):
-    """Saves the state of a training run.
+def not_finite(distiller):
+    """Returns the path of the first variable with a value that is NaN or infinite, or None.
 
     Args:
-        path: Where; the file that is there stays until the new one is whole.
+        distiller: A compiled `tfkd.Distiller`.
+    """
+    for variable in variables_of(distiller):
+        array = variable.numpy()
+        if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
+            return variable.path
+    return None
+
+
+def previous(path):
+    """Returns where the checkpoint before the one at `path` is kept."""
+    path = pathlib.Path(path)
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def save(path, distiller, state, extra=None, run=""):
+    """Saves the state of a training run, and keeps the one before beside it.
+
+    Args:
+        path: Where; the file that is there stays until the new one is whole, and is then the one
+            at `previous(path)`.
         distiller: The compiled `tfkd.Distiller`.
         state: Dictionary of JSON values that belongs to it, such as the epoch.
         extra: `{name: array}` to keep beside it.
+        run: String that tells this run from others whose models are alike.
+
+    Raises:
+        UsageError: If the file cannot be written.
     """
     variables = variables_of(distiller)
     arrays = {f"variable/{i}": v.numpy() for i, v in enumerate(variables)}
     arrays |= {f"extra/{name}": array for name, array in (extra or {}).items()}
-    header = {"state": state, "names": [v.path for v in variables]}
+    header = {"run": run, "state": state, "names": [v.path for v in variables]}
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    write(path, lambda temporary: np.savez(temporary, **arrays))
+    write(path, lambda temporary: np.savez(temporary, **arrays), keep=previous(path))
 
 
-def restore(path, distiller):
-    """Restores what `save` has saved.
+@dataclasses.dataclass
+class Restored:
+    """What `restore` found.
+
+    Attributes:
+        state: Dictionary, as `save` was given it.
+        extra: `{name: array}`, as `save` was given it.
+        path: Path of the file that it was in.
+        warning: String, which file was skipped and why; None where none was.
+    """
+
+    state: dict
+    extra: dict
+    path: pathlib.Path
+    warning: str | None
+
+
+def restore(path, distiller, run=""):
+    """Restores what `save` has saved last, or, where that file is unusable, the time before.
+
+    An unusable file is then moved aside, to `{name}.damaged.npz`, so that it does not take the
+    place of the good one when the next checkpoint is written.
 
     Args:
         path: The file.
         distiller: The compiled `tfkd.Distiller`, made as it was.
+        run: As `save` was given it.
 
     Returns:
-        The tuple `(state, extra)`.
+        A `Restored`; None where there is neither file.
 
     Raises:
-        UsageError: If the file is damaged or belongs to other models. Nothing is then changed.
+        UsageError: If there are files, and none of them is usable: they are damaged, or belong
+            to other models or another run. Nothing is then changed.
     """
-    remedy = "move it away to start again from the beginning"
+    path = pathlib.Path(path)
+    there = [candidate for candidate in (path, previous(path)) if candidate.exists()]
+    variables = variables_of(distiller)
+    reasons = []
+    for candidate in there:
+        try:
+            state, arrays, extra = _read(candidate, variables, run)
+        except UsageError as error:
+            reasons.append(str(error))
+            continue
+        for variable, array in zip(variables, arrays):
+            variable.assign(array)
+        warning = None
+        if reasons:
+            aside = path.with_name(f"{path.stem}.damaged{path.suffix}")
+            os.replace(path, aside)
+            warning = f"{reasons[0]}; moved to {aside.name}, going on from {candidate.name}."
+        return Restored(state, extra, candidate, warning)
+    if reasons:
+        them = "them" if len(reasons) > 1 else "it"
+        raise UsageError(
+            f"{', and '.join(reasons)}: move {them} away to start again from the beginning."
+        )
+    return None
+
+
+def _read(path, variables, run):
+    """Reads a checkpoint.
+
+    Returns:
+        The tuple `(state, arrays, extra)`, with an array for each variable.
+
+    Raises:
+        UsageError: If it is damaged, or of other variables or another run.
+    """
     try:
         with np.load(path) as archive:
             # Reading each member checks its checksum.
             arrays = {name: archive[name] for name in archive.files}
         header = json.loads(arrays.pop("header").tobytes())
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UsageError(f"Checkpoint {path} is damaged ({reason}): {remedy}.") from error
-    variables = variables_of(distiller)
-    stored = [arrays.get(f"variable/{i}") for i in range(len(header["names"]))]
+        stored = [arrays.pop(f"variable/{i}") for i in range(len(header["names"]))]
+        state, found = header["state"], header["run"]
+    except Exception as error:
+        # Whatever the readers of zip files, of arrays and of JSON stumble over.
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise UsageError(f"Checkpoint {path} is damaged ({reason})") from error
     if [v.shape for v in variables] != [array.shape for array in stored]:
         raise UsageError(
             f"Checkpoint {path} belongs to other models ({len(stored)} variables, "
-            f"{len(variables)} expected, or of other shapes): {remedy}."
+            f"{len(variables)} expected, or of other shapes)"
         )
-    for variable, array in zip(variables, stored):
-        variable.assign(array)
+    if found != run:
+        raise UsageError(f"Checkpoint {path} belongs to another run ({found!r}, not {run!r})")
     prefix = "extra/"
-    extra = {k[len(prefix) :]: array for k, array in arrays.items() if k.startswith(prefix)}
-    return header["state"], extra
+    return state, stored, {name[len(prefix) :]: array for name, array in arrays.items()}

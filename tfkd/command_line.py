@@ -4,7 +4,7 @@ import re
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from tfkd import errors, runtime
 from tfkd.errors import UsageError
@@ -55,10 +55,15 @@ def _parse():
         rest = flags.FLAGS(sys.argv)
         if _CONFIG.value is None:
             raise UsageError("--config=FILE is missing; configs/ has some.")
-        if flags.FLAGS.workdir is None:
+        if not flags.FLAGS.workdir:
             raise UsageError("--workdir=DIR is missing: where everything is read and written.")
         # A file that is not there shows only when its values are asked for.
-        _CONFIG.value.keys()
+        getattr(_CONFIG.value, "keys", None)
+        if not isinstance(_CONFIG.value, ConfigDict):
+            raise UsageError(
+                "--config: get_config must return an ml_collections.ConfigDict; it returned a "
+                f"{type(_CONFIG.value).__name__}."
+            )
     except Exception as error:
         # ml_collections lets through whatever the file raises, and wraps it with its traceback.
         raise UsageError(_reason(error)) from error
@@ -73,13 +78,24 @@ def _reason(error):
     """Returns the line that says what was wrong, out of an error that may be many lines long."""
     text = str(error.args[0] if error.args else type(error).__name__).strip()
     if isinstance(error, flags.UnrecognizedFlagError):
+        text = re.sub(r"\s*\?$", "?", text) if text.endswith("?") else f"{text}."
         return f"{text} Values of the config are set as --config.{error.flagname}=..."
+    if "has no attribute 'get_config'" in text:
+        return "--config names a file without a function get_config; configs/ has some with it."
+    part = re.search(r"flag --(config\.\S+)=.*Failed to parse .* as a ConfigDict", text)
+    if part:
+        picked = " (a method is picked by --config=FILE:method=...)" * (part[1] == "config.method")
+        return f"--{part[1]} has values of its own: set one of them, --{part[1]}.NAME=...{picked}"
     if isinstance(error, (AttributeError, KeyError)):
-        text = text.replace("\\n", " ").replace("\\'", "'")
-        return f"--config has no such value: {text}"
+        text = re.sub(r"[\"'\\]+", "", text.replace("\\n", " "))
+        return f"--config has no such value: {text} (the config.json of any run shows all of them)"
+    if isinstance(error, SyntaxError):
+        return f"--config: {error.msg} in line {error.lineno} of {error.filename}"
     if isinstance(error, OSError) or "Traceback" in text:
         # "package.module.Error: what was wrong"
         text = re.sub(r"^[\w.]*Error: ", "", text.splitlines()[-1].strip())
     if isinstance(error, (UsageError, flags.Error)):
         return text
+    if not isinstance(error, (OSError, ValueError)):
+        text = f"{type(error).__name__}: {text}"
     return f"--config: {text}"

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import inspect
+import math
 import re
 
 from ml_collections import ConfigDict, config_dict
@@ -318,18 +319,55 @@ def check(config):
     Raises:
         UsageError: If one is outside its range.
     """
+    missing = [key for key in default_config(ALONE, "", "") if key not in config]
+    if missing:
+        raise UsageError(
+            f"The config has no {', '.join(missing)}: start it with "
+            "tfkd.config.from_arguments(...), as those in configs/ do."
+        )
+    _check_method(config)
+    preparation = config.method.preparation_epochs
+    finite = math.isfinite
     rules = {
         "epochs": (config.epochs, lambda x: x >= 1, "at least 1"),
         "teacher.epochs": (config.teacher.epochs, lambda x: x >= 1, "at least 1"),
-        "teacher.learning_rate": (config.teacher.learning_rate, lambda x: x > 0, "above 0"),
-        "optimizer.learning_rate": (config.optimizer.learning_rate, lambda x: x > 0, "above 0"),
+        "method.preparation_epochs": (
+            1 if preparation is None else preparation,
+            lambda x: x >= 1,
+            "at least 1",
+        ),
+        "teacher.learning_rate": (
+            config.teacher.learning_rate,
+            lambda x: x > 0 and finite(x),
+            "above 0 and finite",
+        ),
+        "optimizer.learning_rate": (
+            config.optimizer.learning_rate,
+            lambda x: x > 0 and finite(x),
+            "above 0 and finite",
+        ),
         "optimizer.momentum": (config.optimizer.momentum, lambda x: 0 <= x < 1, "from 0 to 1"),
-        "optimizer.weight_decay": (config.optimizer.weight_decay, lambda x: x >= 0, "at least 0"),
-        "seed": (config.seed, lambda x: x >= 0, "at least 0"),
+        "optimizer.weight_decay": (
+            config.optimizer.weight_decay,
+            lambda x: x >= 0 and finite(x),
+            "at least 0 and finite",
+        ),
+        "schedule.factor": (
+            config.schedule.factor,
+            lambda x: x >= 0 and finite(x),
+            "at least 0 and finite",
+        ),
+        # What NumPy and Python take alike; peers' seeds lie 1000 apart.
+        "seed": (config.seed, lambda x: 0 <= x < 2**31, "at least 0, and below 2147483648"),
     }
     for name, (value, allowed, range_) in rules.items():
         if not allowed(value):
             raise UsageError(f"--config.{name} must be {range_}; received {value}.")
+    if needs_indices(config) and (config.data.mixup or config.data.cutmix):
+        raise UsageError(
+            f"Method {config.method.name!r} remembers every training image, and mixup and cutmix "
+            "make new ones: set --config.data.mixup=0.0 and --config.data.cutmix=0.0."
+        )
     inputs = {
         name: config.teacher[name] for name in _OWN_INPUTS if config.teacher[name] is not None
     }
@@ -340,6 +378,17 @@ def check(config):
         )
     if config.select not in ("last", "best"):
         raise UsageError(f"--config.select must be last or best; received {config.select!r}.")
+
+
+def _check_method(config):
+    """Checks that the method's name and the rest of its part belong together."""
+    method, fresh = config.method, method_config(config.method.name, config.settings.to_dict())
+    if method.distiller != fresh.distiller or set(method.losses) != set(fresh.losses):
+        raise UsageError(
+            f"--config.method.name is {method.name!r}, and the rest of config.method is that of "
+            "another method: it is picked after the colon of --config, as in "
+            f"configs/digits.py:method={method.name}."
+        )
 
 
 _OWN_INPUTS = ("image_size", "mean", "std", "scale")
@@ -402,6 +451,11 @@ def peers(config):
     for name in found:
         if name not in models.available():
             raise unknown("peer", name, [PEER, *models.available()])
+    if not found and "peers" in config.method.arguments:
+        raise UsageError(
+            f"Method {config.method.name!r} needs peers: one or more models joined by +, such as "
+            f"peers={PEER} or peers=resnet8+resnet14."
+        )
     return found
 
 

@@ -1,6 +1,7 @@
 """What tfkd raises when the user, not the code, is mistaken."""
 
 import contextlib
+import errno
 import sys
 
 #: Exit code of a command that ends with a mistake in what the user gave.
@@ -16,6 +17,13 @@ class UsageError(ValueError):
 
     # Keras otherwise appends the arguments of the layer in whose call the error is raised.
     _keras_call_info_injected = True
+
+
+class DivergenceError(UsageError):
+    """Training whose loss is no longer a finite number; its message says since when, and which.
+
+    `fit` raises it, and what was saved before is untouched.
+    """
 
 
 def unknown(kind, name, known):
@@ -91,9 +99,11 @@ def told_in_one_line():
     except UsageError as error:
         _stop(error)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is not None:
+            _stop(f"{error.filename}: {error.strerror}.")
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             raise
-        _stop(f"{error.filename}: {error.strerror}.")
+        _stop(f"A file could not be written: {error.strerror}.")
 
 
 def _stop(reason):

@@ -2,11 +2,14 @@
 
 import copy
 import csv
+import hashlib
 import io
 import json
+import os
 import pathlib
 import sys
 import time
+import zipfile
 
 import keras
 import numpy as np
@@ -17,7 +20,7 @@ from tfkd.config import ALONE, check, make_distiller, needs_indices, needs_teach
 from tfkd.data import load
 from tfkd.distillers import KnowledgeDistiller
 from tfkd.distillers.preparation import Preparation
-from tfkd.errors import UsageError
+from tfkd.errors import DivergenceError, UsageError
 
 # What a run would overwrite.
 _ARTEFACTS = ("teacher.keras", "student.keras", "metrics.csv", "checkpoint.npz", "summary.json")
@@ -44,11 +47,18 @@ def run(config, workdir, data_dir=None, command=None):
     """
     workdir = pathlib.Path(workdir)
     check(config)
+    _check_writable(workdir)
     _check_same_config(config, workdir)
     finished = workdir / "summary.json"
     if finished.exists():
         _say(f"{workdir} holds this run, complete.")
-        return json.loads(finished.read_text(encoding="utf-8"))
+        try:
+            return json.loads(finished.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(
+                f"{finished} is damaged: remove it, and the same command writes it anew."
+            ) from error
+    checkpoint.remove_partial(workdir)
 
     runtime.set_seed(config.seed)
     data = _load_data(config, data_dir)
@@ -56,7 +66,8 @@ def run(config, workdir, data_dir=None, command=None):
     teacher = _get_teacher(config, data, workdir) if needs_teacher(config.method) else None
     distiller = _build(config, data, teacher)
     student = distiller.student
-    checkpoint.write_text(workdir / "config.json", _as_json(config))
+    if not (workdir / "config.json").exists():
+        checkpoint.write_text(workdir / "config.json", _as_json(config))
 
     summary = {"command": command, "config": json.loads(_as_json(config)), "data": data.sizes}
     if teacher is not None:
@@ -70,7 +81,9 @@ def run(config, workdir, data_dir=None, command=None):
         _say(report)
         summary["check"] = report.as_dict()
     _say(f"student {config.student.model} ({student.count_params():,} parameters)")
-    progress = _fit(distiller, data, config.epochs, workdir, config.method.preparation_epochs)
+    progress = _fit(
+        distiller, config, data, config.epochs, workdir, config.method.preparation_epochs
+    )
     history = progress.history
     summary["training_seconds"] = round(progress.seconds, 1)
 
@@ -175,6 +188,8 @@ def check_methods(config, methods, workdir, data_dir=None):
 
 def _build(config, data, teacher):
     """Returns the compiled distiller of a run, with the student and its peers anew."""
+    # What was drawn before depends on whether the teacher was there already.
+    runtime.set_seed(config.seed)
     kinds = {config.student.model: config.student.arguments}
     student, *others = (
         # Seeds far apart, so that no peer starts as the student of another run.
@@ -200,6 +215,18 @@ def _as_json(config):
     """The config, and the flag that changes numbers as a config does; devices do not."""
     values = {**config.to_dict(), "precision": keras.config.dtype_policy().name}
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def _check_writable(workdir):
+    """Refuses a work directory that cannot be made or written."""
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UsageError(f"--workdir={workdir}: {there} is a file; choose another directory.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UsageError(
+            f"--workdir={workdir}: {there} cannot be written; make it writable, or choose another "
+            "directory."
+        )
 
 
 def _check_same_config(config, workdir):
@@ -251,17 +278,31 @@ def _create(model, data, seed, **arguments):
 
 
 def _get_teacher(config, data, workdir):
-    """Returns the teacher: the given one, the one trained here before, or one to be trained."""
-    path = pathlib.Path(config.teacher.path or workdir / "teacher.keras")
+    """Returns the teacher: the one used here before, the given one, or one to be trained."""
+    path = own = workdir / "teacher.keras"
+    if config.teacher.path and not own.exists():
+        path = pathlib.Path(config.teacher.path)
     if path.exists():
         try:
             teacher = keras.models.load_model(path, compile=False)
         except Exception as error:
             # Keras lets whatever the archive, HDF5 or JSON reader raises through.
             reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            if path.is_dir():
+                reason = "it is a directory"
+            elif not zipfile.is_zipfile(path):
+                # Keras says that there is no such file.
+                reason = "it is no whole .keras archive"
+            remedy = "give a whole .keras file"
+            if path == own:
+                remedy = "remove it, and the same command makes it anew"
             raise UsageError(
-                f"Teacher {path} cannot be read as a Keras model ({reason})."
+                f"Teacher {path} cannot be read as a Keras model ({reason}): {remedy}."
             ) from error
+        if len(teacher.outputs) != 1:
+            raise UsageError(
+                f"Teacher {path} has {len(teacher.outputs)} outputs: it must have one, the logits."
+            )
         if teacher.output_shape[-1] != data.num_classes:
             raise UsageError(
                 f"Teacher {path} has {teacher.output_shape[-1]} classes, and data set "
@@ -283,7 +324,7 @@ def _train_teacher(config, data, teacher, workdir):
         _say(f"teacher {config.teacher.model} ({teacher.count_params():,} parameters)")
         trainer = KnowledgeDistiller(teacher)
         _compile(trainer, config, data, config.teacher.epochs, config.teacher.learning_rate)
-        _fit(trainer, data, config.teacher.epochs, workdir / "teacher")
+        _fit(trainer, config, data, config.teacher.epochs, workdir / "teacher")
     checkpoint.write(path, teacher.save)
 
 
@@ -301,11 +342,12 @@ def _compile(distiller, config, data, epochs, learning_rate):
     distiller.compile(optimizers.SGD(**settings), loss=loss, metrics=["accuracy"], **own)
 
 
-def _fit(distiller, data, epochs, folder, preparation_epochs=None):
+def _fit(distiller, config, data, epochs, folder, preparation_epochs=None):
     """Trains in `folder`, from its checkpoint where there is one.
 
     Args:
         distiller: A compiled `tfkd.Distiller`.
+        config: `ConfigDict` of the run.
         data: A `tfkd.data.Data`.
         epochs: Integer.
         folder: Path.
@@ -316,16 +358,26 @@ def _fit(distiller, data, epochs, folder, preparation_epochs=None):
         A `_Progress`, with the `history` of logs, the `best` epoch and weights of the student,
         and the `seconds` that training took, those before an interruption included.
     """
-    progress = _Progress(data, folder)
-    if progress.path.exists():
-        progress.restore(checkpoint.restore(progress.path, distiller))
-        _say(f"resuming after epoch {len(progress.history)} of {epochs} ({progress.path})")
+    # Which run and which of its stages a checkpoint belongs to; models alone can be alike.
+    digest = hashlib.sha256(_as_json(config).encode()).hexdigest()[:12]
+    progress = _Progress(data, folder, f"{type(distiller).__name__} of config {digest}")
+    restored = progress.restore(distiller)
+    if restored is not None:
+        if restored.warning:
+            _say(f"warning: {restored.warning}")
+        _say(f"resuming after epoch {len(progress.history)} of {epochs} ({restored.path})")
     for preparation in distiller.preparations():
         _say(f"preparing loss {preparation.prepared_loss.name}")
         part = preparation_epochs or preparation.epochs
-        _fit(preparation, data, part, folder / preparation.name)
+        _fit(preparation, config, data, part, folder / preparation.name)
         preparation.finish()
-    if len(progress.history) < epochs:
+    pictures = _epoch_pictures(data, folder, progress.history)
+    if len(progress.history) == epochs:
+        # The interruption may have come between the last checkpoint and its pictures.
+        pictures.set_model(distiller)
+        pictures.on_train_begin()
+        return progress
+    try:
         distiller.fit(
             data.train,
             validation_data=None if isinstance(distiller, Preparation) else data.validation,
@@ -333,11 +385,13 @@ def _fit(distiller, data, epochs, folder, preparation_epochs=None):
             initial_epoch=len(progress.history),
             callbacks=[
                 progress,
-                _epoch_pictures(data, folder, progress.history),
+                pictures,
                 keras.callbacks.TensorBoard(folder / "tensorboard"),
             ],
             verbose=1 if sys.stdout.isatty() else 2,
         )
+    except DivergenceError as error:
+        raise DivergenceError(f"{error} {progress.last_good()}") from error
     return progress
 
 
@@ -351,21 +405,36 @@ def _epoch_pictures(data, folder, history):
 class _Progress(keras.callbacks.Callback):
     """Keeps the checkpoint, the metrics and the best weights of a run up to date."""
 
-    def __init__(self, data, folder):
+    def __init__(self, data, folder, run):
         super().__init__()
         self.data = data
         self.folder = folder
+        self.run = run
         self.path = folder / "checkpoint.npz"
         self.history = []
         self.best = None
+        # The last checkpoint that is known to be good, and the epochs that it holds.
+        self.saved = None
         self.seconds = 0.0
         self._epoch_began = None
 
-    def restore(self, saved):
-        state, extra = saved
-        self.history, self.seconds = state["history"], state["seconds"]
-        weights = [extra[f"best/{i}"] for i in range(len(extra))]
-        self.best = {"epoch": state["best_epoch"], "weights": weights}
+    def restore(self, distiller):
+        """Goes on from the last good checkpoint; returns it, or None where there is none."""
+        restored = checkpoint.restore(self.path, distiller, self.run)
+        if restored is not None:
+            state, extra = restored.state, restored.extra
+            self.history, self.seconds = state["history"], state["seconds"]
+            weights = [extra[f"best/{i}"] for i in range(len(extra))]
+            self.best = {"epoch": state["best_epoch"], "weights": weights}
+            self.saved = (restored.path, len(self.history))
+        return restored
+
+    def last_good(self):
+        """Returns a sentence that says where the last checkpoint is."""
+        if self.saved is None:
+            return f"{self.folder} has no checkpoint yet."
+        path, epochs = self.saved
+        return f"The last good checkpoint is {path}, of epoch {epochs}."
 
     def on_epoch_begin(self, epoch, logs=None):
         self.data.start_epoch(epoch)
@@ -373,6 +442,13 @@ class _Progress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.seconds += time.perf_counter() - self._epoch_began
+        variable = checkpoint.not_finite(self.model)
+        if variable is not None:
+            # No later step would mend it.
+            raise DivergenceError(
+                f"Training diverged: {variable} has NaN or infinite values after the last step of "
+                f"epoch {epoch + 1}. A smaller learning rate may help."
+            )
         self.history.append({name: float(value) for name, value in logs.items()})
         # Later epochs win a tie: they have seen more.
         score = self.history[-1].get("val_accuracy", 0.0)
@@ -387,7 +463,9 @@ class _Progress(keras.callbacks.Callback):
                 "seconds": self.seconds,
             },
             {f"best/{i}": array for i, array in enumerate(self.best["weights"])},
+            self.run,
         )
+        self.saved = (self.path, len(self.history))
         # From the history rather than appended to: a run that was killed leaves no double rows.
         text = io.StringIO()
         rows = [{"epoch": i + 1, **logs} for i, logs in enumerate(self.history)]

@@ -1,5 +1,6 @@
 """The optimizer and learning-rate schedules of the published protocols."""
 
+import inspect
 import math
 
 import keras
@@ -98,6 +99,13 @@ def create(name, student_optimizer=None, relative_learning_rate=None, **settings
             settings["learning_rate"] = RelativeSchedule(rate, relative_learning_rate)
         else:
             settings["learning_rate"] = relative_learning_rate * rate
+    known = [
+        key.lower()
+        for key, kind in vars(keras.optimizers).items()
+        if inspect.isclass(kind) and issubclass(kind, keras.optimizers.Optimizer)
+    ]
+    if str(name).lower() not in known:
+        raise unknown("optimizer", name, sorted({*known} - {"optimizer", "lossscaleoptimizer"}))
     try:
         if name == "sgd":
             return SGD(**settings)
@@ -166,7 +174,12 @@ def schedule(name, learning_rate, steps, milestones=(), factor=0.1, warmup=0.0):
     """
     if name not in SCHEDULES:
         raise unknown("learning-rate schedule", name, SCHEDULES)
-    if list(milestones) != sorted(milestones) or not all(0 < at < 1 for at in milestones):
+    numbers = all(isinstance(at, (int, float)) for at in milestones)
+    if (
+        not numbers
+        or list(milestones) != sorted(milestones)
+        or not all(0 < at < 1 for at in milestones)
+    ):
         raise UsageError(
             "Milestones of the learning rate are increasing fractions of the run, between 0 and "
             f"1; received {tuple(milestones)}."

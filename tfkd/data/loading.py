@@ -305,7 +305,11 @@ def _check_image_size(image_size):
 
 def _check_validation(validation):
     right = isinstance(validation, numbers.Real) and not isinstance(validation, bool)
-    if not right or validation < 0 or (validation >= 1 and int(validation) != validation):
+    if (
+        not right
+        or not 0 <= validation < float("inf")
+        or (validation >= 1 and int(validation) != validation)
+    ):
         raise UsageError(
             "validation must be a fraction in [0, 1) or an integer number of examples; received "
             f"{validation!r}."

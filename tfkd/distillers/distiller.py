@@ -9,6 +9,7 @@ from keras import ops
 
 from tfkd import optimizers, runtime, schedules, taps
 from tfkd.distillers import checks, preflight
+from tfkd.distillers.divergence import TOTAL, LossWatch, StopAtDivergence
 from tfkd.errors import UsageError, unknown
 
 
@@ -109,6 +110,7 @@ class Distiller(keras.Model):
         self._trackers = {}
         self._evaluated_trackers = set()
         self._evaluating = False
+        self._loss_watch = LossWatch()
         # As a variable, so that a compiled step sees it change.
         self._epoch = self.add_weight(
             shape=(),
@@ -387,6 +389,7 @@ class Distiller(keras.Model):
         labels alone, since validation runs the student alone.
 
         Raises:
+            DivergenceError: If a part of the loss becomes NaN or infinite.
             UsageError: If a label is outside the classes, or a model turns out to output
                 probabilities.
         """
@@ -402,7 +405,11 @@ class Distiller(keras.Model):
             ),
             on_epoch_begin=lambda epoch, logs: self.start_epoch(epoch),
         )
-        callbacks = [announce, *keras.tree.flatten(callbacks or [])]
+        callbacks = [
+            announce,
+            StopAtDivergence(self._loss_watch),
+            *keras.tree.flatten(callbacks or []),
+        ]
         with checks.clear_label_errors(self.student):
             return super().fit(x, y, callbacks=callbacks, **kwargs)
 
@@ -502,6 +509,8 @@ class Distiller(keras.Model):
         Labels may come as `{"label": ..., "index": ...}`, with the positions of the samples in
         the training set, which some losses need.
         """
+        if not self._evaluating:
+            self._loss_watch.count_step()
         inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         size = ops.shape(tf.nest.flatten(inputs)[0])[0]
         if not self.built and hasattr(inputs, "shape"):
@@ -631,6 +640,8 @@ class Distiller(keras.Model):
         self.track("distillation_loss", distillation_loss, batch)
         total = student_loss + distillation_loss
         regularization = self._regularization()
+        parts = {"student_loss": student_loss, **weighted, "regularization": regularization}
+        self._loss_watch.note({**parts, TOTAL: total + regularization})
         self._loss_tracker.update_state(total + regularization, sample_weight=batch.size)
         return self._scaled(batch, total) + regularization / runtime.num_replicas()
 
@@ -648,7 +659,9 @@ class Distiller(keras.Model):
         """
         for name, (_, value) in terms.items():
             self.track(name, value, batch)
-        return self._scaled(batch, sum(weight * value for weight, value in terms.values()))
+        weighted = {name: weight * value for name, (weight, value) in terms.items()}
+        self._loss_watch.note(weighted)
+        return self._scaled(batch, sum(weighted.values()))
 
     def _scaled(self, batch, value):
         """Scales a mean over this replica's samples so that the replicas' add up to the batch's.

@@ -1,0 +1,17 @@
+"""Runs that are killed again and again end as if nobody had touched them."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_no_bit(tmp_path):
+    command = [sys.executable, "benchmarks/kills.py", "--kills=20", f"--workdir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 of 20 equal" in done.stdout

@@ -1,0 +1,122 @@
+"""Stops training where a loss is no longer a finite number."""
+
+import keras
+import tensorflow as tf
+
+from tfkd import runtime
+from tfkd.errors import DivergenceError
+
+#: The sum of all parts, which can overflow where none of them does.
+TOTAL = "loss"
+
+#: How many parts one distiller can have; further ones show in the total only.
+_PARTS = 64
+
+#: After how many steps the host looks: reading a variable waits for the device.
+_STEPS_BETWEEN_LOOKS = 50
+
+
+class LossWatch:
+    """Notes in which step of an epoch which part of a loss was first not finite.
+
+    The compiled step writes it down and nothing waits for it. Its variables belong to no model:
+    they are neither saved nor restored, since nothing is saved once they are set.
+    """
+
+    def __init__(self):
+        # Each replica writes its own copy, and all write the same.
+        settings = {
+            "trainable": False,
+            "dtype": tf.int64,
+            "synchronization": tf.VariableSynchronization.ON_READ,
+            "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA,
+        }
+        self._parts = [TOTAL]
+        self._step = tf.Variable(0, name="step_of_epoch", **settings)
+        # Of each part the step, counted from 1, in which it was first not finite; 0 for none.
+        self._first = tf.Variable([0] * _PARTS, name="first_not_finite", **settings)
+
+    def start_epoch(self):
+        """Forgets everything, and counts steps anew."""
+        self._step.assign(0)
+        self._first.assign([0] * _PARTS)
+
+    def count_step(self):
+        """Notes that a step begins."""
+        self._step.assign_add(1)
+
+    def note(self, values):
+        """Notes which values are not finite.
+
+        Args:
+            values: `{part: scalar}`, of this replica.
+        """
+        for part in values:
+            if part not in self._parts and len(self._parts) < _PARTS:
+                self._parts.append(part)
+        watched = [tf.cast(values.get(part, 0.0), tf.float32) for part in self._parts]
+        finite = tf.math.is_finite(tf.stack([tf.stop_gradient(value) for value in watched]))
+        # One replica's is the others' in the next step, and the first one's step counts.
+        found = runtime.sum_over_replicas(tf.cast(tf.logical_not(finite), tf.int64))
+        found = tf.pad(found, [[0, _PARTS - len(self._parts)]])
+        new = tf.logical_and(found > 0, self._first == 0)
+        self._first.assign(tf.where(new, tf.maximum(self._step.read_value(), 1), self._first))
+
+    def found(self):
+        """Returns `(step, [parts])`, the first step with parts that are not finite, or None."""
+        steps = self._first.read_value().numpy()
+        if not steps.any():
+            return None
+        first = steps[steps > 0].min()
+        parts = [part for part, step in zip(self._parts, steps) if step == first]
+        # The total says nothing where one of its parts is to blame.
+        return int(first), [part for part in parts if part != TOTAL] or [TOTAL]
+
+
+class StopAtDivergence(keras.callbacks.Callback):
+    """Ends training with a `DivergenceError` soon after a loss has become NaN or infinite.
+
+    It looks every few steps, and before validation and everything else that follows an epoch. The
+    error tells the step in which it happened, not the one after which it was seen.
+
+    Args:
+        watch: The `LossWatch` into which the compiled step writes.
+    """
+
+    def __init__(self, watch):
+        super().__init__()
+        self._watch = watch
+        self._epoch = 0
+        self._begun = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Starts counting anew."""
+        self._epoch, self._begun = epoch, 0
+        self._watch.start_epoch()
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Looks now and then: at the begin, since a hook at the end lets Keras read every log."""
+        if self._begun % _STEPS_BETWEEN_LOOKS == 0:
+            self._look()
+        self._begun += 1
+
+    def on_test_begin(self, logs=None):
+        """Looks before validation."""
+        self._look()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Looks before other callbacks save anything."""
+        self._look()
+
+    def _look(self):
+        found = self._watch.found()
+        if found is None:
+            return
+        step, parts = found
+        steps = self.params.get("steps")
+        of_steps = f" of {steps}" if steps else ""
+        raise DivergenceError(
+            f"Training diverged: {' and '.join(parts)} became NaN or infinite in epoch "
+            f"{self._epoch + 1}, step {step}{of_steps}. Smaller learning rates or weights of "
+            "losses may help."
+        )
