@@ -3,7 +3,9 @@
 The few places where Keras 3 needs help under `tf.distribute` are here and nowhere else.
 """
 
+import functools
 import itertools
+import threading
 
 import keras
 import tensorflow as tf
@@ -143,6 +145,20 @@ def share_of_batch(local_size):
     return tf.math.divide_no_nan(local_size, total)
 
 
+def even_share(local_size):
+    """Returns `1 / n` on each of the `n` replicas that have samples, and 0 on the others.
+
+    What every replica has computed of the global batch adds up to itself by it.
+
+    Args:
+        local_size: Integer tensor, the number of samples of this replica.
+    """
+    if num_replicas() == 1:
+        return 1.0
+    present = tf.cast(local_size > 0, "float32")
+    return tf.math.divide_no_nan(present, sum_over_replicas(present))
+
+
 def sum_over_replicas(values):
     """Adds up tensors over the replicas; as they are where there is one. No gradient flows back.
 
@@ -168,15 +184,17 @@ def draw_per_sample(draw, local_size):
         local_size: Integer tensor, the number of samples of this replica.
 
     Returns:
-        A tensor `(samples of this replica, ...)`.
+        A tensor `(samples of this replica, ...)`, of one row where it has no sample.
     """
     if num_replicas() == 1:
         return draw(local_size)
     context = tf.distribute.get_replica_context()
     sizes = context.all_gather(tf.reshape(local_size, [1]), axis=0)
     before = tf.range(num_replicas()) < context.replica_id_in_sync_group
-    start = tf.reduce_sum(tf.where(before, sizes, 0))
-    return draw(tf.reduce_sum(sizes))[start : start + local_size]
+    # A replica without a sample has a row all the same; see `padded_step`.
+    total, rows = tf.reduce_sum(sizes), tf.maximum(local_size, 1)
+    start = tf.minimum(tf.reduce_sum(tf.where(before, sizes, 0)), total - 1)
+    return draw(total)[start : start + rows]
 
 
 def gather_batch(values):
@@ -197,7 +215,8 @@ def gather_batch(values):
         if value is None:
             return None
         # Gathering forgets the static shape, which losses need.
-        return tf.ensure_shape(context.all_gather(value, axis=0), [None, *value.shape[1:]])
+        gathered = context.all_gather(samples_of(value), axis=0)
+        return tf.ensure_shape(gathered, [None, *value.shape[1:]])
 
     return tf.nest.map_structure(gather, values)
 
@@ -215,6 +234,70 @@ def of_one_replica(batch):
     return tf.nest.map_structure(lambda x: strategy.experimental_local_results(x)[0], batch)
 
 
+# What a replica's thread knows of the step that it takes.
+_STEP = threading.local()
+
+
+def padded_step(step):
+    """Lets replicas take a step of which they have no sample.
+
+    A last batch may be smaller than the number of replicas, or be shared out so that some get
+    nothing of it. All must take the step, since they meet in it; but not every kernel runs on an
+    empty batch (convolutions on a CPU return another shape). So such a replica gets one row of
+    zeros, and what counts samples is told by `size_of` and `samples_of` that there is none.
+
+    Args:
+        step: Function of a batch, a structure of tensors.
+
+    Returns:
+        A function of the same kind.
+    """
+
+    @functools.wraps(step)
+    def padded(data):
+        rows = next(x for x in tf.nest.flatten(data) if x is not None)
+        if num_replicas() == 1 or rows.shape.rank is None or rows.shape[0]:
+            return step(data)
+        missing = tf.cast(tf.shape(rows)[0] == 0, "int32")
+
+        def pad(x):
+            if x is None:
+                return None
+            padding = tf.zeros(tf.concat([[missing], tf.shape(x)[1:]], 0), x.dtype)
+            return tf.ensure_shape(tf.concat([x, padding], 0), x.shape)
+
+        _STEP.present = 1 - missing
+        try:
+            return step(tf.nest.map_structure(pad, data))
+        finally:
+            _STEP.present = None
+
+    return padded
+
+
+def _present():
+    """1 where this replica has samples in this step and 0 where not; None if it must have some."""
+    return getattr(_STEP, "present", None)
+
+
+def size_of(rows):
+    """Returns how many samples this replica has, of the number of rows that its tensors have."""
+    return rows if _present() is None else rows * _present()
+
+
+def samples_of(values):
+    """Returns tensors `(rows, ...)` without the row that stands for no sample.
+
+    Args:
+        values: A structure of tensors; None stays None.
+    """
+    if _present() is None:
+        return values
+    return tf.nest.map_structure(
+        lambda x: None if x is None else x[: tf.shape(x)[0] * _present()], values
+    )
+
+
 def synchronize_batch_normalization(model):
     """Lets the batch normalizations of a model see the global batch under several replicas.
 
@@ -228,3 +311,26 @@ def synchronize_batch_normalization(model):
         for layer in model._flatten_layers():
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = True
+                layer._moments = functools.partial(_synchronized_moments, layer)
+
+
+def _synchronized_moments(layer, inputs, mask):
+    """Mean and variance of the global batch, in place of Keras' own.
+
+    Keras takes the difference of two large numbers for the variance, which one device does not,
+    and has a replica that has no sample count its row of zeros.
+    """
+    context = tf.distribute.get_replica_context()
+    if mask is not None or context is None:
+        return type(layer)._moments(layer, inputs, mask)
+    axes, total = layer._reduction_axes, tf.distribute.ReduceOp.SUM
+    present = 1.0 if _present() is None else tf.cast(_present(), inputs.dtype)
+    count = tf.cast(tf.size(inputs) // tf.shape(inputs)[layer.axis], inputs.dtype)
+    count, sums = context.all_reduce(
+        total, [count * present, tf.reduce_sum(inputs, axes) * present]
+    )
+    mean = sums / count
+    shape = [1] * len(inputs.shape)
+    shape[layer.axis] = mean.shape[0]
+    squares = tf.reduce_sum(tf.square(inputs - tf.reshape(mean, shape)), axes)
+    return mean, context.all_reduce(total, squares * present) / count

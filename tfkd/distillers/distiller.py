@@ -21,6 +21,8 @@ class Batch:
         labels: The labels as the data set gives them.
         sample_weight: Float tensor `(batch,)`, or None. Class weights arrive here too.
         size: Integer tensor, the number of samples.
+        rows: Integer tensor, the number of rows of the tensors: the samples, or one row of zeros
+            where a replica has no sample, which then counts nowhere.
         indices: Integer tensor `(batch,)`, the samples' positions in the training set; None
             where the data does not tell.
     """
@@ -29,6 +31,7 @@ class Batch:
     labels: object
     sample_weight: object
     size: object
+    rows: object
     indices: object
 
 
@@ -429,6 +432,9 @@ class Distiller(keras.Model):
             iterator, data_batch = None, runtime.of_one_replica(next(batches))
         super()._maybe_symbolic_build(iterator, data_batch)
 
+    def _make_function(self, step_function):
+        return super()._make_function(runtime.padded_step(step_function))
+
     def build_optimizers(self):
         """Makes the optimizers' own variables, each for the variables that it updates.
 
@@ -503,7 +509,7 @@ class Distiller(keras.Model):
         the training set, which some losses need.
         """
         inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        size = ops.shape(tf.nest.flatten(inputs)[0])[0]
+        rows = ops.shape(tf.nest.flatten(inputs)[0])[0]
         if not self.built and hasattr(inputs, "shape"):
             # A student whose shapes only data tells. Variables are made outside of the step.
             with tf.init_scope():
@@ -512,7 +518,7 @@ class Distiller(keras.Model):
         indices = None
         if isinstance(labels, dict):
             labels, indices = labels["label"], labels.get("index")
-        return Batch(inputs, labels, sample_weight, size, indices)
+        return Batch(inputs, labels, sample_weight, runtime.size_of(rows), rows, indices)
 
     def observe_teacher(self, batch):
         """Runs the teacher once, in inference mode and without gradient.
@@ -605,9 +611,10 @@ class Distiller(keras.Model):
             )
         value = loss(student_taps, teacher_taps, training=True, **arguments)
         if gather and runtime.num_replicas() > 1:
-            # Every replica has computed the same value: each counts for 1/N of it, whatever its
-            # share of the batch, by which `objective()` is going to multiply.
-            value /= runtime.num_replicas() * runtime.share_of_batch(batch.size)
+            # Every replica has computed the same value: each counts for an equal part of it,
+            # whatever its share of the batch, by which `objective()` is going to multiply.
+            value *= runtime.even_share(batch.size)
+            value = tf.math.divide_no_nan(value, runtime.share_of_batch(batch.size))
         return value
 
     def objective(self, batch, terms):
@@ -739,9 +746,8 @@ class Distiller(keras.Model):
 
     def logs(self, batch, logits):
         """Updates the metrics of the student and returns all logs as `{name: scalar}`."""
-        return self.compute_metrics(
-            batch.inputs, batch.labels, ops.cast(logits, "float32"), batch.sample_weight
-        )
+        values = (batch.inputs, batch.labels, ops.cast(logits, "float32"), batch.sample_weight)
+        return self.compute_metrics(*runtime.samples_of(values))
 
 
 def _class_numbers(labels, loss):
