@@ -150,6 +150,8 @@ def default_config(method, teacher, student, settings=None):
                 "warmup": 0.0,
             },
             "epochs": 30,
+            # Batches whose gradients make one step of the optimizers.
+            "accumulation_steps": 1,
             "select": "last",
             "check": True,
             "seed": 0,
@@ -312,6 +314,7 @@ def check(config):
         "optimizer.learning_rate": (config.optimizer.learning_rate, lambda x: x > 0, "above 0"),
         "optimizer.momentum": (config.optimizer.momentum, lambda x: 0 <= x < 1, "from 0 to 1"),
         "optimizer.weight_decay": (config.optimizer.weight_decay, lambda x: x >= 0, "at least 0"),
+        "accumulation_steps": (config.accumulation_steps, lambda x: x >= 1, "at least 1"),
         "seed": (config.seed, lambda x: x >= 0, "at least 0"),
     }
     for name, (value, allowed, range_) in rules.items():

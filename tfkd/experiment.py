@@ -290,7 +290,7 @@ def _train_teacher(config, data, teacher, workdir):
 def _compile(distiller, config, data, epochs, learning_rate):
     rate = optimizers.schedule(
         learning_rate=learning_rate,
-        steps=epochs * data.steps_per_epoch,
+        steps=max(1, epochs * data.steps_per_epoch // config.accumulation_steps),
         **config.schedule.to_dict(),
     )
     settings = {**config.optimizer.to_dict(), "learning_rate": rate}
@@ -298,7 +298,13 @@ def _compile(distiller, config, data, epochs, learning_rate):
     if data.one_hot:
         loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     own = config.method.optimizers.to_dict() if distiller.further_optimizers else {}
-    distiller.compile(optimizers.SGD(**settings), loss=loss, metrics=["accuracy"], **own)
+    distiller.compile(
+        optimizers.SGD(**settings),
+        loss=loss,
+        metrics=["accuracy"],
+        accumulation_steps=config.accumulation_steps,
+        **own,
+    )
 
 
 def _fit(distiller, data, epochs, folder, preparation_epochs=None):

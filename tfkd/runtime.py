@@ -5,6 +5,8 @@ The few places where Keras 3 needs help under `tf.distribute` are here and nowhe
 
 import functools
 import itertools
+import json
+import os
 import threading
 
 import keras
@@ -12,7 +14,7 @@ import tensorflow as tf
 
 from tfkd.errors import UsageError, unknown
 
-STRATEGIES = ("auto", "one_device", "mirrored")
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -20,8 +22,12 @@ def strategy(name="auto", replicas=None):
     """Makes the `tf.distribute` strategy to build and train models in.
 
     Args:
-        name: `"auto"` (mirrored where there are several GPUs, otherwise one device),
-            `"one_device"` or `"mirrored"` (every GPU, or logical CPUs).
+        name: `"one_device"`; `"mirrored"` (every GPU, or logical CPUs); `"multi_worker"` (the
+            workers that the environment variable `TF_CONFIG` lists, each with all of its GPUs, or
+            its CPU); `"tpu"` (the TPU that the environment variable `TPU_NAME` names, or the one
+            that this machine has); or `"auto"`: `multi_worker` where `TF_CONFIG` lists several
+            workers, mirrored where there are several GPUs, otherwise one device. Workers must
+            make their strategy before TensorFlow does anything else.
         replicas: Integer, the number of devices to mirror over; None for all GPUs. On a machine
             without a GPU the CPU is split into as many logical devices, which must happen
             before TensorFlow first touches it.
@@ -30,7 +36,8 @@ def strategy(name="auto", replicas=None):
         A `tf.distribute.Strategy`.
 
     Raises:
-        UsageError: If the name is unknown or there are not that many devices.
+        UsageError: If the name is unknown or unsupported, there are not that many devices, or
+            `TF_CONFIG` does not describe workers.
 
     Example:
     ```python
@@ -39,9 +46,21 @@ def strategy(name="auto", replicas=None):
     ```
     """
     if name not in STRATEGIES:
+        reason = next((why for kind, why in _UNSUPPORTED.items() if kind in _plain(name)), None)
+        if reason is not None:
+            raise UsageError(f"Strategy {name!r} is not supported: {reason}; {_INSTEAD}")
         raise unknown("strategy", name, STRATEGIES)
     if replicas is not None and (not isinstance(replicas, int) or replicas < 1):
         raise UsageError(f"replicas must be a whole number of at least 1; received {replicas!r}.")
+    if name == "auto" and len(_workers_of_cluster()) > 1:
+        name = "multi_worker"
+    if name in ("multi_worker", "tpu"):
+        if replicas is not None:
+            raise UsageError(
+                f"replicas={replicas} is for mirrored: strategy {name!r} takes every device that "
+                "there is."
+            )
+        return _multi_worker() if name == "multi_worker" else _tpu()
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
     if name == "auto":
         name = "mirrored" if len(gpus) > 1 or (replicas or 1) > 1 else "one_device"
@@ -54,6 +73,151 @@ def strategy(name="auto", replicas=None):
             raise UsageError(f"replicas={replicas}, but this machine has {len(gpus)} GPU(s).")
         return _mirrored([gpu.name for gpu in gpus[:replicas]])
     return _mirrored(_logical_cpus(replicas or 1))
+
+
+#: Kinds of strategies that cannot train here, by what their names contain, and why.
+_UNSUPPORTED = {
+    "parameterserver": "Keras 3 does not train under parameter servers",
+    "centralstorage": "it is an experiment of TensorFlow's, which Keras 3 is not tested under",
+}
+_INSTEAD = "use mirrored (one machine) or multi_worker (several)."
+
+
+def _plain(name):
+    return str(name).lower().replace("_", "").replace("-", "")
+
+
+def check_strategy(strategy):
+    """Raises a `UsageError` for a strategy under which distillers cannot train.
+
+    Args:
+        strategy: The `tf.distribute.Strategy` in whose scope one is built.
+    """
+    supported = (
+        tf.distribute.OneDeviceStrategy,
+        tf.distribute.MirroredStrategy,
+        tf.distribute.MultiWorkerMirroredStrategy,
+        tf.distribute.TPUStrategy,
+    )
+    kind = type(strategy).__name__
+    if isinstance(strategy, supported) or "Default" in kind:
+        return
+    reason = "distillers are tested under one device, mirrored, multi-worker mirrored and TPU"
+    reason = next((why for part, why in _UNSUPPORTED.items() if part in _plain(kind)), reason)
+    raise UsageError(f"{kind} is not supported: {reason}; {_INSTEAD}")
+
+
+def check_scope(strategy):
+    """Raises a `UsageError` where a distiller is trained in another scope than it was built in.
+
+    Args:
+        strategy: The `tf.distribute.Strategy` that it was built in; None for none.
+    """
+    here = tf.distribute.get_strategy()
+    check_strategy(here)
+    if here is strategy or not tf.distribute.has_strategy():
+        return
+    if strategy is not None or here.num_replicas_in_sync > 1:
+        there = "no strategy" if strategy is None else type(strategy).__name__
+        raise UsageError(
+            f"The distiller was built under {there} and is trained in the scope of another "
+            f"strategy, {type(here).__name__}: build its models and train it in one scope."
+        )
+
+
+def check_steps_per_execution(steps, strategy):
+    """Raises a `UsageError` where Keras' loop over steps fails.
+
+    Args:
+        steps: What was given to `compile` as `steps_per_execution`.
+        strategy: The `tf.distribute.Strategy` that trains.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if steps != 1 and replicas > 1:
+        raise UsageError(
+            f"steps_per_execution={steps} fails in Keras under {replicas} replicas: leave it at 1, "
+            "or train on one device."
+        )
+
+
+def check_accumulation(name, optimizer, steps, strategy):
+    """Raises a `UsageError` for an optimizer that accumulates gradients where it cannot.
+
+    Args:
+        name: String, the argument of `compile` that it was given as.
+        optimizer: A Keras optimizer.
+        steps: Integer, the `accumulation_steps` of the distiller.
+        strategy: The `tf.distribute.Strategy` that trains.
+    """
+    own = getattr(optimizer, "inner_optimizer", optimizer).gradient_accumulation_steps
+    on_one = not isinstance(
+        strategy, (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+    )
+    if own and steps > 1:
+        raise UsageError(
+            f"{name} accumulates over {own} steps and compile(accumulation_steps={steps}) does so "
+            "too: give one of them, rather the latter."
+        )
+    if own and not on_one:
+        raise UsageError(
+            f"{name} has gradient_accumulation_steps={own}, which fails in Keras under "
+            f"{type(strategy).__name__}: use compile(accumulation_steps={own}) instead."
+        )
+
+
+def _workers_of_cluster():
+    """Returns the addresses of all workers that `TF_CONFIG` lists, the chief first."""
+    text = os.environ.get("TF_CONFIG") or "{}"
+    try:
+        cluster = json.loads(text).get("cluster", {})
+        return [*cluster.get("chief", []), *cluster.get("worker", [])]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"TF_CONFIG is not JSON as TensorFlow wants it ({error}): it must be like "
+            f"{_TF_CONFIG_EXAMPLE}."
+        ) from error
+
+
+_TF_CONFIG_EXAMPLE = (
+    '{"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": "worker", "index": 0}}'
+)
+
+
+def _multi_worker():
+    workers = _workers_of_cluster()
+    if not workers:
+        raise UsageError(
+            "Strategy 'multi_worker' needs the workers in the environment variable TF_CONFIG, like "
+            f"{_TF_CONFIG_EXAMPLE}; to try it out, python -m tfkd.local_workers sets it."
+        )
+    task = json.loads(os.environ["TF_CONFIG"]).get("task", {})
+    if task.get("type") not in ("chief", "worker") or not isinstance(task.get("index"), int):
+        raise UsageError(
+            f"TF_CONFIG must say which worker this is, like {_TF_CONFIG_EXAMPLE}; its task is "
+            f"{task}."
+        )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        raise UsageError(
+            "TensorFlow has already started, and workers must meet before: call "
+            f"tfkd.runtime.strategy() before anything else ({str(error).splitlines()[0]})"
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"TF_CONFIG: {str(error).splitlines()[0]}") from error
+
+
+def _tpu():
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, tf.errors.OpError) as error:
+        raise UsageError(
+            "Strategy 'tpu' found no TPU: set TPU_NAME, or use another strategy "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
 
 
 _STRATEGIES_MADE = itertools.count()
@@ -170,6 +334,65 @@ def sum_over_replicas(values):
         return values
     context = tf.distribute.get_replica_context()
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def needs_whole_gradient(optimizer):
+    """Whether an optimizer looks at its gradient before it adds it up over the replicas.
+
+    That is to clip it, or to see whether the scale of a loss made it overflow. Keras shows it one
+    replica's.
+
+    Args:
+        optimizer: A Keras optimizer.
+    """
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return num_replicas() > 1 and (scales or _clips(optimizer))
+
+
+def _clips(optimizer):
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    limits = (optimizer.clipnorm, optimizer.global_clipnorm, optimizer.clipvalue)
+    return any(limit is not None for limit in limits)
+
+
+def apply_whole_gradient(optimizer, gradients, variables, scale=1.0):
+    """Lets an optimizer take a step on gradients that are those of all replicas already.
+
+    Args:
+        optimizer: A Keras optimizer.
+        gradients: List of tensors, the same on all replicas.
+        variables: List of their variables.
+        scale: What the gradients are multiplied by, because the optimizer divides it out again.
+    """
+    if num_replicas() > 1:
+        if _clips(optimizer):
+            inner = getattr(optimizer, "inner_optimizer", optimizer)
+            clipped = inner._clip_gradients([gradient / scale for gradient in gradients])
+            gradients = [scale * gradient for gradient in clipped]
+        # It adds them up. What has been clipped once is below the limit then.
+        gradients = [gradient / num_replicas() for gradient in gradients]
+    optimizer.apply_gradients(zip(gradients, variables))
+
+
+def assign_on_replicas(variables, values):
+    """Assigns to variables of which every replica has one, on each the value that it has.
+
+    Assigning in a replica's step would otherwise average, or is not allowed.
+
+    Args:
+        variables: List of `tf.Variable`s.
+        values: List of tensors, the same on all replicas.
+    """
+
+    def assign(strategy, values):
+        for variable, value in zip(variables, values):
+            strategy.extended.update(
+                variable, lambda one, own: one.assign(own), args=(value,), group=False
+            )
+
+    tf.__internal__.distribute.interim.maybe_merge_call(
+        assign, tf.distribute.get_strategy(), values
+    )
 
 
 def draw_per_sample(draw, local_size):

@@ -9,7 +9,8 @@ from keras import ops
 
 from tfkd import optimizers, runtime, schedules, taps
 from tfkd.distillers import checks, preflight
-from tfkd.errors import UsageError, unknown
+from tfkd.distillers.accumulation import Accumulation
+from tfkd.errors import UsageError, check_positive_integer, unknown
 
 
 @dataclasses.dataclass
@@ -97,6 +98,7 @@ class Distiller(keras.Model):
         teacher_preprocessing=None,
         name=None,
     ):
+        runtime.check_strategy(tf.distribute.get_strategy())
         checks.check_models(student, teacher, teacher_preprocessing)
         # The distiller only passes inputs on: casting them is up to each of the two models.
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
@@ -112,6 +114,8 @@ class Distiller(keras.Model):
         self._trackers = {}
         self._evaluated_trackers = set()
         self._evaluating = False
+        self.accumulation_steps = 1
+        self._accumulations = Untracked(by_optimizer={})
         # As a variable, so that a compiled step sees it change.
         self._epoch = self.add_weight(
             shape=(),
@@ -212,6 +216,7 @@ class Distiller(keras.Model):
         weighted_metrics=None,
         jit_compile="auto",
         run_eagerly=False,
+        accumulation_steps=1,
         **kwargs,
     ):
         """Configures training.
@@ -224,6 +229,11 @@ class Distiller(keras.Model):
             weighted_metrics: The same, weighted by `sample_weight`.
             jit_compile: Whether to compile with XLA; `"auto"` for what is faster on the device.
             run_eagerly: Whether to run steps without compiling them, for debugging.
+            accumulation_steps: Integer, over how many batches every optimizer takes the mean of
+                its gradients before it takes one step: so a batch that does not fit into memory
+                is trained on in parts. Learning-rate schedules count the optimizer's steps.
+                What looks at a batch as a whole, such as batch normalization and relational
+                losses, sees the parts.
             **kwargs: Other arguments of `keras.Model.compile`, and the method's own optimizers:
                 each a Keras optimizer, its name, or a dictionary of settings as
                 `tfkd.optimizers.create` takes them.
@@ -232,6 +242,11 @@ class Distiller(keras.Model):
             UsageError: If the loss expects probabilities, or settings describe no optimizer.
         """
         self._check_compile_arguments(kwargs)
+        check_positive_integer("accumulation_steps", accumulation_steps)
+        self.accumulation_steps = accumulation_steps
+        runtime.check_steps_per_execution(
+            kwargs.get("steps_per_execution", 1), self.distribute_strategy
+        )
         further = {
             name: kwargs.pop(name, None) or default
             for name, default in self.further_optimizers.items()
@@ -420,6 +435,11 @@ class Distiller(keras.Model):
         """Raises a `UsageError` for what training would stumble over much later."""
         if not self.compiled or self.optimizer is None:
             raise UsageError("Compile the distiller with an optimizer before training it.")
+        runtime.check_scope(self._distribute_strategy)
+        for name, (optimizer, _) in self.optimizers().items():
+            runtime.check_accumulation(
+                name, optimizer, self.accumulation_steps, self.distribute_strategy
+            )
         if self.student.built and not self.student.trainable_variables:
             raise UsageError(
                 f"Student {self.student.name!r} has nothing to train: set student.trainable = True."
@@ -440,11 +460,17 @@ class Distiller(keras.Model):
 
         Keras would make them for all trainable variables, of one optimizer only.
         """
-        if self.built:
-            for optimizer, variables in self.optimizers().values():
-                # One that scales the loss would add its variables a second time.
-                if not optimizer.built:
-                    optimizer.build(variables)
+        if not self.built:
+            return
+        accumulations = self._accumulations.by_optimizer
+        for optimizer, variables in self.optimizers().values():
+            # One that scales the loss would add its variables a second time.
+            if not optimizer.built:
+                optimizer.build(variables)
+            if self.accumulation_steps > 1:
+                if id(optimizer) not in accumulations:
+                    accumulations[id(optimizer)] = Accumulation(optimizer, variables)
+                accumulations[id(optimizer)].steps = self.accumulation_steps
 
     def evaluate(self, *args, **kwargs):
         """Evaluates the student; the arguments are those of `keras.Model.evaluate`."""
@@ -693,8 +719,10 @@ class Distiller(keras.Model):
                 no update; `"zero"`, that of a gradient of zero, in which momentum and weight
                 decay go on.
             clip_norm: Number, what the norm of the whole gradient, that of all replicas, is
-                clipped to; None for no clipping. An optimizer's own clipping would see one
-                replica's gradient.
+                clipped to; None for no clipping.
+
+        Where gradients are accumulated, the step is one on their mean, and only every
+        `accumulation_steps`-th call takes it.
         """
         # Under mixed_float16 the scale enters where the gradient starts, so that nothing
         # underflows on the way back; the optimizer divides it out again.
@@ -704,12 +732,24 @@ class Distiller(keras.Model):
             pairs = zip(gradients, variables)
             gradients = [ops.zeros_like(v) if g is None else g for g, v in pairs]
         pairs = [(g, v) for g, v in zip(gradients, variables) if g is not None]
-        if clip_norm is not None:
-            gradients, variables = zip(*pairs)
-            norm = tf.linalg.global_norm(runtime.sum_over_replicas(gradients)) / scale
-            factor = clip_norm / ops.maximum(norm, clip_norm)
-            pairs = zip([factor * gradient for gradient in gradients], variables)
-        optimizer.apply_gradients(pairs)
+        accumulates = self.accumulation_steps > 1
+        if clip_norm is None and not accumulates and not runtime.needs_whole_gradient(optimizer):
+            optimizer.apply_gradients(pairs)
+            return
+        gradients, variables = zip(*pairs)
+
+        def step(gradients):
+            if clip_norm is not None:
+                norm = tf.linalg.global_norm(gradients) / scale
+                factor = clip_norm / ops.maximum(norm, clip_norm)
+                gradients = [factor * gradient for gradient in gradients]
+            runtime.apply_whole_gradient(optimizer, gradients, variables, scale)
+
+        gradients = runtime.sum_over_replicas(list(gradients))
+        if accumulates:
+            self._accumulations.by_optimizer[id(optimizer)].apply(gradients, variables, step)
+        else:
+            step(gradients)
 
     def track(self, name, value, batch):
         """Adds the mean over this replica's samples to the logs, if `name` has a tracker."""
