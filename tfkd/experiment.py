@@ -241,7 +241,8 @@ def _flatten(tree, prefix=""):
 
 def _load_data(config, data_dir):
     settings = config.data.to_dict()
-    return load(seed=config.seed, data_dir=data_dir, indices=needs_indices(config), **settings)
+    with runtime.chief_first():
+        return load(seed=config.seed, data_dir=data_dir, indices=needs_indices(config), **settings)
 
 
 def _create(model, data, seed, **arguments):

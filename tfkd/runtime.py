@@ -3,10 +3,14 @@
 The few places where Keras 3 needs help under `tf.distribute` are here and nowhere else.
 """
 
+import contextlib
 import functools
 import itertools
 import json
 import os
+import pathlib
+import shutil
+import tempfile
 import threading
 
 import keras
@@ -442,6 +446,122 @@ def gather_batch(values):
         return tf.ensure_shape(gathered, [None, *value.shape[1:]])
 
     return tf.nest.map_structure(gather, values)
+
+
+#: The first version of Keras whose `fit` and `evaluate` need no help under several workers; None
+#: as long as there is none. tests/test_workers.py tells when that changes.
+KERAS_TRAINS_WITH_WORKERS_FROM = None
+
+
+def _keras_needs_help():
+    version = tuple(int(part) for part in keras.__version__.split(".")[:2])
+    return KERAS_TRAINS_WITH_WORKERS_FROM is None or version < KERAS_TRAINS_WITH_WORKERS_FROM
+
+
+def workers(strategy=None):
+    """Returns how many processes train together.
+
+    Args:
+        strategy: A `tf.distribute.Strategy`; None for that in whose scope this is called.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 1
+    return strategy.num_replicas_in_sync // len(strategy.extended.worker_devices)
+
+
+def is_chief():
+    """Whether this process is the one that writes what all workers share."""
+    return tf.distribute.get_strategy().extended.should_checkpoint
+
+
+@contextlib.contextmanager
+def chief_first():
+    """Lets the chief through first, and the other workers when it is done.
+
+    Example:
+    ```python
+    with tfkd.runtime.chief_first():
+        data = tfkd.data.load("cifar100")  # the chief prepares it, the others find it
+    ```
+    """
+    if not is_chief():
+        wait_for_all()
+    yield
+    if is_chief():
+        wait_for_all()
+
+
+def wait_for_all():
+    """Returns when all workers have called it; at once where there is one."""
+    if workers() > 1:
+        of_all_workers(0)
+
+
+def of_all_workers(number):
+    """Returns a number that each worker has as a list, with one for each of them.
+
+    Args:
+        number: Integer.
+    """
+    if workers() == 1:
+        return [number]
+    strategy = tf.distribute.get_strategy()
+    position = strategy.cluster_resolver.task_id
+    if strategy.cluster_resolver.task_type != "chief" and "chief" in os.environ["TF_CONFIG"]:
+        position += 1
+    row = tf.one_hot(position, workers(), dtype="int64") * number
+    return strategy.reduce("SUM", row, axis=None).numpy().tolist()
+
+
+@contextlib.contextmanager
+def folder_of_worker(path):
+    """Gives the chief a folder itself, and every other worker a copy, which is deleted at the end.
+
+    So all read the same files, and only the chief writes those that stay. To copy is safe as long
+    as the chief builds models, which all do together, before it writes.
+
+    Args:
+        path: Path of the folder, which need not exist; None stays None.
+    """
+    if is_chief() or path is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="tfkd-worker-") as folder:
+        own = pathlib.Path(folder, pathlib.Path(path).name or "folder")
+        if os.path.isdir(path):
+            # What is only written needs no copy; a file may vanish as it is looked at.
+            ignore = shutil.ignore_patterns("tensorboard", "pictures", "*.partial.*")
+            shutil.copytree(path, own, ignore=ignore)
+        yield str(own)
+
+
+def function_of_step(make_function, step, strategy):
+    """Makes the function that Keras calls with an iterator, of a step that returns logs.
+
+    Over several workers Keras takes the mean of each log along an axis, which scalars do not have.
+    So the logs pass it as one vector, which also saves an exchange for each.
+
+    Args:
+        make_function: Keras' own function, of a step.
+        step: Function of a batch that returns `{name: scalar}`.
+        strategy: The `tf.distribute.Strategy` that runs it.
+
+    Returns:
+        A function of an iterator that returns `{name: scalar}`.
+    """
+    step = padded_step(step)
+    if workers(strategy) == 1 or not _keras_needs_help():
+        return make_function(step)
+    names = []
+
+    def packed(data):
+        logs = step(data)
+        names[:] = logs
+        return tf.stack([tf.cast(value, "float32") for value in logs.values()])[None]
+
+    run = make_function(packed)
+    return lambda iterator: dict(zip(names, tf.unstack(run(iterator), num=len(names))))
 
 
 def of_one_replica(batch):

@@ -1,5 +1,6 @@
 """What all distillers share: everything in a training step that is not the algorithm."""
 
+import contextlib
 import dataclasses
 import inspect
 
@@ -413,7 +414,8 @@ class Distiller(keras.Model):
         if isinstance(x, tf.data.Dataset):
             # Keras' default, which it warns that it ignores for a data set.
             kwargs.setdefault("shuffle", False)
-        self.build_optimizers()
+        with self._scope():
+            self.build_optimizers()
         announce = keras.callbacks.LambdaCallback(
             on_train_begin=lambda logs: self.start_training(
                 announce.params["epochs"], announce.params["steps"]
@@ -421,15 +423,20 @@ class Distiller(keras.Model):
             on_epoch_begin=lambda epoch, logs: self.start_epoch(epoch),
         )
         callbacks = [announce, *keras.tree.flatten(callbacks or [])]
-        with checks.clear_label_errors(self.student):
+        with self._scope(), checks.clear_label_errors(self.student):
             return super().fit(x, y, callbacks=callbacks, **kwargs)
 
     def train_on_batch(self, *args, **kwargs):
         """Takes one training step, as `keras.Model.train_on_batch`."""
         self._check_ready()
-        self.build_optimizers()
-        with checks.clear_label_errors(self.student):
+        with self._scope(), checks.clear_label_errors(self.student):
+            self.build_optimizers()
             return super().train_on_batch(*args, **kwargs)
+
+    def _scope(self):
+        """The scope that the distiller was built in, which `fit` may be called outside of."""
+        strategy = self._distribute_strategy
+        return contextlib.nullcontext() if strategy is None else strategy.scope()
 
     def _check_ready(self, labels=None):
         """Raises a `UsageError` for what training would stumble over much later."""
@@ -453,7 +460,8 @@ class Distiller(keras.Model):
         super()._maybe_symbolic_build(iterator, data_batch)
 
     def _make_function(self, step_function):
-        return super()._make_function(runtime.padded_step(step_function))
+        make = super()._make_function
+        return runtime.function_of_step(make, step_function, self.distribute_strategy)
 
     def build_optimizers(self):
         """Makes the optimizers' own variables, each for the variables that it updates.
@@ -484,7 +492,7 @@ class Distiller(keras.Model):
         # The values tracked in training have no meaning there: `metrics` leaves them out.
         self._evaluating = True
         try:
-            with checks.clear_label_errors(self.student):
+            with self._scope(), checks.clear_label_errors(self.student):
                 return function(*args, **kwargs)
         finally:
             self._evaluating = False
