@@ -7,6 +7,7 @@ import json
 import pathlib
 import sys
 import time
+import zlib
 
 import keras
 import numpy as np
@@ -45,6 +46,7 @@ def run(config, workdir, data_dir=None, command=None):
     workdir = pathlib.Path(workdir)
     check(config)
     _check_same_config(config, workdir)
+    _check_same_files(workdir)
     finished = workdir / "summary.json"
     if finished.exists():
         _say(f"{workdir} holds this run, complete.")
@@ -227,6 +229,18 @@ def _check_same_config(config, workdir):
         raise UsageError(
             f"{workdir} holds a run of another config ({'; '.join(changed[:3])}"
             f"{' ...' if len(changed) > 3 else ''}): choose another --workdir, or that config."
+        )
+
+
+def _check_same_files(workdir):
+    """Refuses to train with workers that would not resume from the same state."""
+    kinds = (".json", ".keras", ".npz")
+    files = [path for path in sorted(workdir.rglob("*")) if path.suffix in kinds]
+    sizes = [(path.name, path.stat().st_size) for path in files if not path.name.startswith(".")]
+    if len(set(runtime.of_all_workers(zlib.crc32(repr(sizes).encode())))) > 1:
+        raise UsageError(
+            f"The workers see different files in {workdir}: --workdir must be a directory that "
+            "they share, or one that no run has used."
         )
 
 

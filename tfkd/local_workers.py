@@ -27,6 +27,8 @@ from tfkd.errors import UsageError, told_in_one_line
 
 flags.DEFINE_integer("workers", 2, "How many workers to start.", 1)
 
+#: Exit code of Ctrl-C, as shells expect it.
+INTERRUPTED = 130
 #: Seconds that the others have to end by themselves when one has failed or was interrupted.
 _PATIENCE = 20.0
 
@@ -39,8 +41,8 @@ def run(command, workers=2):
         workers: Integer, how many.
 
     Returns:
-        The exit code: 0 if every worker succeeded, otherwise that of the chief if it failed, or
-        else of the first that did; 128 and the signal's number where a signal ended it.
+        The exit code: 0 if every worker succeeded, otherwise that of the first in their order, the
+        chief's if it failed by itself; 128 and the signal's number where a signal ended it.
 
     Raises:
         UsageError: If the command cannot be started.
@@ -71,13 +73,15 @@ def run(command, workers=2):
             except OSError as error:
                 raise UsageError(f"{command[0]} cannot be run: {error.strerror}.") from error
             processes.append(process)
-        first = _wait(processes)
-        codes = [process.returncode for process in processes]
-        if first and not codes[0]:
-            text = (folder / f"worker{first}").read_text(encoding="utf-8", errors="replace")
-            print(f"worker {first} failed; it printed:\n{text[-4000:]}", file=sys.stderr)
-    failed = codes[0] or (0 if first is None else codes[first])
-    return failed if failed >= 0 else 128 - failed
+        codes = _wait(processes)
+        failed = next((position for position, code in enumerate(codes) if code), None)
+        if failed and codes[failed] != INTERRUPTED:
+            text = (folder / f"worker{failed}").read_text(encoding="utf-8", errors="replace")
+            print(f"worker {failed} failed; it printed:\n{text[-4000:]}", file=sys.stderr)
+    if failed is None:
+        # One that had to be ended although none failed was interrupted.
+        return INTERRUPTED if None in codes else 0
+    return codes[failed] if codes[failed] > 0 else 128 - codes[failed]
 
 
 def _environments(workers):
@@ -108,26 +112,22 @@ def _wait(processes):
     """Waits until all have ended, or one has failed and the others had time to.
 
     Returns:
-        The position of the first that failed; None if none did.
+        List of the exit codes; None for those that had to be ended.
     """
-    interrupted = False
-    first = deadline = None
-    while any(process.poll() is None for process in processes):
+    deadline = None
+    while None in [process.poll() for process in processes]:
         try:
             time.sleep(0.1)
         except KeyboardInterrupt:
-            interrupted = True
+            deadline = deadline or time.monotonic() + _PATIENCE
             _signal(processes, signal.SIGINT)
-        if first is None:
-            failed = [n for n, process in enumerate(processes) if process.returncode]
-            first = failed[0] if failed else None
-        if deadline is None and (interrupted or first is not None):
+        if deadline is None and any(process.returncode for process in processes):
             deadline = time.monotonic() + _PATIENCE
         if deadline is not None and time.monotonic() > deadline:
-            _end(processes)
-    if first is None:
-        first = next((n for n, process in enumerate(processes) if process.returncode), None)
-    return first
+            break
+    codes = [process.poll() for process in processes]
+    _end(processes)
+    return codes
 
 
 def _end(processes):
