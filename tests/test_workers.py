@@ -1,5 +1,6 @@
 """Several processes train as one: through the command line, as users run them."""
 
+import json
 import os
 import pathlib
 import signal
@@ -91,5 +92,5 @@ def test_keras_still_needs_help_to_train_with_workers(tmp_path):
     """Once it does not: set KERAS_TRAINS_WITH_WORKERS_FROM in runtime.py to this version."""
     script = pathlib.Path(__file__).with_name("keras_fit_of_a_worker.py")
     assert local_workers.run([sys.executable, str(script), str(tmp_path / "found")]) == 0
-    found = (tmp_path / "found").read_text(encoding="utf-8")
-    assert "axis" in found.lower(), found
+    to_build, to_return_logs = json.loads((tmp_path / "found").read_text(encoding="utf-8"))
+    assert "PerReplica" in to_build and "reduction dimension 0" in to_return_logs
