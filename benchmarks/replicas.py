@@ -37,6 +37,8 @@ METHODS = {
         "discriminator_width": 8,
     },
 }
+#: The weights of configs/digits.py: as published, they are for maps with 16 times the positions.
+WEIGHTS = {"at": {"weight": 1000 / 16}, "ft": {"weight": 200 / 4}}
 #: 16, 16 and 6: on four replicas the last batch is shared out as 2, 2, 2 and none.
 EXAMPLES, BATCH_SIZE = 38, 16
 REPLICAS = (1, 2, 4)
@@ -63,9 +65,8 @@ def train(method, replicas, learning_rate=0.01, **compile_arguments):
     """
     data = tfkd.data.load("digits", batch_size=EXAMPLES, seed=0)
     images, labels = next(iter(data.validation))
-    config = tfkd_config.default_config(
-        method, "resnet14", "resnet8", {method.split("+")[0]: METHODS.get(method, {})}
-    )
+    settings = {**WEIGHTS, method.split("+")[0]: METHODS.get(method) or WEIGHTS.get(method, {})}
+    config = tfkd_config.default_config(method, "resnet14", "resnet8", settings)
     with tfkd.runtime.strategy("mirrored", replicas).scope():
         keras.utils.set_random_seed(0)
 

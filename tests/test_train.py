@@ -368,7 +368,16 @@ MISTAKES = {
         "pairs",
     ),
     "seed": ([CONFIG, "--config.seed=-1"], "seed must be at least 0"),
-    "strategy": ([CONFIG, "--strategy=horovod"], "strategy=horovod.*one_device"),
+    "strategy": ([CONFIG, "--strategy=horovod"], "Unknown strategy 'horovod': .*one_device"),
+    "parameter server": (
+        [CONFIG, "--strategy=parameter_server"],
+        "'parameter_server' is not supported: Keras 3 does not train under parameter servers",
+    ),
+    "workers": ([CONFIG, "--strategy=multi_worker"], "needs the workers .* TF_CONFIG"),
+    "accumulation": (
+        [CONFIG, "--config.accumulation_steps=0"],
+        "accumulation_steps must be at least 1; received 0",
+    ),
     "replicas": ([CONFIG, "--replicas=0"], "replicas=0"),
     "precision": ([CONFIG, "--precision=float8"], "precision=float8.*mixed_bfloat16"),
     "flag": ([CONFIG, "--wrokdir=x"], "Unknown command line flag 'wrokdir'"),

@@ -21,11 +21,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 flags.DEFINE_string("workdir", None, "Directory of everything that is read and written.")
 flags.DEFINE_string("data_dir", None, "Directory of TFDS data sets; TFDS' default if not given.")
-flags.DEFINE_enum(
+# No enum: runtime.strategy says why some are not supported.
+flags.DEFINE_string(
     "strategy",
     "auto",
-    runtime.STRATEGIES,
-    "How to use devices; auto: the workers that TF_CONFIG lists, or all GPUs of this machine.",
+    f"How to use devices, one of {', '.join(runtime.STRATEGIES)}; auto: the workers that TF_CONFIG "
+    "lists, or all GPUs of this machine.",
 )
 flags.DEFINE_integer(
     "replicas", None, "Devices to mirror over: GPUs, or where there are none logical CPUs.", 1

@@ -507,9 +507,9 @@ def of_all_workers(number):
     if workers() == 1:
         return [number]
     strategy = tf.distribute.get_strategy()
-    position = strategy.cluster_resolver.task_id
-    if strategy.cluster_resolver.task_type != "chief" and "chief" in os.environ["TF_CONFIG"]:
-        position += 1
+    resolver = strategy.cluster_resolver
+    has_chief = "chief" in resolver.cluster_spec().jobs
+    position = resolver.task_id + (has_chief and resolver.task_type != "chief")
     row = tf.one_hot(position, workers(), dtype="int64") * number
     return strategy.reduce("SUM", row, axis=None).numpy().tolist()
 
@@ -599,7 +599,8 @@ def padded_step(step):
     @functools.wraps(step)
     def padded(data):
         rows = next(x for x in tf.nest.flatten(data) if x is not None)
-        if num_replicas() == 1 or rows.shape.rank is None or rows.shape[0]:
+        shape = tf.TensorShape(rows.shape)
+        if num_replicas() == 1 or not shape.rank or shape[0]:
             return step(data)
         missing = tf.cast(tf.shape(rows)[0] == 0, "int32")
 
