@@ -63,7 +63,16 @@ MISTAKES = {
     "no such flag": ([CONFIG, "--epochs=3"], "set as --config.epochs="),
     "flag with a slip": ([CONFIG, "--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
     "argument without --": ([CONFIG, "digits"], "Unexpected argument 'digits'"),
-    "strategy": ([CONFIG, "--strategy=horovod"], "strategy=horovod.*one_device"),
+    "strategy": ([CONFIG, "--strategy=horovod"], "Unknown strategy 'horovod': .*one_device"),
+    "parameter server": (
+        [CONFIG, "--strategy=parameter_server"],
+        "'parameter_server' is not supported: Keras 3 does not train under parameter servers",
+    ),
+    "workers": ([CONFIG, "--strategy=multi_worker"], "needs the workers .* TF_CONFIG"),
+    "accumulation": (
+        [CONFIG, "--config.accumulation_steps=0"],
+        "accumulation_steps must be at least 1; received 0",
+    ),
     "no replicas": ([CONFIG, "--replicas=0"], "replicas=0"),
     "replicas as a word": ([CONFIG, "--replicas=two"], "replicas=two"),
     "two replicas of one device": (

@@ -2,7 +2,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import tiny
 
+import tfkd
 from tfkd import runtime
 from tfkd.errors import UsageError
 
@@ -24,7 +26,12 @@ def test_strategies(arguments, kind, replicas):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (("parameter_server",), "Unknown strategy 'parameter_server'"),
+        (("horovod",), "Unknown strategy 'horovod': .* one_device, mirrored, multi_worker, tpu"),
+        (("parameter_server",), "not supported: Keras 3 does not train under parameter servers"),
+        (("central_storage",), "'central_storage' is not supported: .* use mirrored"),
+        (("multi_worker",), "needs the workers in the environment variable TF_CONFIG, like {"),
+        (("multi_worker", 2), "replicas=2 is for mirrored"),
+        (("tpu",), "found no TPU: set TPU_NAME"),
         (("one_device", 2), "1 replica, not 2"),
         (("mirrored", 0), "at least 1"),
         (("mirrored", 64), "has already started"),
@@ -33,6 +40,58 @@ def test_strategies(arguments, kind, replicas):
 def test_wrong_strategies(arguments, message):
     with pytest.raises(UsageError, match=message):
         runtime.strategy(*arguments)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{cluster", "TF_CONFIG is not JSON as TensorFlow wants it"),
+        ("[1]", "TF_CONFIG is not JSON as TensorFlow wants it"),
+        ('{"cluster": {"worker": ["a:1", "b:1"]}}', "must say which worker this is, like"),
+        (
+            '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}',
+            "already started, and workers must meet before",
+        ),
+    ],
+)
+def test_wrong_workers(monkeypatch, text, message):
+    monkeypatch.setenv("TF_CONFIG", text)
+    tf.zeros(()).numpy()
+    with pytest.raises(UsageError, match=message):
+        runtime.strategy("auto")
+
+
+def test_a_strategy_that_cannot_train_is_refused_where_a_distiller_is_built():
+    with (
+        tf.distribute.experimental.CentralStorageStrategy().scope(),
+        pytest.raises(UsageError, match="CentralStorageStrategy is not supported: .* mirrored"),
+    ):
+        tfkd.KnowledgeDistiller(tiny.model())
+
+
+def test_building_in_no_scope_and_training_in_one_is_refused():
+    distiller = tfkd.KnowledgeDistiller(tiny.model())
+    distiller.compile("sgd")
+    with (
+        runtime.strategy("mirrored", 2).scope(),
+        pytest.raises(UsageError, match="built under no strategy .* MirroredStrategy: build"),
+    ):
+        distiller.fit(*tiny.data(8), verbose=0)
+
+
+def test_fit_may_be_called_outside_of_the_scope_it_was_built_in():
+    with runtime.strategy("mirrored", 2).scope():
+        distiller = tfkd.KnowledgeDistiller(tiny.model(seed=1), tiny.model(seed=2))
+        distiller.compile("sgd", accumulation_steps=2)
+    distiller.fit(*tiny.data(15), batch_size=4, verbose=0)
+    assert distiller.evaluate(*tiny.data(15), batch_size=4, verbose=0) > 0
+
+
+def test_one_process_is_the_chief_and_waits_for_nobody(tmp_path):
+    assert runtime.is_chief() and runtime.workers() == 1
+    assert runtime.of_all_workers(3) == [3]
+    with runtime.chief_first(), runtime.folder_of_worker(tmp_path) as folder:
+        assert folder == tmp_path
 
 
 def test_unknown_precision():

@@ -10,7 +10,9 @@ CLASSES = 5
 SHAPE = (8, 8, 3)
 
 
-def model(width=4, name="tiny", classes=CLASSES, dropout=0.0, regularizer=None, seed=0):
+def model(
+    width=4, name="tiny", classes=CLASSES, dropout=0.0, regularizer=None, seed=0, normalized=True
+):
     """A residual network of two stages with the zoo's tap names."""
     seeds = iter(range(100 * seed, 100 * seed + 100))
 
@@ -25,7 +27,7 @@ def model(width=4, name="tiny", classes=CLASSES, dropout=0.0, regularizer=None, 
             kernel_initializer=initializer,
             kernel_regularizer=regularizer,
         )(x)
-        return layers.BatchNormalization(momentum=0.9)(x)
+        return layers.BatchNormalization(momentum=0.9)(x) if normalized else x
 
     inputs = keras.Input(SHAPE)
     x = layers.ReLU(name="stem")(convolution(inputs, width, 1))

@@ -21,8 +21,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 flags.DEFINE_string("workdir", None, "Directory of everything that is read and written.")
 flags.DEFINE_string("data_dir", None, "Directory of TFDS data sets; TFDS' default if not given.")
-flags.DEFINE_enum(
-    "strategy", "auto", runtime.STRATEGIES, "How to use devices; auto mirrors over several GPUs."
+# No enum: runtime.strategy says why some are not supported.
+flags.DEFINE_string(
+    "strategy",
+    "auto",
+    f"How to use devices, one of {', '.join(runtime.STRATEGIES)}; auto: the workers that TF_CONFIG "
+    "lists, or all GPUs of this machine.",
 )
 flags.DEFINE_integer(
     "replicas", None, "Devices to mirror over: GPUs, or where there are none logical CPUs.", 1
@@ -41,7 +45,10 @@ def main(run):
         with errors.told_in_one_line():
             _parse()
             runtime.set_precision(flags.FLAGS.precision)
-            with runtime.strategy(flags.FLAGS.strategy, flags.FLAGS.replicas).scope():
+            with (
+                runtime.strategy(flags.FLAGS.strategy, flags.FLAGS.replicas).scope(),
+                runtime.folder_of_worker(flags.FLAGS.workdir) as flags.FLAGS.workdir,
+            ):
                 run(_CONFIG.value)
     except KeyboardInterrupt:
         print("\nInterrupted; the same command resumes.", file=sys.stderr)

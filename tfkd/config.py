@@ -159,6 +159,8 @@ def default_config(method, teacher, student, settings=None):
                 "warmup": 0.0,
             },
             "epochs": 30,
+            # Batches whose gradients make one step of the optimizers.
+            "accumulation_steps": 1,
             "select": "last",
             "check": True,
             "seed": 0,
@@ -357,6 +359,7 @@ def check(config):
             lambda x: x >= 0 and finite(x),
             "at least 0 and finite",
         ),
+        "accumulation_steps": (config.accumulation_steps, lambda x: x >= 1, "at least 1"),
         # What NumPy and Python take alike; peers' seeds lie 1000 apart.
         "seed": (config.seed, lambda x: 0 <= x < 2**31, "at least 0, and below 2147483648"),
     }

@@ -10,6 +10,7 @@ import pathlib
 import sys
 import time
 import zipfile
+import zlib
 
 import keras
 import numpy as np
@@ -49,6 +50,7 @@ def run(config, workdir, data_dir=None, command=None):
     check(config)
     _check_writable(workdir)
     _check_same_config(config, workdir)
+    _check_same_files(workdir)
     finished = workdir / "summary.json"
     if finished.exists():
         _say(f"{workdir} holds this run, complete.")
@@ -257,6 +259,18 @@ def _check_same_config(config, workdir):
         )
 
 
+def _check_same_files(workdir):
+    """Refuses to train with workers that would not resume from the same state."""
+    kinds = (".json", ".keras", ".npz")
+    files = [path for path in sorted(workdir.rglob("*")) if path.suffix in kinds]
+    sizes = [(path.name, path.stat().st_size) for path in files if not path.name.startswith(".")]
+    if len(set(runtime.of_all_workers(zlib.crc32(repr(sizes).encode())))) > 1:
+        raise UsageError(
+            f"The workers see different files in {workdir}: --workdir must be a directory that "
+            "they share, or one that no run has used."
+        )
+
+
 def _flatten(tree, prefix=""):
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
@@ -268,7 +282,8 @@ def _flatten(tree, prefix=""):
 
 def _load_data(config, data_dir):
     settings = config.data.to_dict()
-    return load(seed=config.seed, data_dir=data_dir, indices=needs_indices(config), **settings)
+    with runtime.chief_first():
+        return load(seed=config.seed, data_dir=data_dir, indices=needs_indices(config), **settings)
 
 
 def _create(model, data, seed, **arguments):
@@ -331,7 +346,7 @@ def _train_teacher(config, data, teacher, workdir):
 def _compile(distiller, config, data, epochs, learning_rate):
     rate = optimizers.schedule(
         learning_rate=learning_rate,
-        steps=epochs * data.steps_per_epoch,
+        steps=max(1, epochs * data.steps_per_epoch // config.accumulation_steps),
         **config.schedule.to_dict(),
     )
     settings = {**config.optimizer.to_dict(), "learning_rate": rate}
@@ -339,7 +354,13 @@ def _compile(distiller, config, data, epochs, learning_rate):
     if data.one_hot:
         loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     own = config.method.optimizers.to_dict() if distiller.further_optimizers else {}
-    distiller.compile(optimizers.SGD(**settings), loss=loss, metrics=["accuracy"], **own)
+    distiller.compile(
+        optimizers.SGD(**settings),
+        loss=loss,
+        metrics=["accuracy"],
+        accumulation_steps=config.accumulation_steps,
+        **own,
+    )
 
 
 def _fit(distiller, config, data, epochs, folder, preparation_epochs=None):

@@ -3,14 +3,22 @@
 The few places where Keras 3 needs help under `tf.distribute` are here and nowhere else.
 """
 
+import contextlib
+import functools
 import itertools
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import threading
 
 import keras
 import tensorflow as tf
 
 from tfkd.errors import UsageError, unknown
 
-STRATEGIES = ("auto", "one_device", "mirrored")
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -18,8 +26,12 @@ def strategy(name="auto", replicas=None):
     """Makes the `tf.distribute` strategy to build and train models in.
 
     Args:
-        name: `"auto"` (mirrored where there are several GPUs, otherwise one device),
-            `"one_device"` or `"mirrored"` (every GPU, or logical CPUs).
+        name: `"one_device"`; `"mirrored"` (every GPU, or logical CPUs); `"multi_worker"` (the
+            workers that the environment variable `TF_CONFIG` lists, each with all of its GPUs, or
+            its CPU); `"tpu"` (the TPU that the environment variable `TPU_NAME` names, or the one
+            that this machine has); or `"auto"`: `multi_worker` where `TF_CONFIG` lists several
+            workers, mirrored where there are several GPUs, otherwise one device. Workers must
+            make their strategy before TensorFlow does anything else.
         replicas: Integer, the number of devices to mirror over; None for all GPUs. On a machine
             without a GPU the CPU is split into as many logical devices, which must happen
             before TensorFlow first touches it.
@@ -28,7 +40,8 @@ def strategy(name="auto", replicas=None):
         A `tf.distribute.Strategy`.
 
     Raises:
-        UsageError: If the name is unknown or there are not that many devices.
+        UsageError: If the name is unknown or unsupported, there are not that many devices, or
+            `TF_CONFIG` does not describe workers.
 
     Example:
     ```python
@@ -37,9 +50,21 @@ def strategy(name="auto", replicas=None):
     ```
     """
     if name not in STRATEGIES:
+        reason = next((why for kind, why in _UNSUPPORTED.items() if kind in _plain(name)), None)
+        if reason is not None:
+            raise UsageError(f"Strategy {name!r} is not supported: {reason}; {_INSTEAD}")
         raise unknown("strategy", name, STRATEGIES)
     if replicas is not None and (not isinstance(replicas, int) or replicas < 1):
         raise UsageError(f"replicas must be a whole number of at least 1; received {replicas!r}.")
+    if name == "auto" and len(_workers_of_cluster()) > 1:
+        name = "multi_worker"
+    if name in ("multi_worker", "tpu"):
+        if replicas is not None:
+            raise UsageError(
+                f"replicas={replicas} is for mirrored: strategy {name!r} takes every device that "
+                "there is."
+            )
+        return _multi_worker() if name == "multi_worker" else _tpu()
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
     if name == "auto":
         name = "mirrored" if len(gpus) > 1 or (replicas or 1) > 1 else "one_device"
@@ -52,6 +77,151 @@ def strategy(name="auto", replicas=None):
             raise UsageError(f"replicas={replicas}, but this machine has {len(gpus)} GPU(s).")
         return _mirrored([gpu.name for gpu in gpus[:replicas]])
     return _mirrored(_logical_cpus(replicas or 1))
+
+
+#: Kinds of strategies that cannot train here, by what their names contain, and why.
+_UNSUPPORTED = {
+    "parameterserver": "Keras 3 does not train under parameter servers",
+    "centralstorage": "it is an experiment of TensorFlow's, which Keras 3 is not tested under",
+}
+_INSTEAD = "use mirrored (one machine) or multi_worker (several)."
+
+
+def _plain(name):
+    return str(name).lower().replace("_", "").replace("-", "")
+
+
+def check_strategy(strategy):
+    """Raises a `UsageError` for a strategy under which distillers cannot train.
+
+    Args:
+        strategy: The `tf.distribute.Strategy` in whose scope one is built.
+    """
+    supported = (
+        tf.distribute.OneDeviceStrategy,
+        tf.distribute.MirroredStrategy,
+        tf.distribute.MultiWorkerMirroredStrategy,
+        tf.distribute.TPUStrategy,
+    )
+    kind = type(strategy).__name__
+    if isinstance(strategy, supported) or "Default" in kind:
+        return
+    reason = "distillers are tested under one device, mirrored, multi-worker mirrored and TPU"
+    reason = next((why for part, why in _UNSUPPORTED.items() if part in _plain(kind)), reason)
+    raise UsageError(f"{kind} is not supported: {reason}; {_INSTEAD}")
+
+
+def check_scope(strategy):
+    """Raises a `UsageError` where a distiller is trained in another scope than it was built in.
+
+    Args:
+        strategy: The `tf.distribute.Strategy` that it was built in; None for none.
+    """
+    here = tf.distribute.get_strategy()
+    check_strategy(here)
+    if here is strategy or not tf.distribute.has_strategy():
+        return
+    if strategy is not None or here.num_replicas_in_sync > 1:
+        there = "no strategy" if strategy is None else type(strategy).__name__
+        raise UsageError(
+            f"The distiller was built under {there} and is trained in the scope of another "
+            f"strategy, {type(here).__name__}: build its models and train it in one scope."
+        )
+
+
+def check_steps_per_execution(steps, strategy):
+    """Raises a `UsageError` where Keras' loop over steps fails.
+
+    Args:
+        steps: What was given to `compile` as `steps_per_execution`.
+        strategy: The `tf.distribute.Strategy` that trains.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if steps != 1 and replicas > 1:
+        raise UsageError(
+            f"steps_per_execution={steps} fails in Keras under {replicas} replicas: leave it at 1, "
+            "or train on one device."
+        )
+
+
+def check_accumulation(name, optimizer, steps, strategy):
+    """Raises a `UsageError` for an optimizer that accumulates gradients where it cannot.
+
+    Args:
+        name: String, the argument of `compile` that it was given as.
+        optimizer: A Keras optimizer.
+        steps: Integer, the `accumulation_steps` of the distiller.
+        strategy: The `tf.distribute.Strategy` that trains.
+    """
+    own = getattr(optimizer, "inner_optimizer", optimizer).gradient_accumulation_steps
+    on_one = not isinstance(
+        strategy, (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+    )
+    if own and steps > 1:
+        raise UsageError(
+            f"{name} accumulates over {own} steps and compile(accumulation_steps={steps}) does so "
+            "too: give one of them, rather the latter."
+        )
+    if own and not on_one:
+        raise UsageError(
+            f"{name} has gradient_accumulation_steps={own}, which fails in Keras under "
+            f"{type(strategy).__name__}: use compile(accumulation_steps={own}) instead."
+        )
+
+
+def _workers_of_cluster():
+    """Returns the addresses of all workers that `TF_CONFIG` lists, the chief first."""
+    text = os.environ.get("TF_CONFIG") or "{}"
+    try:
+        cluster = json.loads(text).get("cluster", {})
+        return [*cluster.get("chief", []), *cluster.get("worker", [])]
+    except (ValueError, AttributeError, TypeError) as error:
+        raise UsageError(
+            f"TF_CONFIG is not JSON as TensorFlow wants it ({error}): it must be like "
+            f"{_TF_CONFIG_EXAMPLE}."
+        ) from error
+
+
+_TF_CONFIG_EXAMPLE = (
+    '{"cluster": {"worker": ["host1:port", "host2:port"]}, "task": {"type": "worker", "index": 0}}'
+)
+
+
+def _multi_worker():
+    workers = _workers_of_cluster()
+    if not workers:
+        raise UsageError(
+            "Strategy 'multi_worker' needs the workers in the environment variable TF_CONFIG, like "
+            f"{_TF_CONFIG_EXAMPLE}; to try it out, python -m tfkd.local_workers sets it."
+        )
+    task = json.loads(os.environ["TF_CONFIG"]).get("task", {})
+    if task.get("type") not in ("chief", "worker") or not isinstance(task.get("index"), int):
+        raise UsageError(
+            f"TF_CONFIG must say which worker this is, like {_TF_CONFIG_EXAMPLE}; its task is "
+            f"{task}."
+        )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:
+        raise UsageError(
+            "TensorFlow has already started, and workers must meet before: call "
+            f"tfkd.runtime.strategy() before anything else ({str(error).splitlines()[0]})"
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"TF_CONFIG: {str(error).splitlines()[0]}") from error
+
+
+def _tpu():
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver()
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+    except (ValueError, tf.errors.OpError) as error:
+        raise UsageError(
+            "Strategy 'tpu' found no TPU: set TPU_NAME, or use another strategy "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    return tf.distribute.TPUStrategy(resolver)
 
 
 _STRATEGIES_MADE = itertools.count()
@@ -143,6 +313,20 @@ def share_of_batch(local_size):
     return tf.math.divide_no_nan(local_size, total)
 
 
+def even_share(local_size):
+    """Returns `1 / n` on each of the `n` replicas that have samples, and 0 on the others.
+
+    What every replica has computed of the global batch adds up to itself by it.
+
+    Args:
+        local_size: Integer tensor, the number of samples of this replica.
+    """
+    if num_replicas() == 1:
+        return 1.0
+    present = tf.cast(local_size > 0, "float32")
+    return tf.math.divide_no_nan(present, sum_over_replicas(present))
+
+
 def sum_over_replicas(values):
     """Adds up tensors over the replicas; as they are where there is one. No gradient flows back.
 
@@ -154,6 +338,65 @@ def sum_over_replicas(values):
         return values
     context = tf.distribute.get_replica_context()
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+def needs_whole_gradient(optimizer):
+    """Whether an optimizer looks at its gradient before it adds it up over the replicas.
+
+    That is to clip it, or to see whether the scale of a loss made it overflow. Keras shows it one
+    replica's.
+
+    Args:
+        optimizer: A Keras optimizer.
+    """
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return num_replicas() > 1 and (scales or _clips(optimizer))
+
+
+def _clips(optimizer):
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    limits = (optimizer.clipnorm, optimizer.global_clipnorm, optimizer.clipvalue)
+    return any(limit is not None for limit in limits)
+
+
+def apply_whole_gradient(optimizer, gradients, variables, scale=1.0):
+    """Lets an optimizer take a step on gradients that are those of all replicas already.
+
+    Args:
+        optimizer: A Keras optimizer.
+        gradients: List of tensors, the same on all replicas.
+        variables: List of their variables.
+        scale: What the gradients are multiplied by, because the optimizer divides it out again.
+    """
+    if num_replicas() > 1:
+        if _clips(optimizer):
+            inner = getattr(optimizer, "inner_optimizer", optimizer)
+            clipped = inner._clip_gradients([gradient / scale for gradient in gradients])
+            gradients = [scale * gradient for gradient in clipped]
+        # It adds them up. What has been clipped once is below the limit then.
+        gradients = [gradient / num_replicas() for gradient in gradients]
+    optimizer.apply_gradients(zip(gradients, variables))
+
+
+def assign_on_replicas(variables, values):
+    """Assigns to variables of which every replica has one, on each the value that it has.
+
+    Assigning in a replica's step would otherwise average, or is not allowed.
+
+    Args:
+        variables: List of `tf.Variable`s.
+        values: List of tensors, the same on all replicas.
+    """
+
+    def assign(strategy, values):
+        for variable, value in zip(variables, values):
+            strategy.extended.update(
+                variable, lambda one, own: one.assign(own), args=(value,), group=False
+            )
+
+    tf.__internal__.distribute.interim.maybe_merge_call(
+        assign, tf.distribute.get_strategy(), values
+    )
 
 
 def draw_per_sample(draw, local_size):
@@ -168,15 +411,17 @@ def draw_per_sample(draw, local_size):
         local_size: Integer tensor, the number of samples of this replica.
 
     Returns:
-        A tensor `(samples of this replica, ...)`.
+        A tensor `(samples of this replica, ...)`, of one row where it has no sample.
     """
     if num_replicas() == 1:
         return draw(local_size)
     context = tf.distribute.get_replica_context()
     sizes = context.all_gather(tf.reshape(local_size, [1]), axis=0)
     before = tf.range(num_replicas()) < context.replica_id_in_sync_group
-    start = tf.reduce_sum(tf.where(before, sizes, 0))
-    return draw(tf.reduce_sum(sizes))[start : start + local_size]
+    # A replica without a sample has a row all the same; see `padded_step`.
+    total, rows = tf.reduce_sum(sizes), tf.maximum(local_size, 1)
+    start = tf.minimum(tf.reduce_sum(tf.where(before, sizes, 0)), total - 1)
+    return draw(total)[start : start + rows]
 
 
 def gather_batch(values):
@@ -197,9 +442,126 @@ def gather_batch(values):
         if value is None:
             return None
         # Gathering forgets the static shape, which losses need.
-        return tf.ensure_shape(context.all_gather(value, axis=0), [None, *value.shape[1:]])
+        gathered = context.all_gather(samples_of(value), axis=0)
+        return tf.ensure_shape(gathered, [None, *value.shape[1:]])
 
     return tf.nest.map_structure(gather, values)
+
+
+#: The first version of Keras whose `fit` and `evaluate` need no help under several workers; None
+#: as long as there is none. tests/test_workers.py tells when that changes.
+KERAS_TRAINS_WITH_WORKERS_FROM = None
+
+
+def _keras_needs_help():
+    version = tuple(int(part) for part in keras.__version__.split(".")[:2])
+    return KERAS_TRAINS_WITH_WORKERS_FROM is None or version < KERAS_TRAINS_WITH_WORKERS_FROM
+
+
+def workers(strategy=None):
+    """Returns how many processes train together.
+
+    Args:
+        strategy: A `tf.distribute.Strategy`; None for that in whose scope this is called.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 1
+    return strategy.num_replicas_in_sync // len(strategy.extended.worker_devices)
+
+
+def is_chief():
+    """Whether this process is the one that writes what all workers share."""
+    return tf.distribute.get_strategy().extended.should_checkpoint
+
+
+@contextlib.contextmanager
+def chief_first():
+    """Lets the chief through first, and the other workers when it is done.
+
+    Example:
+    ```python
+    with tfkd.runtime.chief_first():
+        data = tfkd.data.load("cifar100")  # the chief prepares it, the others find it
+    ```
+    """
+    if not is_chief():
+        wait_for_all()
+    yield
+    if is_chief():
+        wait_for_all()
+
+
+def wait_for_all():
+    """Returns when all workers have called it; at once where there is one."""
+    if workers() > 1:
+        of_all_workers(0)
+
+
+def of_all_workers(number):
+    """Returns a number that each worker has as a list, with one for each of them.
+
+    Args:
+        number: Integer.
+    """
+    if workers() == 1:
+        return [number]
+    strategy = tf.distribute.get_strategy()
+    resolver = strategy.cluster_resolver
+    has_chief = "chief" in resolver.cluster_spec().jobs
+    position = resolver.task_id + (has_chief and resolver.task_type != "chief")
+    row = tf.one_hot(position, workers(), dtype="int64") * number
+    return strategy.reduce("SUM", row, axis=None).numpy().tolist()
+
+
+@contextlib.contextmanager
+def folder_of_worker(path):
+    """Gives the chief a folder itself, and every other worker a copy, which is deleted at the end.
+
+    So all read the same files, and only the chief writes those that stay. To copy is safe as long
+    as the chief builds models, which all do together, before it writes.
+
+    Args:
+        path: Path of the folder, which need not exist; None stays None.
+    """
+    if is_chief() or path is None:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="tfkd-worker-") as folder:
+        own = pathlib.Path(folder, pathlib.Path(path).name or "folder")
+        if os.path.isdir(path):
+            # What is only written needs no copy; a file may vanish as it is looked at.
+            ignore = shutil.ignore_patterns("tensorboard", "pictures", "*.partial.*")
+            shutil.copytree(path, own, ignore=ignore)
+        yield str(own)
+
+
+def function_of_step(make_function, step, strategy):
+    """Makes the function that Keras calls with an iterator, of a step that returns logs.
+
+    Over several workers Keras takes the mean of each log along an axis, which scalars do not have.
+    So the logs pass it as one vector, which also saves an exchange for each.
+
+    Args:
+        make_function: Keras' own function, of a step.
+        step: Function of a batch that returns `{name: scalar}`.
+        strategy: The `tf.distribute.Strategy` that runs it.
+
+    Returns:
+        A function of an iterator that returns `{name: scalar}`.
+    """
+    step = padded_step(step)
+    if workers(strategy) == 1 or not _keras_needs_help():
+        return make_function(step)
+    names = []
+
+    def packed(data):
+        logs = step(data)
+        names[:] = logs
+        return tf.stack([tf.cast(value, "float32") for value in logs.values()])[None]
+
+    run = make_function(packed)
+    return lambda iterator: dict(zip(names, tf.unstack(run(iterator), num=len(names))))
 
 
 def of_one_replica(batch):
@@ -215,6 +577,71 @@ def of_one_replica(batch):
     return tf.nest.map_structure(lambda x: strategy.experimental_local_results(x)[0], batch)
 
 
+# What a replica's thread knows of the step that it takes.
+_STEP = threading.local()
+
+
+def padded_step(step):
+    """Lets replicas take a step of which they have no sample.
+
+    A last batch may be smaller than the number of replicas, or be shared out so that some get
+    nothing of it. All must take the step, since they meet in it; but not every kernel runs on an
+    empty batch (convolutions on a CPU return another shape). So such a replica gets one row of
+    zeros, and what counts samples is told by `size_of` and `samples_of` that there is none.
+
+    Args:
+        step: Function of a batch, a structure of tensors.
+
+    Returns:
+        A function of the same kind.
+    """
+
+    @functools.wraps(step)
+    def padded(data):
+        rows = next(x for x in tf.nest.flatten(data) if x is not None)
+        shape = tf.TensorShape(rows.shape)
+        if num_replicas() == 1 or not shape.rank or shape[0]:
+            return step(data)
+        missing = tf.cast(tf.shape(rows)[0] == 0, "int32")
+
+        def pad(x):
+            if x is None:
+                return None
+            padding = tf.zeros(tf.concat([[missing], tf.shape(x)[1:]], 0), x.dtype)
+            return tf.ensure_shape(tf.concat([x, padding], 0), x.shape)
+
+        _STEP.present = 1 - missing
+        try:
+            return step(tf.nest.map_structure(pad, data))
+        finally:
+            _STEP.present = None
+
+    return padded
+
+
+def _present():
+    """1 where this replica has samples in this step and 0 where not; None if it must have some."""
+    return getattr(_STEP, "present", None)
+
+
+def size_of(rows):
+    """Returns how many samples this replica has, of the number of rows that its tensors have."""
+    return rows if _present() is None else rows * _present()
+
+
+def samples_of(values):
+    """Returns tensors `(rows, ...)` without the row that stands for no sample.
+
+    Args:
+        values: A structure of tensors; None stays None.
+    """
+    if _present() is None:
+        return values
+    return tf.nest.map_structure(
+        lambda x: None if x is None else x[: tf.shape(x)[0] * _present()], values
+    )
+
+
 def synchronize_batch_normalization(model):
     """Lets the batch normalizations of a model see the global batch under several replicas.
 
@@ -228,3 +655,26 @@ def synchronize_batch_normalization(model):
         for layer in model._flatten_layers():
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = True
+                layer._moments = functools.partial(_synchronized_moments, layer)
+
+
+def _synchronized_moments(layer, inputs, mask):
+    """Mean and variance of the global batch, in place of Keras' own.
+
+    Keras takes the difference of two large numbers for the variance, which one device does not,
+    and has a replica that has no sample count its row of zeros.
+    """
+    context = tf.distribute.get_replica_context()
+    if mask is not None or context is None:
+        return type(layer)._moments(layer, inputs, mask)
+    axes, total = layer._reduction_axes, tf.distribute.ReduceOp.SUM
+    present = 1.0 if _present() is None else tf.cast(_present(), inputs.dtype)
+    count = tf.cast(tf.size(inputs) // tf.shape(inputs)[layer.axis], inputs.dtype)
+    count, sums = context.all_reduce(
+        total, [count * present, tf.reduce_sum(inputs, axes) * present]
+    )
+    mean = sums / count
+    shape = [1] * len(inputs.shape)
+    shape[layer.axis] = mean.shape[0]
+    squares = tf.reduce_sum(tf.square(inputs - tf.reshape(mean, shape)), axes)
+    return mean, context.all_reduce(total, squares * present) / count

@@ -1,5 +1,6 @@
 """What all distillers share: everything in a training step that is not the algorithm."""
 
+import contextlib
 import dataclasses
 import inspect
 
@@ -9,8 +10,9 @@ from keras import ops
 
 from tfkd import optimizers, runtime, schedules, taps
 from tfkd.distillers import checks, preflight
+from tfkd.distillers.accumulation import Accumulation
 from tfkd.distillers.divergence import TOTAL, LossWatch, StopAtDivergence
-from tfkd.errors import UsageError, unknown
+from tfkd.errors import UsageError, check_positive_integer, unknown
 
 
 @dataclasses.dataclass
@@ -22,6 +24,8 @@ class Batch:
         labels: The labels as the data set gives them.
         sample_weight: Float tensor `(batch,)`, or None. Class weights arrive here too.
         size: Integer tensor, the number of samples.
+        rows: Integer tensor, the number of rows of the tensors: the samples, or one row of zeros
+            where a replica has no sample, which then counts nowhere.
         indices: Integer tensor `(batch,)`, the samples' positions in the training set; None
             where the data does not tell.
     """
@@ -30,6 +34,7 @@ class Batch:
     labels: object
     sample_weight: object
     size: object
+    rows: object
     indices: object
 
 
@@ -95,6 +100,7 @@ class Distiller(keras.Model):
         teacher_preprocessing=None,
         name=None,
     ):
+        runtime.check_strategy(tf.distribute.get_strategy())
         checks.check_models(student, teacher, teacher_preprocessing)
         # The distiller only passes inputs on: casting them is up to each of the two models.
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
@@ -111,6 +117,8 @@ class Distiller(keras.Model):
         self._evaluated_trackers = set()
         self._evaluating = False
         self._loss_watch = LossWatch()
+        self.accumulation_steps = 1
+        self._accumulations = Untracked(by_optimizer={})
         # As a variable, so that a compiled step sees it change.
         self._epoch = self.add_weight(
             shape=(),
@@ -211,6 +219,7 @@ class Distiller(keras.Model):
         weighted_metrics=None,
         jit_compile="auto",
         run_eagerly=False,
+        accumulation_steps=1,
         **kwargs,
     ):
         """Configures training.
@@ -223,6 +232,11 @@ class Distiller(keras.Model):
             weighted_metrics: The same, weighted by `sample_weight`.
             jit_compile: Whether to compile with XLA; `"auto"` for what is faster on the device.
             run_eagerly: Whether to run steps without compiling them, for debugging.
+            accumulation_steps: Integer, over how many batches every optimizer takes the mean of
+                its gradients before it takes one step: so a batch that does not fit into memory
+                is trained on in parts. Learning-rate schedules count the optimizer's steps.
+                What looks at a batch as a whole, such as batch normalization and relational
+                losses, sees the parts.
             **kwargs: Other arguments of `keras.Model.compile`, and the method's own optimizers:
                 each a Keras optimizer, its name, or a dictionary of settings as
                 `tfkd.optimizers.create` takes them.
@@ -231,6 +245,11 @@ class Distiller(keras.Model):
             UsageError: If the loss expects probabilities, or settings describe no optimizer.
         """
         self._check_compile_arguments(kwargs)
+        check_positive_integer("accumulation_steps", accumulation_steps)
+        self.accumulation_steps = accumulation_steps
+        runtime.check_steps_per_execution(
+            kwargs.get("steps_per_execution", 1), self.distribute_strategy
+        )
         further = {
             name: kwargs.pop(name, None) or default
             for name, default in self.further_optimizers.items()
@@ -398,7 +417,8 @@ class Distiller(keras.Model):
         if isinstance(x, tf.data.Dataset):
             # Keras' default, which it warns that it ignores for a data set.
             kwargs.setdefault("shuffle", False)
-        self.build_optimizers()
+        with self._scope():
+            self.build_optimizers()
         announce = keras.callbacks.LambdaCallback(
             on_train_begin=lambda logs: self.start_training(
                 announce.params["epochs"], announce.params["steps"]
@@ -410,20 +430,30 @@ class Distiller(keras.Model):
             StopAtDivergence(self._loss_watch),
             *keras.tree.flatten(callbacks or []),
         ]
-        with checks.clear_label_errors(self.student):
+        with self._scope(), checks.clear_label_errors(self.student):
             return super().fit(x, y, callbacks=callbacks, **kwargs)
 
     def train_on_batch(self, *args, **kwargs):
         """Takes one training step, as `keras.Model.train_on_batch`."""
         self._check_ready()
-        self.build_optimizers()
-        with checks.clear_label_errors(self.student):
+        with self._scope(), checks.clear_label_errors(self.student):
+            self.build_optimizers()
             return super().train_on_batch(*args, **kwargs)
+
+    def _scope(self):
+        """The scope that the distiller was built in, which `fit` may be called outside of."""
+        strategy = self._distribute_strategy
+        return contextlib.nullcontext() if strategy is None else strategy.scope()
 
     def _check_ready(self, labels=None):
         """Raises a `UsageError` for what training would stumble over much later."""
         if not self.compiled or self.optimizer is None:
             raise UsageError("Compile the distiller with an optimizer before training it.")
+        runtime.check_scope(self._distribute_strategy)
+        for name, (optimizer, _) in self.optimizers().items():
+            runtime.check_accumulation(
+                name, optimizer, self.accumulation_steps, self.distribute_strategy
+            )
         if self.student.built and not self.student.trainable_variables:
             raise UsageError(
                 f"Student {self.student.name!r} has nothing to train: set student.trainable = True."
@@ -436,16 +466,26 @@ class Distiller(keras.Model):
             iterator, data_batch = None, runtime.of_one_replica(next(batches))
         super()._maybe_symbolic_build(iterator, data_batch)
 
+    def _make_function(self, step_function):
+        make = super()._make_function
+        return runtime.function_of_step(make, step_function, self.distribute_strategy)
+
     def build_optimizers(self):
         """Makes the optimizers' own variables, each for the variables that it updates.
 
         Keras would make them for all trainable variables, of one optimizer only.
         """
-        if self.built:
-            for optimizer, variables in self.optimizers().values():
-                # One that scales the loss would add its variables a second time.
-                if not optimizer.built:
-                    optimizer.build(variables)
+        if not self.built:
+            return
+        accumulations = self._accumulations.by_optimizer
+        for optimizer, variables in self.optimizers().values():
+            # One that scales the loss would add its variables a second time.
+            if not optimizer.built:
+                optimizer.build(variables)
+            if self.accumulation_steps > 1:
+                if id(optimizer) not in accumulations:
+                    accumulations[id(optimizer)] = Accumulation(optimizer, variables)
+                accumulations[id(optimizer)].steps = self.accumulation_steps
 
     def evaluate(self, *args, **kwargs):
         """Evaluates the student; the arguments are those of `keras.Model.evaluate`."""
@@ -459,7 +499,7 @@ class Distiller(keras.Model):
         # The values tracked in training have no meaning there: `metrics` leaves them out.
         self._evaluating = True
         try:
-            with checks.clear_label_errors(self.student):
+            with self._scope(), checks.clear_label_errors(self.student):
                 return function(*args, **kwargs)
         finally:
             self._evaluating = False
@@ -512,7 +552,7 @@ class Distiller(keras.Model):
         if not self._evaluating:
             self._loss_watch.count_step()
         inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        size = ops.shape(tf.nest.flatten(inputs)[0])[0]
+        rows = ops.shape(tf.nest.flatten(inputs)[0])[0]
         if not self.built and hasattr(inputs, "shape"):
             # A student whose shapes only data tells. Variables are made outside of the step.
             with tf.init_scope():
@@ -521,7 +561,7 @@ class Distiller(keras.Model):
         indices = None
         if isinstance(labels, dict):
             labels, indices = labels["label"], labels.get("index")
-        return Batch(inputs, labels, sample_weight, size, indices)
+        return Batch(inputs, labels, sample_weight, runtime.size_of(rows), rows, indices)
 
     def observe_teacher(self, batch):
         """Runs the teacher once, in inference mode and without gradient.
@@ -614,9 +654,10 @@ class Distiller(keras.Model):
             )
         value = loss(student_taps, teacher_taps, training=True, **arguments)
         if gather and runtime.num_replicas() > 1:
-            # Every replica has computed the same value: each counts for 1/N of it, whatever its
-            # share of the batch, by which `objective()` is going to multiply.
-            value /= runtime.num_replicas() * runtime.share_of_batch(batch.size)
+            # Every replica has computed the same value: each counts for an equal part of it,
+            # whatever its share of the batch, by which `objective()` is going to multiply.
+            value *= runtime.even_share(batch.size)
+            value = tf.math.divide_no_nan(value, runtime.share_of_batch(batch.size))
         return value
 
     def objective(self, batch, terms):
@@ -699,8 +740,10 @@ class Distiller(keras.Model):
                 no update; `"zero"`, that of a gradient of zero, in which momentum and weight
                 decay go on.
             clip_norm: Number, what the norm of the whole gradient, that of all replicas, is
-                clipped to; None for no clipping. An optimizer's own clipping would see one
-                replica's gradient.
+                clipped to; None for no clipping.
+
+        Where gradients are accumulated, the step is one on their mean, and only every
+        `accumulation_steps`-th call takes it.
         """
         # Under mixed_float16 the scale enters where the gradient starts, so that nothing
         # underflows on the way back; the optimizer divides it out again.
@@ -710,12 +753,24 @@ class Distiller(keras.Model):
             pairs = zip(gradients, variables)
             gradients = [ops.zeros_like(v) if g is None else g for g, v in pairs]
         pairs = [(g, v) for g, v in zip(gradients, variables) if g is not None]
-        if clip_norm is not None:
-            gradients, variables = zip(*pairs)
-            norm = tf.linalg.global_norm(runtime.sum_over_replicas(gradients)) / scale
-            factor = clip_norm / ops.maximum(norm, clip_norm)
-            pairs = zip([factor * gradient for gradient in gradients], variables)
-        optimizer.apply_gradients(pairs)
+        accumulates = self.accumulation_steps > 1
+        if clip_norm is None and not accumulates and not runtime.needs_whole_gradient(optimizer):
+            optimizer.apply_gradients(pairs)
+            return
+        gradients, variables = zip(*pairs)
+
+        def step(gradients):
+            if clip_norm is not None:
+                norm = tf.linalg.global_norm(gradients) / scale
+                factor = clip_norm / ops.maximum(norm, clip_norm)
+                gradients = [factor * gradient for gradient in gradients]
+            runtime.apply_whole_gradient(optimizer, gradients, variables, scale)
+
+        gradients = runtime.sum_over_replicas(list(gradients))
+        if accumulates:
+            self._accumulations.by_optimizer[id(optimizer)].apply(gradients, variables, step)
+        else:
+            step(gradients)
 
     def track(self, name, value, batch):
         """Adds the mean over this replica's samples to the logs, if `name` has a tracker."""
@@ -752,9 +807,8 @@ class Distiller(keras.Model):
 
     def logs(self, batch, logits):
         """Updates the metrics of the student and returns all logs as `{name: scalar}`."""
-        return self.compute_metrics(
-            batch.inputs, batch.labels, ops.cast(logits, "float32"), batch.sample_weight
-        )
+        values = (batch.inputs, batch.labels, ops.cast(logits, "float32"), batch.sample_weight)
+        return self.compute_metrics(*runtime.samples_of(values))
 
 
 def _class_numbers(labels, loss):

@@ -278,7 +278,9 @@ class IAKD(Distiller):
             return schedules.LinearWarmUp(self.start, 1.0, self.growth * epochs)
         fractions = self.milestones
         if fractions is None:
-            fractions = optimizers.drops(self.optimizer, steps and steps * epochs)
+            # Schedules count the optimizer's own steps.
+            total = steps and steps * epochs // self.accumulation_steps
+            fractions = optimizers.drops(self.optimizer, total)
         milestones = {round(fraction * epochs) for fraction in fractions} - {0, epochs}
         return schedules.LinearRestarts(self.start, 1.0, sorted(milestones), epochs)
 

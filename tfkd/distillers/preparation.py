@@ -35,7 +35,7 @@ class Preparation(Distiller):
         self.built = True
         settings = {**loss.preparation}
         self.epochs = settings.pop("epochs")
-        self.compile(SGD(**settings))
+        self.compile(SGD(**settings), accumulation_steps=distiller.accumulation_steps)
 
     def optimizers(self):
         """Returns `{name: (optimizer, variables it updates)}`."""

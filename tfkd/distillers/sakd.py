@@ -273,7 +273,7 @@ class SAKD(LossesDistiller):
         """
         shape = (len(self.spots),)
         if self.decisions == "always":
-            return ops.ones((batch.size, *shape))
+            return ops.ones((batch.rows, *shape))
         if self.policy is None:
             drawn = runtime.draw_per_sample(
                 lambda size: keras.random.uniform((size, *shape), seed=self.seed_generator),
@@ -423,6 +423,8 @@ def _vector(features):
 
 def _taking_part(batch):
     """Returns 1 for the samples of a batch that count and 0 for those of weight 0."""
+    # None of a replica that has no sample.
+    any_sample = ops.cast(batch.size > 0, "float32")
     if batch.sample_weight is None:
-        return ops.ones((batch.size,))
-    return ops.cast(batch.sample_weight > 0, "float32")
+        return any_sample * ops.ones((batch.rows,))
+    return any_sample * ops.cast(batch.sample_weight > 0, "float32")
