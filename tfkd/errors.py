@@ -102,9 +102,9 @@ def told_in_one_line():
         _stop(error)
     except Exception as error:
         # Python's own error tells a number, those of TensorFlow (TensorBoard's files) only a text.
-        full = re.search(rf"(\S*?);? *{os.strerror(errno.ENOSPC)}", str(error))
+        full = re.search(rf"(?:(/\S+); *)?{os.strerror(errno.ENOSPC)}", str(error))
         if full:
-            path = getattr(error, "filename", None) or full[1].strip("'\"; ]") or "A file"
+            path = getattr(error, "filename", None) or full[1] or "A file"
             _stop(
                 f"{path} could not be written ({os.strerror(errno.ENOSPC)}): make room; then the "
                 "same command goes on."
