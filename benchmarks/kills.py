@@ -244,7 +244,7 @@ def kill_all(methods, kills, seed, workdir):
             teacher = folder / "teacher.keras"
     number = 0
     while (total := sum(map(len, done.values()))) < kills:
-        method = min(methods, key=lambda name: len(done[name]))
+        method = min(reversed(methods), key=lambda name: len(done[name]))
         folder, seconds, teacher = whole[method]
         number += 1
         again = workdir / f"{method.replace(':', '-')}-killed{number}"

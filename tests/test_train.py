@@ -528,6 +528,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
             pass
     arguments = [*SMALL, data_dir, f"--workdir={workdir}"]
     line = refused(capsys, train.train, *arguments)
+    assert f"{workdir}/" in line
     assert "could not be written (No space left on device): make room" in line
     assert (workdir / "checkpoint.previous.npz").read_bytes() == before
     assert not list(workdir.rglob("*.partial.*"))

@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import os
+import re
 import sys
 
 #: Exit code of a command that ends with a mistake in what the user gave.
@@ -98,12 +100,18 @@ def told_in_one_line():
         yield
     except UsageError as error:
         _stop(error)
-    except OSError as error:
-        if error.filename is not None:
-            _stop(f"{error.filename}: {error.strerror}.")
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    except Exception as error:
+        # Python's own error tells a number, those of TensorFlow (TensorBoard's files) only a text.
+        full = re.search(rf"(?:(/\S+); *)?{os.strerror(errno.ENOSPC)}", str(error))
+        if full:
+            path = getattr(error, "filename", None) or full[1] or "A file"
+            _stop(
+                f"{path} could not be written ({os.strerror(errno.ENOSPC)}): make room; then the "
+                "same command goes on."
+            )
+        if not isinstance(error, OSError) or error.filename is None:
             raise
-        _stop(f"A file could not be written: {error.strerror}.")
+        _stop(f"{error.filename}: {error.strerror}.")
 
 
 def _stop(reason):

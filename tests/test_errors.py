@@ -1,0 +1,35 @@
+"""What the command line makes of errors that are no defects of ours."""
+
+import pytest
+import tensorflow as tf
+
+from tfkd import errors
+
+FULL = "No space left on device"
+
+
+@pytest.mark.parametrize(
+    "error, name",
+    [
+        (OSError(28, FULL), "A file"),
+        (OSError(28, FULL, "runs/a/metrics.csv"), "runs/a/metrics.csv"),
+        (
+            tf.errors.ResourceExhaustedError(
+                None, None, f"{{{{node}}}} /runs/a/events.v2; {FULL}\n\tFailed to flush 1 events"
+            ),
+            "/runs/a/events.v2",
+        ),
+    ],
+)
+def test_a_full_disk_is_one_line(error, name, capsys):
+    with pytest.raises(SystemExit) as stop, errors.told_in_one_line():
+        raise error
+    assert stop.value.code == errors.MISTAKE
+    expected = f"error: {name} could not be written ({FULL}): make room; then the same command "
+    assert capsys.readouterr().err == f"{expected}goes on.\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a defect"), OSError("another"), KeyError("x")])
+def test_defects_keep_their_traceback(error):
+    with pytest.raises(type(error)), errors.told_in_one_line():
+        raise error
