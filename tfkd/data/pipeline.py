@@ -1,9 +1,15 @@
 """`tf.data` pipelines in which the seed, the epoch and the index decide everything."""
 
+import os
+
 import numpy as np
 import tensorflow as tf
 
 from tfkd.data.augmentation import generator
+
+#: How many batches are made at a time, and how many wait for the training step.
+PARALLEL_CALLS = min(16, os.cpu_count() or 1)
+PREFETCHED = 4
 
 
 class EpochCounter:
@@ -183,7 +189,7 @@ def training_pipeline(examples, batch_size, seed, augmentation, encode, counter,
             return tf.nest.map_structure(tf.identity, batch)
 
     batches = tf.data.Dataset.from_tensors(0).map(begin).flat_map(one_pass)
-    batches = batches.map(make, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    batches = batches.map(make, num_parallel_calls=PARALLEL_CALLS).prefetch(PREFETCHED)
     # What is prefetched is not delivered yet, so the pass is counted behind the buffer.
     delivered = batches.enumerate().map(deliver)
     return _with_options(delivered.apply(tf.data.experimental.assert_cardinality(steps)))
@@ -201,16 +207,19 @@ def evaluation_pipeline(examples, batch_size, encode):
         A finite `tf.data.Dataset` of `(images, labels)`.
     """
     batches = examples.in_order(batch_size).map(
-        lambda batch: encode(*examples.read(batch)), num_parallel_calls=tf.data.AUTOTUNE
+        lambda batch: encode(*examples.read(batch)), num_parallel_calls=PARALLEL_CALLS
     )
     steps = -(-examples.size // batch_size)
-    batches = batches.prefetch(tf.data.AUTOTUNE)
+    batches = batches.prefetch(PREFETCHED)
     return _with_options(batches.apply(tf.data.experimental.assert_cardinality(steps)))
 
 
 def _with_options(dataset):
     options = tf.data.Options()
     options.deterministic = True
+    # TensorFlow 2.21 lets an iterator's end wait until its tuner wakes up, which after an epoch of
+    # a minute can take half a minute.
+    options.autotune.enabled = False
     # A buffer behind `deliver` would count a pass before its last batch is asked for.
     options.experimental_optimization.inject_prefetch = False
     # Every worker makes the same batches and keeps its part of each. To share out files instead
