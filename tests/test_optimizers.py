@@ -136,7 +136,7 @@ def test_a_relative_learning_rate_follows_the_student(policy):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"name": "adm"}, "Optimizer 'adm': "),
+        ({"name": "adm"}, "Unknown optimizer 'adm': "),
         ({"name": "adam", "beta_3": 0.5}, "Optimizer 'adam': .*beta_3"),
         ({"name": "sgd", "momentums": 0.5}, "Optimizer 'sgd': .*momentums"),
         ({"name": "sgd", "relative_learning_rate": 0.0}, "relative_learning_rate must be a number"),

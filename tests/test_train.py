@@ -121,7 +121,10 @@ def test_the_same_command_again_changes_nothing(finished, data_dir, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("stage, epoch", [("teacher", 1), ("student", 0), ("student", 1)])
+@pytest.mark.parametrize(
+    "stage, epoch",
+    [("teacher", 1), pytest.param("student", 0, marks=pytest.mark.slow), ("student", 1)],
+)
 def test_an_interrupted_run_resumes_to_the_same_bits(
     stage, epoch, finished, small, tmp_path, data_dir, monkeypatch, capsys
 ):
@@ -156,15 +159,20 @@ PEERS = ("student", "student2", "ensemble")
     "method, stage, models",
     [
         ("ft", "preparation_ft", ("teacher", "student")),
-        ("ft", "run", ("teacher", "student")),
-        ("crd", "run", ("teacher", "student")),
-        ("ackd", "run", ("teacher", "student", "fused")),
-        pytest.param("iakd", "run", ("teacher", "student"), marks=pytest.mark.slow),
-        pytest.param("sakd+at", "run", ("teacher", "student"), marks=pytest.mark.slow),
-        ("mutual", "run", PEERS),
         # Of both the last epoch, the one that is resumed, comes after the warm-up.
         (f"acn:warm_up=0:{TINY_GAME}", "run", PEERS),
-        pytest.param(f"acn:warm_up=1:{TINY_GAME}", "run", PEERS, marks=pytest.mark.slow),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("ft", "run", ("teacher", "student")),
+                ("crd", "run", ("teacher", "student")),
+                ("ackd", "run", ("teacher", "student", "fused")),
+                ("iakd", "run", ("teacher", "student")),
+                ("sakd+at", "run", ("teacher", "student")),
+                ("mutual", "run", PEERS),
+                (f"acn:warm_up=1:{TINY_GAME}", "run", PEERS),
+            )
+        ),
     ],
 )
 def test_methods_with_a_state_of_their_own_resume_too(
