@@ -112,7 +112,7 @@ def test_a_network_of_a_method_is_named_by_its_loss(monkeypatch):
     monkeypatch.setattr(
         made.discriminator, "call", lambda x, training=None: np.nan * ops.sum(x, axis=(1, 2))
     )
-    assert "generator_loss became NaN" in message(made, data(None, 2))
+    assert "adversarial_loss became NaN" in message(made, data(None, 2))
 
 
 def test_loss_scaling_may_skip_steps():
