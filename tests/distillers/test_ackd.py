@@ -264,7 +264,7 @@ def train_on_replicas(replicas):
         return values(distiller.trainable_variables), {k: v[0] for k, v in logs.items()}
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_replicas_give_the_update_of_one(replicas, on_one_device):
     expected, expected_logs = on_one_device
     found, logs = train_on_replicas(replicas)

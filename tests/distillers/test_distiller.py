@@ -307,6 +307,7 @@ def test_a_last_batch_that_divides_unequally_counts_right():
     assert logs == pytest.approx(expected_logs, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_replica_may_get_nothing_of_a_last_batch():
     """6 samples are shared out as 2, 2, 2 and none, by Keras; 1 as 1 and three times none."""
     for examples in (22, 17):

@@ -89,6 +89,7 @@ def test_the_epoch_is_told_and_steps_count_from_its_beginning():
     assert "epoch 3, step 2 of 5" in told
 
 
+@pytest.mark.slow
 def test_steps_per_execution():
     assert "step 6 of 20" in message(distiller(steps_per_execution=4), data(6, 20))
 
