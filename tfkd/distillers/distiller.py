@@ -450,10 +450,6 @@ class Distiller(keras.Model):
         if not self.compiled or self.optimizer is None:
             raise UsageError("Compile the distiller with an optimizer before training it.")
         runtime.check_scope(self._distribute_strategy)
-        for name, (optimizer, _) in self.optimizers().items():
-            runtime.check_accumulation(
-                name, optimizer, self.accumulation_steps, self.distribute_strategy
-            )
         if self.student.built and not self.student.trainable_variables:
             raise UsageError(
                 f"Student {self.student.name!r} has nothing to train: set student.trainable = True."
@@ -478,7 +474,10 @@ class Distiller(keras.Model):
         if not self.built:
             return
         accumulations = self._accumulations.by_optimizer
-        for optimizer, variables in self.optimizers().values():
+        for name, (optimizer, variables) in self.optimizers().items():
+            runtime.check_accumulation(
+                name, optimizer, self.accumulation_steps, self.distribute_strategy
+            )
             # One that scales the loss would add its variables a second time.
             if not optimizer.built:
                 optimizer.build(variables)
