@@ -1,4 +1,4 @@
-"""ACN: classifiers teach each other on images made to divide them (Zhang et al., 2021)."""
+"""ACN: mutual learning on images that a GAN makes to divide (Zhang et al., 2021)."""
 
 import dataclasses
 import math
