@@ -306,7 +306,7 @@ def test_k8_a_saved_distiller_cannot_go_on(tmp_path):
     checkpoint.save(tmp_path / "checkpoint.npz", ours, {"epoch": 1})
     expected, _ = update(ours)
     again = tfkd_distiller(linear(3), linear(2), momentum=0.9)
-    assert checkpoint.restore(tmp_path / "checkpoint.npz", again)[0] == {"epoch": 1}
+    assert checkpoint.restore(tmp_path / "checkpoint.npz", again).state == {"epoch": 1}
     np.testing.assert_array_equal(update(again)[0][0], expected[0])
 
 
