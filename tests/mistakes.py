@@ -107,7 +107,7 @@ MISTAKES = {
     "config that is a dictionary": (["--config={files}/dictionary.py"], "ConfigDict"),
     "config without the values of a run": (
         ["--config={files}/sparse.py"],
-        "has no check, data, .*: start it with",
+        "has no accumulation_steps, check, data, .*: start it with",
     ),
     "config argument": ([f"{CONFIG},metod=kd"], "Unknown config argument 'metod'"),
     "config argument's value": ([f"{CONFIG},runlocal=maybe"], "runlocal is true or false"),

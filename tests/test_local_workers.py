@@ -56,7 +56,7 @@ def test_all_end_when_one_fails(failing, monkeypatch, tmp_path):
 
 def test_workers_that_do_not_heed_an_interrupt_are_ended(monkeypatch):
     monkeypatch.setattr(local_workers, "_PATIENCE", 0.5)
-    # Processes that share out tests ignore it.
+    # Processes that share out tests ignore it, and so would those that they start.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         threading.Timer(1.5, os.kill, [os.getpid(), signal.SIGINT]).start()
@@ -73,6 +73,8 @@ def test_an_interrupted_run_interrupts_all(number):
         [sys.executable, "-m", "tfkd.local_workers", "--workers=2", "--", *command],
         stdout=subprocess.PIPE,
         text=True,
+        # Processes that share out tests ignore it, and so would those that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     timer = threading.Timer(100.0, process.kill)
     timer.start()
