@@ -160,11 +160,11 @@ PEERS = ("student", "student2", "ensemble")
     "method, stage, models",
     [
         ("ft", "preparation_ft", ("teacher", "student")),
-        # Of both the last epoch, the one that is resumed, comes after the warm-up.
-        (f"acn:warm_up=0:{TINY_GAME}", "run", PEERS),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
+                # Of both the last epoch, the one that is resumed, comes after the warm-up.
+                (f"acn:warm_up=0:{TINY_GAME}", "run", PEERS),
                 ("ft", "run", ("teacher", "student")),
                 ("crd", "run", ("teacher", "student")),
                 ("ackd", "run", ("teacher", "student", "fused")),

@@ -106,7 +106,7 @@ def test_learners_learn_from_the_fused_one_or_from_a_mixture_of_their_own():
     np.testing.assert_allclose(logits["fused"], fused, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("option", ["default", "ensemble"])
+@pytest.mark.parametrize("option", ["default", pytest.param("ensemble", marks=pytest.mark.slow)])
 def test_each_optimizer_moves_its_own_networks_only(option):
     x, y = tiny.data(16)
     for rates in ((0.0, 0.1), (0.1, 0.0)):
@@ -289,6 +289,7 @@ def test_half_precision(policy, option):
     assert distiller.fused_student()(x).dtype in ("float32", distiller.student(x).dtype)
 
 
+@pytest.mark.slow
 def test_compiled_with_xla_it_is_the_same_step():
     x, y = tiny.data(16)
     steps = []

@@ -275,7 +275,9 @@ def largest_difference(a, b):
     return max(np.abs(x - y).max() / np.abs(x).max() for x, y in zip(a, b))
 
 
-@pytest.mark.parametrize("replicas, loss", [(2, "function"), (4, "instance")])
+@pytest.mark.parametrize(
+    "replicas, loss", [(2, "function"), pytest.param(4, "instance", marks=pytest.mark.slow)]
+)
 def test_replicas_give_the_update_of_one(replicas, loss):
     label_loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if loss == "function":

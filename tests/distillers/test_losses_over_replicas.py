@@ -49,7 +49,7 @@ def one_device(request):
     return GROUPS[request.param], train(1, GROUPS[request.param])
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_update_is_that_of_one_device(one_device, replicas):
     ids, (student, connectors, logs) = one_device
     found_student, found_connectors, found_logs = train(replicas, ids)

@@ -373,7 +373,7 @@ def one_device():
     return train(1)
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_update_is_that_of_one_device(one_device, replicas):
     variables, logs = one_device
     found, found_logs = train(replicas)
@@ -412,6 +412,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_xla_compiles_the_same_step():
     found = []
     for jit_compile in (False, True):
