@@ -42,7 +42,7 @@ def curves(path, histories):
     pyplot.close(figure)
 
 
-def panels(path, history, contents):
+def panels(path, history, contents, free=()):
     """Draws values over the epochs, in one panel per kind.
 
     Args:
@@ -50,6 +50,7 @@ def panels(path, history, contents):
         history: List of the logs of each epoch, `{name: value}`.
         contents: `{title: {label: name of a log}}`. A panel whose values are all within 0 and 1
             shows that range, so that shares can be compared by eye.
+        free: Titles of panels that show the range of their values in any case.
     """
     count = len(contents)
     figure, axes = pyplot.subplots(
@@ -60,7 +61,7 @@ def panels(path, history, contents):
         for label, values in series.items():
             axis.plot(range(1, len(values) + 1), values, label=label)
         everything = np.concatenate([np.asarray(values) for values in series.values()])
-        if np.all((everything >= 0) & (everything <= 1)):
+        if title not in free and np.all((everything >= 0) & (everything <= 1)):
             axis.set_ylim(-0.03, 1.03)
         _over_epochs(axis, title)
         axis.legend(fontsize="small")

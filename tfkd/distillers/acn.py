@@ -546,23 +546,24 @@ class ACN(MutualDistiller):
         }
 
     def _draw_divergence(self, path, history):
-        prefix = "val_" if all("val_real_divergence" in epoch for epoch in history) else ""
         contents = {
-            f"divergence, {'validation' if prefix else 'training'} images": {
-                "generated": f"{prefix}generated_divergence",
-                "real": f"{prefix}real_divergence",
+            "divergence in training mode": {
+                "generated images": "generated_divergence",
+                "real images": "real_divergence",
             },
-            "divergence in training mode, accepted": {
-                "generated": "generated_divergence",
-                "real": "real_divergence",
+            "discriminator accuracy, images accepted": {
+                "right of real images": "discriminator_real_accuracy",
+                "right of generated images": "discriminator_fake_accuracy",
                 "share of images accepted": "accepted_share",
             },
-            "discriminator accuracy": {
-                "real": "discriminator_real_accuracy",
-                "generated": "discriminator_fake_accuracy",
-            },
         }
-        plots.panels(path, history, contents)
+        if all("val_real_divergence" in epoch for epoch in history):
+            contents["divergence of validation images"] = {
+                "generated images": "val_generated_divergence",
+                "real images": "val_real_divergence",
+            }
+        free = [title for title in contents if title.startswith("divergence")]
+        plots.panels(path, history, contents, free)
 
     def warnings(self, inputs):
         """Returns a line where inputs are not what `image_mean` and `image_std` say."""
