@@ -254,7 +254,9 @@ def test_replicas_train(tmp_path, small, data_dir, finished):
         np.testing.assert_allclose(a, b, rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "precision", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 def test_precisions_train(tmp_path, small, data_dir, precision):
     call(train.train, *small, data_dir, f"--workdir={tmp_path}", f"--precision={precision}")
     summary = json.loads((tmp_path / "summary.json").read_text())
@@ -263,6 +265,7 @@ def test_precisions_train(tmp_path, small, data_dir, precision):
     assert all(np.isfinite(value) for row in history for value in row.values())
 
 
+@pytest.mark.slow
 def test_mixing_labels_trains(tmp_path, small, data_dir):
     mixing = ["--config.data.mixup=0.2", "--config.data.cutmix=1.0"]
     call(train.train, *small, data_dir, f"--workdir={tmp_path}", *mixing)
@@ -502,6 +505,7 @@ def test_a_damaged_summary_or_teacher_of_the_run_is_named(unfinished, data_dir, 
     assert "teacher.keras cannot be read" in line and "remove it, and the same command" in line
 
 
+@pytest.mark.slow
 def test_a_run_does_not_need_the_given_teacher_once_it_has_begun(small, tmp_path, data_dir):
     teacher = tmp_path / "teacher.keras"
     shutil.copy(re.search("teacher=([^,]*)", small[0])[1], teacher)
@@ -526,6 +530,7 @@ def full_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     finished, unfinished, full_disk, data_dir, capsys
 ):

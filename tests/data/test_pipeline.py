@@ -164,6 +164,7 @@ def test_fit_sees_one_epoch_after_another(data_dir):
     assert_same(seen, tuple(np.concatenate(part) for part in zip(*expected)))
 
 
+@pytest.mark.slow
 def test_fit_under_a_strategy_sees_the_same_epochs(data_dir):
     """Two replicas and deterministic ops, which only a process of its own can set up."""
     load(data_dir=data_dir)

@@ -94,6 +94,7 @@ def test_replicas_accumulate_what_one_device_does(precision):
     assert_close(run(1), run(4), tolerance)
 
 
+@pytest.mark.slow
 def test_a_step_in_the_middle_resumes_to_the_same_bits(tmp_path):
     def make(seed):
         keras.utils.set_random_seed(seed)

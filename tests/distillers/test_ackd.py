@@ -120,6 +120,7 @@ def test_each_optimizer_moves_its_own_networks_only(option):
         assert moved == tuple(rate > 0 for rate in rates)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eagerly", [False, True])
 def test_the_student_sees_the_discriminator_as_it_was_before_its_step(eagerly):
     x, y = tiny.data(16)

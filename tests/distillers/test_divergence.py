@@ -129,6 +129,7 @@ def test_loss_scaling_may_skip_steps():
     assert checkpoint.not_finite(made) is None
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_found():
     made = distiller()
     assert checkpoint.not_finite(made) is None

@@ -232,7 +232,7 @@ def one_device():
     "device, arguments",
     [
         ({"replicas": 2}, BY_BATCH),
-        ({"jit_compile": True}, BY_BATCH),
+        pytest.param({"jit_compile": True}, BY_BATCH, marks=pytest.mark.slow),
         pytest.param({"replicas": 4}, BY_SAMPLE, marks=pytest.mark.slow),
     ],
 )
