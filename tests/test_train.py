@@ -287,6 +287,7 @@ def test_a_given_teacher_is_used_and_not_trained(finished, small, tmp_path, data
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_given_teacher_may_take_other_images(tmp_path, data_dir, capsys):
     """It is checked, and its accuracy measured, on its own images."""
     teacher = tfkd.models.create("resnet8", num_classes=10, input_shape=(16, 16, 3), seed=1)

@@ -134,7 +134,15 @@ def test_the_student_sees_the_discriminator_as_it_was_before_its_step(eagerly):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("option", ["default", "logit", "uniform", "ensemble"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "default",
+        pytest.param("logit", marks=pytest.mark.slow),
+        pytest.param("uniform", marks=pytest.mark.slow),
+        "ensemble",
+    ],
+)
 def test_what_each_part_of_the_student_learns(option):
     """All of it has a gradient, but for the logits' attention where nothing fuses maps."""
     distiller = make(**OPTIONS[option])
