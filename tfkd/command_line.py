@@ -10,7 +10,7 @@ from tfkd import errors, runtime
 from tfkd.errors import UsageError
 
 #: Exit codes: of a mistake in what the user gave, and of Ctrl-C as shells expect it.
-MISTAKE, INTERRUPTED = errors.MISTAKE, 130
+MISTAKE, INTERRUPTED = errors.MISTAKE, errors.INTERRUPTED
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",

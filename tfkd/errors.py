@@ -8,6 +8,8 @@ import sys
 
 #: Exit code of a command that ends with a mistake in what the user gave.
 MISTAKE = 2
+#: That of Ctrl-C, as shells expect it.
+INTERRUPTED = 130
 
 
 class UsageError(ValueError):

@@ -23,12 +23,10 @@ import time
 
 from absl import flags
 
-from tfkd.errors import UsageError, told_in_one_line
+from tfkd.errors import INTERRUPTED, UsageError, told_in_one_line
 
 flags.DEFINE_integer("workers", 2, "How many workers to start.", 1)
 
-#: Exit code of Ctrl-C, as shells expect it.
-INTERRUPTED = 130
 #: Seconds that the others have to end by themselves when one has failed or was interrupted.
 _PATIENCE = 20.0
 

@@ -82,6 +82,16 @@ def check_students(students):
     return list(students)
 
 
+def one_is_there_twice(optimizers):
+    """Whether one Keras optimizer is there twice; names and settings make a new one each time.
+
+    Args:
+        optimizers: List of what `compile` was given as optimizers.
+    """
+    objects = [id(one) for one in optimizers if isinstance(one, keras.optimizers.Optimizer)]
+    return len(set(objects)) < len(objects)
+
+
 def logits_shape(model, input_shape):
     """Returns the shape of a model's logits for inputs of a shape, the batch included."""
     output = taps.output(model)

@@ -267,9 +267,7 @@ class Distiller(keras.Model):
         )
         for name, argument in further.items():
             setattr(self, name, self._own_optimizer(name, argument))
-        given = (optimizer, *further.values())
-        objects = [id(one) for one in given if isinstance(one, keras.optimizers.Optimizer)]
-        if len(set(objects)) < len(objects):
+        if checks.one_is_there_twice([optimizer, *further.values()]):
             raise UsageError(
                 f"optimizer and {', '.join(further)} must be different objects: each keeps the "
                 "state of its own variables."

@@ -154,7 +154,7 @@ class MutualDistiller(Distiller):
             **kwargs: As `tfkd.Distiller.compile` takes them.
 
         Raises:
-            UsageError: If there are as many optimizers as peers, or one of them twice.
+            UsageError: If there are not as many optimizers as peers, or one of them is there twice.
         """
         given = peer_optimizers
         if given is not None and (
@@ -166,12 +166,7 @@ class MutualDistiller(Distiller):
             )
         super().compile(optimizer, loss, metrics, **kwargs)
         further = [kwargs.get(name) for name in self.further_optimizers]
-        objects = [
-            id(one)
-            for one in (optimizer, *(given or ()), *further)
-            if isinstance(one, keras.optimizers.Optimizer)
-        ]
-        if len(set(objects)) < len(objects):
+        if checks.one_is_there_twice([optimizer, *(given or ()), *further]):
             names = ", ".join(["optimizer", *self.further_optimizers])
             raise UsageError(
                 f"{names} and peer_optimizers must be different objects: each keeps the state of "
