@@ -19,7 +19,7 @@ from absl import flags
 
 import tfkd
 import tfkd.config
-from tfkd import checkpoint, command_line, compare, experiment, train
+from tfkd import checkpoint, command_line, compare, experiment, train, work_directory
 
 ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
@@ -196,7 +196,7 @@ def test_methods_with_a_state_of_their_own_resume_too(
     call(train.train, *arguments)
     assert_same_run(tmp_path / "whole", tmp_path / "run", models)
     if method.startswith("acn"):
-        assert experiment.history(tmp_path / "run")[-1]["generator_loss"] > 0
+        assert work_directory.history(tmp_path / "run")[-1]["generator_loss"] > 0
         assert (tmp_path / "run" / "pictures" / "divergent-epoch002.png").exists()
 
 
@@ -261,7 +261,7 @@ def test_precisions_train(tmp_path, small, data_dir, precision):
     call(train.train, *small, data_dir, f"--workdir={tmp_path}", f"--precision={precision}")
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["student"]["parameters"] > 0
-    history = experiment.history(tmp_path)
+    history = work_directory.history(tmp_path)
     assert all(np.isfinite(value) for row in history for value in row.values())
 
 
@@ -269,7 +269,7 @@ def test_precisions_train(tmp_path, small, data_dir, precision):
 def test_mixing_labels_trains(tmp_path, small, data_dir):
     mixing = ["--config.data.mixup=0.2", "--config.data.cutmix=1.0"]
     call(train.train, *small, data_dir, f"--workdir={tmp_path}", *mixing)
-    assert "student_loss" in experiment.history(tmp_path)[0]
+    assert "student_loss" in work_directory.history(tmp_path)[0]
 
 
 def test_without_validation(tmp_path, small, data_dir):
@@ -321,7 +321,7 @@ def test_select_best_saves_the_epoch_of_the_highest_validation_accuracy(tmp_path
     more = ["--config.epochs=5", "--config.select=best", "--config.optimizer.learning_rate=0.5"]
     call(train.train, *small, data_dir, f"--workdir={tmp_path}", *more)
     summary = json.loads((tmp_path / "summary.json").read_text())["student"]
-    accuracies = [row["val_accuracy"] for row in experiment.history(tmp_path)]
+    accuracies = [row["val_accuracy"] for row in work_directory.history(tmp_path)]
     assert summary["validation_accuracy"] == max(accuracies)
     assert accuracies[summary["epoch"] - 1] == max(accuracies)
     assert summary["last"]["epoch"] == 5
@@ -338,7 +338,7 @@ def test_learners_are_saved_measured_and_compared(tmp_path, small, data_dir):
     data = tfkd.data.load("digits", batch_size=100, data_dir=data_dir.removeprefix("--data_dir="))
     hits = [np.argmax(model(x), -1) == y.numpy() for x, y in data.test]
     assert fused["test_accuracy"] == pytest.approx(np.mean(np.concatenate(hits)))
-    logs = experiment.history(folder)[fused["epoch"] - 1]
+    logs = work_directory.history(folder)[fused["epoch"] - 1]
     assert fused["validation_accuracy"] == logs["val_fused_accuracy"]
     assert fused["epoch"] == summary["student"]["epoch"]
     assert fused["parameters"] == model.count_params()
@@ -399,7 +399,7 @@ def test_a_comparison_of_classifiers_that_teach_each_other(tmp_path, data_dir):
         found[name] = np.mean(np.concatenate(hits))
     mean = (found["student"] + found["student2"]) / 2
     assert [row["accuracy"] for row in rows] == pytest.approx([*found.values(), mean])
-    last = experiment.history(folder)[-1]
+    last = work_directory.history(folder)[-1]
     assert rows[3]["validation_accuracy"] == pytest.approx(last["val_mean_accuracy"])
     parameters = tfkd.models.create("resnet8", num_classes=10, input_shape=(8, 8, 1)).count_params()
     assert [row["parameters"] for row in rows] == [

@@ -1,6 +1,7 @@
 """What the commands share: their flags, and mistakes answered by one line."""
 
 import re
+import shlex
 import sys
 
 from absl import app, flags, logging
@@ -34,8 +35,12 @@ flags.DEFINE_integer(
 flags.DEFINE_enum("precision", "float32", runtime.PRECISIONS, "The policy models are built in.")
 
 
+#: Flags of commands that read what a run left, and need no config.
+OF_FINISHED_RUNS = ("workdir", "data_dir")
+
+
 def main(run):
-    """Runs a command as its flags say, and ends the process where something is wrong.
+    """Runs a command that trains as its flags say, and ends the process where something is wrong.
 
     Args:
         run: Function that takes the config and does the work. It is called in the scope of the
@@ -43,7 +48,7 @@ def main(run):
     """
     try:
         with errors.told_in_one_line():
-            _parse()
+            _parse_with_config()
             runtime.set_precision(flags.FLAGS.precision)
             with (
                 runtime.strategy(flags.FLAGS.strategy, flags.FLAGS.replicas).scope(),
@@ -55,7 +60,51 @@ def main(run):
         sys.exit(INTERRUPTED)
 
 
-def _parse():
+def main_without_config(run):
+    """Runs a command that trains nothing, and ends the process where something is wrong.
+
+    Args:
+        run: Function that takes the list of arguments which are no flags, and does the work.
+
+    Example:
+    ```python
+    for name in command_line.OF_FINISHED_RUNS:
+        flags.declare_key_flag(name)
+
+    if __name__ == "__main__":
+        command_line.main_without_config(evaluate)
+    ```
+    """
+    try:
+        with errors.told_in_one_line():
+            app.define_help_flags()
+            try:
+                rest = flags.FLAGS(sys.argv)[1:]
+            except flags.Error as error:
+                raise UsageError(str(error)) from error
+            _quiet()
+            run(rest)
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def command(module):
+    """Returns the command that runs now, as a user could type it.
+
+    Args:
+        module: String, the command's module, such as `"train"`.
+    """
+    return shlex.join(["python", "-m", f"tfkd.{module}", *sys.argv[1:]])
+
+
+def _quiet():
+    if not flags.FLAGS["verbosity"].present:
+        # TFDS tells every file it opens.
+        logging.set_verbosity(logging.ERROR)
+
+
+def _parse_with_config():
     """Reads the flags, for which absl also runs the config file."""
     app.define_help_flags()
     try:
@@ -76,9 +125,7 @@ def _parse():
         raise UsageError(_reason(error)) from error
     if len(rest) > 1:
         raise UsageError(f"Unexpected argument {rest[1]!r}: every option starts with --.")
-    if not flags.FLAGS["verbosity"].present:
-        # TFDS tells every file it opens.
-        logging.set_verbosity(logging.ERROR)
+    _quiet()
 
 
 def _reason(error):

@@ -10,13 +10,11 @@ comparison of more methods or seeds reuses what is there. Writes `table.md`, `ta
 import copy
 import json
 import pathlib
-import shlex
-import sys
 
 import numpy as np
 from absl import flags
 
-from tfkd import checkpoint, command_line, experiment, plots
+from tfkd import checkpoint, command_line, experiment, plots, work_directory
 from tfkd.config import ALONE, method_config, needs_teacher, split_at_commas
 from tfkd.errors import UsageError
 
@@ -72,7 +70,7 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
             one.method, one.seed, one.teacher.path = variant, seed, str(teacher)
             folder = workdir / _folder(method, seed)
             runs[method].append(_run(one, folder, data_dir, command))
-            histories.setdefault(method, []).append(experiment.history(folder))
+            histories.setdefault(method, []).append(work_directory.history(folder))
 
     rows = [row for name, results in runs.items() for row in _rows(name, config, results)]
     table = _table(rows)
@@ -186,7 +184,7 @@ def main(config):
         split_at_commas(flags.FLAGS.methods),
         flags.FLAGS.seeds,
         data_dir=flags.FLAGS.data_dir,
-        command=shlex.join(["python", "-m", "tfkd.compare", *sys.argv[1:]]),
+        command=command_line.command("compare"),
     )
 
 

@@ -9,16 +9,14 @@ import difflib
 import functools
 import inspect
 import re
-import sys
 import textwrap
 
 import tensorflow_datasets as tfds
-from absl import app, flags, logging
 
-from tfkd import data, distillers, losses, models, taps
+from tfkd import command_line, data, distillers, losses, models, taps
 from tfkd.config import ALONE
 from tfkd.data.sources import KNOWN
-from tfkd.errors import UsageError, told_in_one_line
+from tfkd.errors import UsageError
 from tfkd.models.families import FAMILIES
 
 #: What a model is described for; the images are those that `create()` makes one for.
@@ -219,20 +217,12 @@ def _fill(text, first_indent="", indent=""):
     )
 
 
-def main():
+def main(names):
     """Prints what the command line asks for."""
-    with told_in_one_line():
-        app.define_help_flags()
-        try:
-            names = flags.FLAGS(sys.argv)[1:]
-        except flags.Error as error:
-            raise UsageError(str(error)) from error
-        if len(names) > 1:
-            raise UsageError(f"One name at a time, or none for the list; received {len(names)}.")
-        # TFDS tells every file it opens.
-        logging.set_verbosity(logging.ERROR)
-        print(describe(*names))
+    if len(names) > 1:
+        raise UsageError(f"One name at a time, or none for the list; received {len(names)}.")
+    print(describe(*names))
 
 
 if __name__ == "__main__":
-    main()
+    command_line.main_without_config(main)

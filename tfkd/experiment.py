@@ -9,16 +9,22 @@ import os
 import pathlib
 import sys
 import time
-import zipfile
 import zlib
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tfkd import callbacks, checkpoint, models, optimizers, plots, runtime
-from tfkd.config import ALONE, check, make_distiller, needs_indices, needs_teacher, peers
-from tfkd.data import load
+from tfkd import (
+    callbacks,
+    checkpoint,
+    measure,
+    models,
+    optimizers,
+    plots,
+    runtime,
+    work_directory,
+)
+from tfkd.config import ALONE, check, make_distiller, needs_teacher, peers
 from tfkd.distillers import KnowledgeDistiller
 from tfkd.distillers.preparation import Preparation
 from tfkd.errors import DivergenceError, UsageError
@@ -75,8 +81,8 @@ def run(config, workdir, data_dir=None, command=None):
     if teacher is not None:
         _train_teacher(config, data, teacher, workdir)
         summary["teacher"] = {
-            **_measure(teacher, data, workdir / "teacher.keras", distiller.teacher_inputs),
-            "test_accuracy": _accuracy(teacher, data.test, distiller.teacher_inputs),
+            **measure.cost(teacher, data, workdir / "teacher.keras", distiller.teacher_inputs),
+            "test_accuracy": measure.accuracy(teacher, data.test, distiller.teacher_inputs),
         }
     if config.check and config.method.name != ALONE:
         report = distiller.check(data.validation or data.train)
@@ -131,7 +137,7 @@ def _test(config, data, distiller, progress, workdir):
             scores[name][which] = {
                 "epoch": epoch + 1,
                 "validation_accuracy": progress.history[epoch].get(f"{prefix}_accuracy"),
-                "test_accuracy": _accuracy(model, data.test),
+                "test_accuracy": measure.accuracy(model, data.test),
             }
     _set_weights(distiller, weights[config.select])
     measured = {}
@@ -139,7 +145,7 @@ def _test(config, data, distiller, progress, workdir):
         path = workdir / f"{name}.keras"
         checkpoint.write(path, model.save)
         chosen = scores[name][config.select]
-        measured[name] = {**_measure(model, data, path), **chosen, **scores[name]}
+        measured[name] = {**measure.cost(model, data, path), **chosen, **scores[name]}
     return {
         "student": measured.pop("student"),
         "learners": measured,
@@ -201,12 +207,6 @@ def _build(config, data, teacher):
     distiller = make_distiller(config, data, student, teacher, others)
     _compile(distiller, config, data, config.epochs, config.optimizer.learning_rate)
     return distiller
-
-
-def history(workdir):
-    """Returns the logs of a run's student as a list of `{name: value}`, one per epoch."""
-    with open(pathlib.Path(workdir) / "metrics.csv", encoding="utf-8", newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 def _say(text):
@@ -281,9 +281,8 @@ def _flatten(tree, prefix=""):
 
 
 def _load_data(config, data_dir):
-    settings = config.data.to_dict()
     with runtime.chief_first():
-        return load(seed=config.seed, data_dir=data_dir, indices=needs_indices(config), **settings)
+        return work_directory.load_data(config, data_dir)
 
 
 def _create(model, data, seed, **arguments):
@@ -298,22 +297,13 @@ def _get_teacher(config, data, workdir):
     if config.teacher.path and not own.exists():
         path = pathlib.Path(config.teacher.path)
     if path.exists():
+        remedy = "give a whole .keras file"
+        if path == own:
+            remedy = "remove it, and the same command makes it anew"
         try:
-            teacher = keras.models.load_model(path, compile=False)
-        except Exception as error:
-            # Keras lets whatever the archive, HDF5 or JSON reader raises through.
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            if path.is_dir():
-                reason = "it is a directory"
-            elif not zipfile.is_zipfile(path):
-                # Keras says that there is no such file.
-                reason = "it is no whole .keras archive"
-            remedy = "give a whole .keras file"
-            if path == own:
-                remedy = "remove it, and the same command makes it anew"
-            raise UsageError(
-                f"Teacher {path} cannot be read as a Keras model ({reason}): {remedy}."
-            ) from error
+            teacher = work_directory.load_model(path, remedy)
+        except UsageError as error:
+            raise UsageError(f"Teacher {error}") from error
         if len(teacher.outputs) != 1:
             raise UsageError(
                 f"Teacher {path} has {len(teacher.outputs)} outputs: it must have one, the logits."
@@ -494,44 +484,3 @@ class _Progress(keras.callbacks.Callback):
         writer.writeheader()
         writer.writerows(rows)
         checkpoint.write_text(self.folder / "metrics.csv", text.getvalue())
-
-
-def _forward(model):
-    """Returns inference as one compiled function."""
-    return tf.function(
-        lambda images: model(images, training=False),
-        jit_compile=runtime.jit_compile(),
-        reduce_retracing=True,
-    )
-
-
-def _same(images):
-    return images
-
-
-def _accuracy(model, dataset, prepare=_same):
-    """Returns the accuracy, in [0, 1], of a model on a data set whose images are prepared."""
-    forward, hits = _forward(model), []
-    for images, labels in dataset:
-        predicted = np.argmax(forward(prepare(images)), axis=-1)
-        labels = labels.numpy()
-        hits.append(predicted == (labels.argmax(-1) if labels.ndim == 2 else labels))
-    return float(np.mean(np.concatenate(hits)))
-
-
-def _measure(model, data, path, prepare=_same):
-    """Returns what a model costs: size, work, and its speed on batches of the test pipeline."""
-    forward = _forward(model)
-    images = prepare(next(iter(data.test))[0])
-    forward(images)
-    seconds = []
-    for _ in range(10):
-        started = time.perf_counter()
-        forward(images).numpy()
-        seconds.append(time.perf_counter() - started)
-    return {
-        "parameters": model.count_params(),
-        "bytes": path.stat().st_size,
-        "images_per_second": round(len(images) / float(np.median(seconds))),
-        "multiply_adds": models.multiply_adds(model),
-    }

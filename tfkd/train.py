@@ -5,9 +5,6 @@
 The same command again resumes an interrupted run.
 """
 
-import shlex
-import sys
-
 from absl import flags
 
 from tfkd import command_line, experiment
@@ -21,7 +18,7 @@ def train(config):
         config,
         flags.FLAGS.workdir,
         data_dir=flags.FLAGS.data_dir,
-        command=shlex.join(["python", "-m", "tfkd.train", *sys.argv[1:]]),
+        command=command_line.command("train"),
     )
 
 

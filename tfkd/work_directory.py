@@ -1,0 +1,132 @@
+"""What a run has left in its work directory, for commands that read it."""
+
+import csv
+import json
+import pathlib
+import zipfile
+
+import keras
+from ml_collections import ConfigDict
+
+from tfkd import data
+from tfkd.config import needs_indices
+from tfkd.errors import UsageError
+
+#: What is in `config.json` beside the config.
+_NO_CONFIG = ("precision",)
+
+
+class WorkDirectory:
+    """A run that is complete, as `tfkd.train` or `tfkd.compare` left it.
+
+    Args:
+        path: Path of its work directory.
+
+    Raises:
+        UsageError: If there is no such directory, or it holds no run that is complete.
+
+    Example:
+    ```python
+    run = WorkDirectory("runs/digits-kd")
+    run.summary["student"]["test_accuracy"]
+    student, data = run.model(), run.data()
+    ```
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        if not self.path.is_dir():
+            raise UsageError(f"--workdir={path}: there is no such directory.")
+        #: Dictionary, the run's `summary.json`.
+        self.summary = self._read("summary.json")
+        values = {k: v for k, v in self._read("config.json").items() if k not in _NO_CONFIG}
+        #: `ConfigDict`, as it was run.
+        self.config = ConfigDict(values)
+
+    def data(self, data_dir=None):
+        """Returns the `tfkd.data.Data` of the run, splits and normalisation included.
+
+        Args:
+            data_dir: Where TFDS keeps its data sets; None for its default.
+        """
+        return load_data(self.config, data_dir)
+
+    def models(self):
+        """Returns the names of the run's models that classify: `student` first, no teacher."""
+        return ["student", *self.summary["learners"]]
+
+    def model(self, name="student"):
+        """Returns a trained model.
+
+        Args:
+            name: String: `"student"`, `"teacher"`, or another of `models()`.
+
+        Raises:
+            UsageError: If the run has no such model, or its file cannot be read.
+        """
+        path = self.path / f"{name}.keras"
+        if not path.exists():
+            there = ", ".join(sorted(file.stem for file in self.path.glob("*.keras")))
+            raise UsageError(f"{self.path} has no {path.name}; it has {there or 'no model'}.")
+        return load_model(path, "the run's own is gone: train it anew in another --workdir")
+
+    def history(self):
+        """Returns the logs of each epoch, a list of `{name: value}`."""
+        return history(self.path)
+
+    def _read(self, name):
+        path = self.path / name
+        if not path.exists():
+            raise UsageError(
+                f"{self.path} has no {name}: it is the directory of no run, or of one that has "
+                "not ended; the command that began it goes on."
+            )
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(f"{path} is damaged: remove it, and run the run's command.") from error
+
+
+def history(path):
+    """Returns the logs of a run's student as a list of `{name: value}`, one per epoch.
+
+    Args:
+        path: Path of a work directory.
+    """
+    with open(pathlib.Path(path) / "metrics.csv", encoding="utf-8", newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def load_data(config, data_dir=None):
+    """Returns the `tfkd.data.Data` that a config describes.
+
+    Args:
+        config: `ConfigDict` of a run.
+        data_dir: Where TFDS keeps its data sets; None for its default.
+    """
+    settings = config.data.to_dict()
+    return data.load(seed=config.seed, data_dir=data_dir, indices=needs_indices(config), **settings)
+
+
+def load_model(path, remedy="give a whole .keras file"):
+    """Returns a saved Keras model.
+
+    Args:
+        path: Path of a `.keras` file.
+        remedy: String, what would be right where it cannot be read.
+
+    Raises:
+        UsageError: If the file holds no Keras model that can be read.
+    """
+    path = pathlib.Path(path)
+    try:
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:
+        # Keras lets whatever the archive, HDF5 or JSON reader raises through.
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        if path.is_dir():
+            reason = "it is a directory"
+        elif not zipfile.is_zipfile(path):
+            # Keras says that there is no such file.
+            reason = "it is no whole .keras archive"
+        raise UsageError(f"{path} cannot be read as a Keras model ({reason}): {remedy}.") from error
