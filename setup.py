@@ -15,6 +15,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["tfkd", "tfkd.*"]),
     python_requires=">=3.10",
+    entry_points={"console_scripts": ["tfkd=tfkd.__main__:main"]},
     install_requires=[
         "tensorflow>=2.21,<2.22",
         "keras>=3.15,<3.16",

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import functools
 import json
-import pathlib
 import re
 import shutil
 import signal
@@ -15,47 +14,16 @@ import keras
 import mistakes
 import numpy as np
 import pytest
-from absl import flags
+from commands import SMALL, call, refused
 
 import tfkd
 import tfkd.config
 from tfkd import checkpoint, command_line, compare, experiment, train, work_directory
 
-ROOT = pathlib.Path(__file__).parents[1]
-SMALL = [
-    f"--config={ROOT}/configs/digits.py:teacher=resnet14,student=resnet8,runlocal",
-    "--config.data.train_examples=64",
-    "--config.data.batch_size=32",
-]
-
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     return f"--data_dir={tmp_path_factory.mktemp('tfds')}"
-
-
-def call(main, *arguments):
-    """Runs a command in this process, as often as wanted."""
-    flags.FLAGS.unparse_flags()
-    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
-        delattr(flags.FLAGS, name)
-    # The module of the config before, whose get_config would stand in for one that is missing.
-    sys.modules.pop("config_config", None)
-    with pytest.MonkeyPatch.context() as patch:
-        # ml_collections looks there for overrides of the config.
-        patch.setattr(sys, "argv", ["command", *map(str, arguments)])
-        command_line.main(main)
-
-
-def refused(capsys, main, *arguments):
-    """Runs a command that must fail; returns the one line that it prints."""
-    with pytest.raises(SystemExit) as stop:
-        call(main, *arguments)
-    printed = capsys.readouterr()
-    assert stop.value.code == command_line.MISTAKE
-    lines = [line for line in printed.err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and "Traceback" not in printed.err
-    return lines[0]
 
 
 @pytest.fixture(scope="module")

@@ -39,16 +39,17 @@ flags.DEFINE_enum("precision", "float32", runtime.PRECISIONS, "The policy models
 OF_FINISHED_RUNS = ("workdir", "data_dir")
 
 
-def main(run):
-    """Runs a command that trains as its flags say, and ends the process where something is wrong.
+def main(run, needs_workdir=True):
+    """Runs a command with a config as its flags say, and ends the process where that is wrong.
 
     Args:
         run: Function that takes the config and does the work. It is called in the scope of the
             strategy.
+        needs_workdir: Boolean, whether `--workdir` must be given.
     """
     try:
         with errors.told_in_one_line():
-            _parse_with_config()
+            _parse_with_config(needs_workdir)
             runtime.set_precision(flags.FLAGS.precision)
             with (
                 runtime.strategy(flags.FLAGS.strategy, flags.FLAGS.replicas).scope(),
@@ -104,14 +105,14 @@ def _quiet():
         logging.set_verbosity(logging.ERROR)
 
 
-def _parse_with_config():
+def _parse_with_config(needs_workdir):
     """Reads the flags, for which absl also runs the config file."""
     app.define_help_flags()
     try:
         rest = flags.FLAGS(sys.argv)
         if _CONFIG.value is None:
             raise UsageError("--config=FILE is missing; configs/ has some.")
-        if not flags.FLAGS.workdir:
+        if needs_workdir and not flags.FLAGS.workdir:
             raise UsageError("--workdir=DIR is missing: where everything is read and written.")
         # A file that is not there shows only when its values are asked for.
         getattr(_CONFIG.value, "keys", None)

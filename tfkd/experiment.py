@@ -194,6 +194,29 @@ def check_methods(config, methods, workdir, data_dir=None):
         _build(one, data, shared if needs_teacher(method) else None)
 
 
+def preflight(config, workdir=None, data_dir=None):
+    """Checks a run before it is begun, as `tfkd.Distiller.check` does; nothing is written.
+
+    Args:
+        config: `ConfigDict` of a run.
+        workdir: Path of the work directory, where a run may have trained the teacher already.
+        data_dir: Where TFDS keeps its data sets; None for its default.
+
+    Returns:
+        A `tfkd.distillers.Report`.
+
+    Raises:
+        UsageError: If something in the config is wrong.
+    """
+    check(config)
+    runtime.set_seed(config.seed)
+    data = _load_data(config, data_dir)
+    teacher = None
+    if needs_teacher(config.method):
+        teacher = _get_teacher(config, data, workdir and pathlib.Path(workdir))
+    return _build(config, data, teacher).check(data.validation or data.train)
+
+
 def _build(config, data, teacher):
     """Returns the compiled distiller of a run, with the student and its peers anew."""
     # What was drawn before depends on whether the teacher was there already.
@@ -293,10 +316,11 @@ def _create(model, data, seed, **arguments):
 
 def _get_teacher(config, data, workdir):
     """Returns the teacher: the one used here before, the given one, or one to be trained."""
-    path = own = workdir / "teacher.keras"
-    if config.teacher.path and not own.exists():
-        path = pathlib.Path(config.teacher.path)
-    if path.exists():
+    own = workdir and workdir / "teacher.keras"
+    path = (
+        own if own and own.exists() else config.teacher.path and pathlib.Path(config.teacher.path)
+    )
+    if path and path.exists():
         remedy = "give a whole .keras file"
         if path == own:
             remedy = "remove it, and the same command makes it anew"
@@ -314,7 +338,7 @@ def _get_teacher(config, data, workdir):
                 f"{data.name!r} {data.num_classes}."
             )
         return teacher
-    if config.teacher.path:
+    if path:
         raise UsageError(f"Teacher {path} does not exist: train one, or correct the path.")
     # Another seed than the student's, or two models of one kind would start equal.
     return _create(config.teacher.model, data, config.seed + 1)

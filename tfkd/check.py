@@ -1,0 +1,22 @@
+"""Checks a run before it is begun: teacher, taps, sizes of the losses and of their gradients.
+
+    python -m tfkd.check --config=configs/digits.py:method=kd+at,teacher=teacher.keras
+
+Nothing is trained or written. `tfkd.train` does the same before it trains the student. A teacher
+that no run has trained yet is checked untrained: then its shapes count, not its accuracy.
+"""
+
+from absl import flags
+
+from tfkd import command_line, experiment
+
+flags.adopt_module_key_flags(command_line)
+
+
+def check(config):
+    """Prints the table and the warnings."""
+    print(experiment.preflight(config, flags.FLAGS.workdir, flags.FLAGS.data_dir))
+
+
+if __name__ == "__main__":
+    command_line.main(check, needs_workdir=False)
