@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 INSTALLED = $(VENV)/installed
 
-.PHONY: demo demo-smoke test test-slow lint clean
+.PHONY: demo demo-smoke test test-slow lint docs clean
 
 # The main job: teacher, student alone, and student distilled by two methods, on real digits with
 # three seeds.
@@ -23,6 +23,11 @@ test-slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+# The pages of docs/ as a web site in build/docs; a broken link is an error.
+docs: $(INSTALLED)
+	$(RUN) -m pip install --quiet --editable ".[docs]"
+	$(RUN) -m mkdocs build
 
 $(INSTALLED): setup.py
 	$(PYTHON) -m venv $(VENV)

@@ -33,6 +33,7 @@ setup(
     ],
     extras_require={
         "torch": ["torch>=2.5", "safetensors>=0.4"],
+        "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.5", "safetensors>=0.4"],
     },
     classifiers=[

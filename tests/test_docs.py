@@ -1,75 +1,207 @@
-"""The pages in docs/ do what they say."""
+"""README.md and the pages in docs/ do what they say."""
 
 import inspect
+import os
 import pathlib
 import re
+import shlex
+import subprocess
+import sys
 
 import keras
 import pytest
+from absl import flags
+from commands import ROOT, call
 
 import tfkd
+from tfkd import __main__ as entry
+from tfkd import compare, config
 
-DOCS = pathlib.Path(__file__).parents[1] / "docs"
+PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+
+#: Pages whose Python is run with the fast tests; that of the others takes minutes in sum.
+FAST = ("README.md",)
+
+
+def blocks(name, language):
+    return [body for kind, body in BLOCK.findall(TEXTS[name]) if kind == language]
+
+
+def with_python():
+    return [
+        pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+        for name in PAGES
+        if blocks(name, "python")
+    ]
+
+
+def commands():
+    """Yields the commands of all pages as a shell reads them, variables and all."""
+    # A shell in which "python" and "tfkd" tell what they were called with.
+    told = 'tell() { printf "%s\\0" "$@"; printf "\\n"; }; python() { tell python "$@"; }; '
+    told += 'tfkd() { tell tfkd "$@"; }; make() { tell make "$@"; }; pip() { :; }; '
+    for name in PAGES:
+        for block in blocks(name, "shell"):
+            output = subprocess.run(
+                ["bash", "-e", "-c", told + block], capture_output=True, text=True, check=True
+            ).stdout
+            for line in output.split("\0\n"):
+                words = line.split("\0")
+                if len(words) > 1:
+                    yield pytest.param(words, id=f"{name}: {shlex.join(words)[:90]}")
+
+
+COMMANDS = list(commands())
+TRAINS = ("tfkd.train", "tfkd.compare", "tfkd.check")
+
+
+def module_and_flags(words):
+    """Splits a command into the module that it runs, None for make, and its arguments."""
+    program, *rest = words
+    if program == "make":
+        return None, rest
+    if program == "tfkd":
+        return f"tfkd.{rest[0]}", rest[1:]
+    module, arguments = rest[1], rest[2:]
+    if module == "tfkd.local_workers" and "--" in arguments:
+        # What the workers run.
+        return module_and_flags(arguments[arguments.index("--") + 1 :])
+    return module, arguments
 
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """A folder of its own, for the files that a page writes."""
+    """A folder of its own, for the files that a page writes and reads."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    tfkd.models.create("resnet14", 10, (8, 8, 1)).save("teacher.keras")
     return tmp_path
 
 
-def run_page(name):
-    """Executes all Python of a page, and returns its variables."""
+@pytest.mark.parametrize("name", with_python())
+def test_python_runs(name, elsewhere, capsys):
     page = {}
-    text = (DOCS / name).read_text(encoding="utf-8")
-    for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+    for block in blocks(name, "python"):
         exec(compile(block, name, "exec"), page)
-    return page
+    saved = keras.models.load_model(elsewhere / "student.keras") if "student" in page else None
+    if saved is not None:
+        assert saved.count_params() == page["student"].count_params()
+    more = globals().get(f"_of_{pathlib.Path(name).stem}")
+    if more:
+        more(page, capsys.readouterr().out)
 
 
-def test_sakd(elsewhere, capsys):
-    page = run_page("sakd.md")
+def _of_sakd(page, printed):
     assert [spot for spot, _ in page["distiller"].spots][-2:] == ["pooled", "logits"]
-    assert "logits [" in capsys.readouterr().out
-    saved = keras.models.load_model(elsewhere / "student.keras")
-    assert saved.count_params() == page["student"].count_params()
+    assert "logits [" in printed
 
 
-def test_your_own_models(elsewhere, capsys):
-    page = run_page("your_own_models.md")
+def _of_your_own_models(page, printed):
     assert [student for student, _ in page["pairs"]] == ["stage1", "stage2", "stage3"]
     assert page["pairs"][-1][1] == "out_relu"
     assert any("near chance" in warning for warning in page["report"].warnings)
     assert set(page["report"].losses) == {"student_loss", "kd_loss", "at_loss"}
-    assert str(page["report"]) in capsys.readouterr().out
-    saved = keras.models.load_model(elsewhere / "student.keras")
-    assert saved.input_shape == (None, 32, 32, 1)
-    assert saved.count_params() == page["student"].count_params()
+    assert str(page["report"]) in printed
+    assert page["student"].input_shape == (None, 32, 32, 1)
 
 
-def test_ackd(elsewhere):
-    page = run_page("ackd.md")
+def _of_ackd(page, _):
     assert {"val_accuracy", "val_fused_accuracy"} <= page["history"].history.keys()
-    sizes = [
-        keras.models.load_model(elsewhere / f"{name}.keras").count_params()
-        for name in ("student", "fused")
-    ]
-    assert sizes[0] == page["student"].count_params() < sizes[1]
+    fused = keras.models.load_model("fused.keras")
+    assert fused.count_params() > page["student"].count_params()
 
 
-def test_iakd(elsewhere):
-    page = run_page("iakd.md")
+def _of_iakd(page, _):
     assert page["history"]["keep_probability"] == pytest.approx([0.5, 0.75])
     assert {"swapped_share", "swapped_stage1", "swapped_stage3"} <= set(page["history"])
     assert len(page["by_hand"].parts.blocks) == 2
-    saved = keras.models.load_model(elsewhere / "student.keras")
-    assert saved.count_params() == page["student"].count_params()
-    # The page tells every option and its default.
-    text = (DOCS / "iakd.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_iakd_tells_every_option_and_its_default():
     for name, parameter in list(inspect.signature(tfkd.IAKD).parameters.items())[2:-2]:
         default = str(parameter.default).replace("'", '"')
         shown = f'"{default}"' if isinstance(parameter.default, str) else default
-        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        lines = TEXTS["iakd.md"].splitlines()
+        row = next(line for line in lines if line.startswith(f"| `{name}` |"))
         assert row.split("|")[2].strip().strip("`") == shown, name
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_commands_are_taken(words, monkeypatch):
+    """Flags, configs, methods and their arguments are what the commands know; nothing is run."""
+    monkeypatch.chdir(ROOT)
+    module, arguments = module_and_flags(words)
+    if module is None:
+        assert f"\n{arguments[0]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    elif module in TRAINS:
+
+        def take(chosen):
+            config.check(chosen)
+            if module == "tfkd.compare":
+                methods = config.split_at_commas(flags.FLAGS.methods)
+                assert [compare._variant(chosen, method).name for method in methods] == methods
+
+        call(take, *arguments, needs_workdir=False)
+    else:
+        assert module.removeprefix("tfkd.") in entry.COMMANDS or "." in module.removeprefix("tfkd.")
+
+
+SMOKE = (
+    "--config.data.name=digits",
+    "--config.data.train_examples=64",
+    "--config.data.batch_size=32",
+    "--config.data.validation=0.1",
+    "--config.epochs=1",
+    "--config.teacher.epochs=1",
+    "--config.method.preparation_epochs=1",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [c for c in COMMANDS if c.values[0][0] == "python" and "-m" in c.values[0]]
+)
+def test_commands_train(words, elsewhere):
+    """Training commands run as they stand, but for the data and the number of epochs."""
+    module, arguments = module_and_flags(words)
+    if module not in TRAINS:
+        pytest.skip("it reads what a run has left, or is tried beside its own tests")
+    # A teacher that another line of the page trains.
+    teacher = re.search(r"teacher=([^,:]+\.keras)", " ".join(arguments))
+    if teacher and not pathlib.Path(teacher[1]).exists():
+        pathlib.Path(teacher[1]).parent.mkdir(parents=True)
+        tfkd.models.create("resnet20", 10, (8, 8, 1)).save(teacher[1])
+    more = list(SMOKE)
+    if module == "tfkd.compare":
+        methods = next(a for a in arguments if a.startswith("--methods=")).partition("=")[2]
+        # One of each kind: that all arguments are taken has been tested without training.
+        more += ["--seeds=1", f"--methods={','.join(config.split_at_commas(methods)[:3])}"]
+    (elsewhere / "configs").symlink_to(ROOT / "configs")
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments, *more],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TFDS_DATA_DIR": str(elsewhere / "tfds")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_links_lead_somewhere():
+    headings = {}
+    for name, text in TEXTS.items():
+        titles = re.findall(r"^#+ (.+)$", BLOCK.sub("", text), flags=re.MULTILINE)
+        headings[name] = {
+            re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles
+        }
+    for name, text in TEXTS.items():
+        for target in re.findall(r"\]\(([^)\s]+)\)", BLOCK.sub("", text)):
+            if re.match(r"https?:", target):
+                continue
+            path, _, anchor = target.partition("#")
+            file = (PAGES[name].parent / path).resolve() if path else PAGES[name]
+            assert file.exists(), f"{name}: {target}"
+            if anchor:
+                assert anchor in headings[file.name], f"{name}: {target}"
