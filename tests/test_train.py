@@ -124,24 +124,20 @@ TINY_GAME = "generator_width=4:generator_blocks=1:discriminator_width=4"
 PEERS = ("student", "student2", "ensemble")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method, stage, models",
     [
         ("ft", "preparation_ft", ("teacher", "student")),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in (
-                # Of both the last epoch, the one that is resumed, comes after the warm-up.
-                (f"acn:warm_up=0:{TINY_GAME}", "run", PEERS),
-                ("ft", "run", ("teacher", "student")),
-                ("crd", "run", ("teacher", "student")),
-                ("ackd", "run", ("teacher", "student", "fused")),
-                ("iakd", "run", ("teacher", "student")),
-                ("sakd+at", "run", ("teacher", "student")),
-                ("mutual", "run", PEERS),
-                (f"acn:warm_up=1:{TINY_GAME}", "run", PEERS),
-            )
-        ),
+        ("ft", "run", ("teacher", "student")),
+        ("crd", "run", ("teacher", "student")),
+        ("ackd", "run", ("teacher", "student", "fused")),
+        ("iakd", "run", ("teacher", "student")),
+        ("sakd+at", "run", ("teacher", "student")),
+        ("mutual", "run", PEERS),
+        # Of both the last epoch, the one that is resumed, comes after the warm-up.
+        (f"acn:warm_up=0:{TINY_GAME}", "run", PEERS),
+        (f"acn:warm_up=1:{TINY_GAME}", "run", PEERS),
     ],
 )
 def test_methods_with_a_state_of_their_own_resume_too(
@@ -183,6 +179,7 @@ def test_a_run_starts_alike_whether_its_teacher_was_there_or_not(data_dir):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_process_of_its_own(tmp_path, data_dir):
     def command(name):
         config = SMALL[0].replace("runlocal", "method=alone,runlocal")

@@ -202,6 +202,7 @@ def test_same_seed_same_result_with_dropout():
     assert any(not np.array_equal(a, b) for a, b in different)
 
 
+@pytest.mark.slow
 def test_xla_gives_the_same_step():
     results = []
     for jit_compile in (False, True):
