@@ -122,6 +122,12 @@ def _style(axis, lines, share):
     means = means[np.isfinite(means)]
     if share:
         axis.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=None, symbol=" %"))
+        low, high = axis.get_ylim()
+        if means.min() == means.max():
+            low, high = 0, 1
+        # No axis goes on where no share is; the lines at its ends stay visible.
+        beyond = 0.03 * (high - low)
+        axis.set_ylim(max(low, -beyond), min(high, 1 + beyond))
     elif len(means) and means.min() > 0 and means.max() > _LOGARITHMIC * means.min():
         axis.set_yscale("log")
         decades = np.log10(means.max() / means.min())

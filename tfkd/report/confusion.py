@@ -19,6 +19,21 @@ _TOLERANCE = 0.005
 
 
 @dataclasses.dataclass
+class Example:
+    """A test image for which a confusion came or went.
+
+    Attributes:
+        index: Integer, its position in the test set.
+        votes: How many models take it for the other class, before and after.
+        said: What the first of the models take it for, before and after.
+    """
+
+    index: int
+    votes: tuple
+    said: tuple
+
+
+@dataclasses.dataclass
 class Pair:
     """A confusion, and how often it happens before and after.
 
@@ -28,8 +43,7 @@ class Pair:
         before: Mean and standard deviation of the count over the baseline's models; the deviation
             is None where there is one model.
         after: The same over the students.
-        images: List of `(index of a test image, shares before, shares after)`: which share of the
-            models takes it for the other class.
+        images: List of `Example`.
     """
 
     true: int
@@ -174,7 +188,7 @@ def changes(before, after, labels, num_classes):
                 )
             )
     for pair in pairs[:PICTURED]:
-        pair.images = _images(pair, before, after, labels)
+        pair.images = _examples(pair, before, after, labels)
     right_before, right_after = (np.array(models) == labels for models in (before, after))
     flips = [
         (np.sum(~old & new), np.sum(old & ~new)) for old in right_before for new in right_after
@@ -190,13 +204,20 @@ def _confusions(labels, predicted, num_classes):
     return counts
 
 
-def _images(pair, before, after, labels):
+def _examples(pair, before, after, labels):
     """Returns the images for which a pair changed most, in its direction."""
-    shares = [np.mean(np.array(models) == pair.predicted, axis=0) for models in (before, after)]
-    gain = np.sign(pair.change) * (shares[1] - shares[0])
+    votes = [np.sum(np.array(models) == pair.predicted, axis=0) for models in (before, after)]
+    gain = np.sign(pair.change) * (votes[1] / len(after) - votes[0] / len(before))
     candidates = np.flatnonzero((labels == pair.true) & (gain > 0))
     chosen = candidates[np.argsort(-gain[candidates], kind="stable")][:IMAGES]
-    return [(int(index), float(shares[0][index]), float(shares[1][index])) for index in chosen]
+    return [
+        Example(
+            int(index),
+            (int(votes[0][index]), int(votes[1][index])),
+            (int(before[0][index]), int(after[0][index])),
+        )
+        for index in chosen
+    ]
 
 
 def _mean_and_deviation(counts):

@@ -80,10 +80,13 @@ def _section(section, charts, predictions):
     rows = results.rows(section)
     colours = {one.label: f"--series-{i % COLOURS}" for i, one in enumerate(section.groups)}
     ticks, strips = results.strips(rows)
-    first = section.groups[0].first
+    sizes = {
+        split: sorted({run.summary["data"][split] for one in section.groups for run in one.runs})
+        for split in ("train", "validation", "test")
+    }
     return {
         "name": section.name,
-        "sizes": first.summary["data"],
+        "sizes": {split: " or ".join(map(count, found)) for split, found in sizes.items()},
         "rows": rows,
         "gains": _gains(section),
         "ticks": ticks,
@@ -123,12 +126,13 @@ def _group(group, charts):
     return {
         "label": group.label,
         "is_alone": group.is_alone,
-        "lines": _lines(group.method),
+        "lines": describe.method_in_lines(group.method),
         "runs": group.runs,
         "config": first.config,
-        "versions": {**first.summary.get("versions", {}), "precision": first.settings["precision"]}
-        if "precision" in first.settings
-        else first.summary.get("versions", {}),
+        "versions": {
+            **first.summary.get("versions", {}),
+            "precision": first.settings.get("precision", "float32"),
+        },
         "teacher": first.teacher_name() if "teacher" in first.summary else None,
         "method_settings": {
             key.removeprefix("method."): value
@@ -145,14 +149,6 @@ def _group(group, charts):
         "export": _export(first),
         "full_config": json.dumps(first.summary["config"], indent=2, sort_keys=True),
     }
-
-
-def _lines(method):
-    try:
-        return describe.method_in_lines(method)
-    except KeyError:
-        # A method of the user's own.
-        return {}
 
 
 def _settings(section):
@@ -305,7 +301,7 @@ def _baseline(group, alone, predictions):
 
 def _examples(changes, data):
     """Returns the pictures of the images that are shown, `{index: data URI}`."""
-    indices = {index for pair in changes.pairs for index, _, _ in pair.images}
+    indices = {image.index for pair in changes.pairs for image in pair.images}
     found = {}
     for index, array in confusion.test_images(data, indices).items():
         image = Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)

@@ -138,13 +138,10 @@ def together(names):
     }
     chosen, left = collections.defaultdict(list), list(names)
     for level in range(3):
-        count = collections.Counter(keys[name][level] for name in left)
-        # What is left of the name is its label: a word at least.
-        grouped = [
-            name
-            for name in left
-            if count[keys[name][level]] > 1 and len(words[name]) > (2 if level == 0 else 1)
-        ]
+        # What is left of a name is its label: a word at least.
+        longer = [name for name in left if len(words[name]) > (2 if level == 0 else 1)]
+        count = collections.Counter(keys[name][level] for name in longer)
+        grouped = [name for name in longer if count[keys[name][level]] > 1]
         for name in grouped:
             chosen[keys[name][level]].append(name)
         left = [name for name in left if name not in grouped]

@@ -65,7 +65,10 @@ class Run(WorkDirectory):
         given = self.config.teacher.path
         if not given:
             folder = self.path / "teacher"
-            return (folder, _history(folder)) if (folder / "metrics.csv").exists() else None
+            try:
+                return folder, _history(folder)
+            except UsageError:
+                return None
         given = pathlib.Path(given)
         for folder in (given.parent, self.path.parent / given.parent.name):
             try:
@@ -182,7 +185,7 @@ def find(paths):
     Raises:
         UsageError: If a directory does not exist, or none of them holds a complete run.
     """
-    runs, left_out, seen = [], [], set()
+    runs, left_out, seen = {}, [], set()
     for path in map(pathlib.Path, paths):
         if not path.is_dir():
             raise UsageError(f"--workdir={path}: there is no such directory.")
@@ -191,13 +194,18 @@ def find(paths):
                 continue
             seen.add(folder.resolve())
             try:
-                runs.append(Run(folder))
+                run = Run(folder)
             except UsageError as error:
                 left_out.append(str(error))
+                continue
+            # A copy counted again would make the deviation over the seeds smaller than it is.
+            first = runs.setdefault((_key(run), run.seed), run)
+            if first is not run:
+                left_out.append(f"{folder} has the config and the seed of {first.path}.")
     if not runs:
         more = f" ({len(left_out) - 1} more are left out as well.)" if left_out[1:] else ""
         raise UsageError(f"There is no complete run to report: {left_out[0]}{more}")
-    return runs, left_out
+    return list(runs.values()), left_out
 
 
 def _runs_in(path):
@@ -227,7 +235,7 @@ def group(runs):
     """
     same = {}
     for run in runs:
-        same.setdefault(repr(sorted(run.settings.items())), []).append(run)
+        same.setdefault(_key(run), []).append(run)
     groups = [Group(sorted(found, key=lambda run: run.seed)) for found in same.values()]
     sections = {}
     for one in groups:
@@ -239,6 +247,11 @@ def group(runs):
         _set_labels(members)
         found.append(Section(name, sorted(members, key=lambda one: not one.is_alone)))
     return found
+
+
+def _key(run):
+    """Returns what is equal for runs of one group."""
+    return repr(sorted(run.settings.items()))
 
 
 def _set_labels(groups):
