@@ -14,6 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["tfkd", "tfkd.*"]),
+    package_data={"tfkd.report": ["templates/*"]},
     python_requires=">=3.10",
     entry_points={"console_scripts": ["tfkd=tfkd.__main__:main"]},
     install_requires=[
@@ -30,6 +31,8 @@ setup(
         # TFDS imports it to download some data sets, and does not ask for it.
         "importlib_resources>=6",
         "matplotlib>=3.8",
+        "pillow>=10",
+        "jinja2>=3.1",
     ],
     extras_require={
         "torch": ["torch>=2.5", "safetensors>=0.4"],

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 import tfkd
 from tfkd import distillers, errors
-from tfkd.describe import describe
+from tfkd.describe import describe, method_in_lines
 from tfkd.errors import UsageError
 
 
@@ -125,6 +125,12 @@ def test_the_command(arguments, code, message):
     mistakes = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
     assert len(mistakes) == (message is not None) and "Traceback" not in process.stderr
     assert message is None or mistakes[0].startswith(message)
+
+
+def test_a_method_is_told_in_lines():
+    found = method_in_lines("sakd+at:at.weight=60.0")
+    assert list(found) == ["sakd", "at"] and found["at"].startswith("AT: where in the image")
+    assert list(method_in_lines("alone").values())[0].startswith("Trains the")
 
 
 def test_a_method_is_found_by_id_and_by_class():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from matplotlib import pyplot
+from PIL import Image
 
 from tfkd import plots
 
@@ -16,6 +17,7 @@ def test_an_image_grid_shows_its_images_as_bright_as_they_are(tmp_path, channels
     assert brightness[0] + 0.1 < brightness[1] < brightness[2] - 0.1
     assert brightness[1] == pytest.approx((brightness[0] + brightness[2]) / 2, abs=0.01)
     assert not pyplot.get_fignums()
+    assert Image.open(tmp_path / "grid.png").info["Description"] == "Images: real, divergent"
 
 
 def test_panels_draw_every_log(tmp_path):
@@ -23,4 +25,6 @@ def test_panels_draw_every_log(tmp_path):
     contents = {"loss": {"all": "loss"}, "share": {"accepted": "share"}}
     plots.panels(tmp_path / "panels.png", history, contents)
     assert (tmp_path / "panels.png").read_bytes().startswith(b"\x89PNG")
+    told = Image.open(tmp_path / "panels.png").info["Description"]
+    assert told == "Loss, share over the epochs"
     assert not pyplot.get_fignums()

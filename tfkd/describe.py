@@ -61,6 +61,21 @@ def describe(name=None):
     return pages[name]()
 
 
+def method_in_lines(name):
+    """Returns what a method is, with a line for each of its parts.
+
+    Args:
+        name: String, a method as configs write it, such as `"sakd+at:at.weight=60.0"`.
+
+    Returns:
+        `{id: line}`, the method's first and then those of its losses.
+    """
+    known = {**distillers.available(), **losses.available()}
+    ids = name.split(":")[0].split("+")
+    lines = {one: _first_line(inspect.getmodule(known[one])) for one in ids if one != ALONE}
+    return lines or {ALONE: _ALONE.capitalize()}
+
+
 def _pages():
     """Returns `{name: function that describes it}`."""
     pages = {ALONE: lambda: f"{ALONE} {_ALONE}"}

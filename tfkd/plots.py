@@ -38,8 +38,7 @@ def curves(path, histories):
         _over_epochs(axis, title)
     axes[0].set_yscale("log")
     axes[-1].legend()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    _save(figure, path, f"{', '.join(shown.values())} over the epochs")
 
 
 def panels(path, history, contents, free=()):
@@ -65,8 +64,7 @@ def panels(path, history, contents, free=()):
             axis.set_ylim(-0.03, 1.03)
         _over_epochs(axis, title)
         axis.legend(fontsize="small")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    _save(figure, path, f"{', '.join(contents)} over the epochs")
 
 
 def image_grid(path, rows, titles):
@@ -96,8 +94,7 @@ def image_grid(path, rows, titles):
             axis.set_xlabel(caption, fontsize="x-small")
             axis.set_xticks([])
             axis.set_yticks([])
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    _save(figure, path, f"images: {', '.join(label for label, _, _ in rows)}")
 
 
 def heat_map(path, values, rows, row_title, column_title, title):
@@ -120,7 +117,13 @@ def heat_map(path, values, rows, row_title, column_title, title):
     axis.set_xlabel(column_title)
     axis.set_title(title)
     figure.colorbar(image)
-    figure.savefig(path, dpi=110)
+    _save(figure, path, f"{title}, by {row_title} and {column_title}")
+
+
+def _save(figure, path, description):
+    """Writes a figure, with a description that pages which show it use as its caption."""
+    description = description[:1].upper() + description[1:]
+    figure.savefig(path, dpi=110, metadata={"Description": description})
     pyplot.close(figure)
 
 

@@ -1,0 +1,39 @@
+"""The command; see `tfkd.report`."""
+
+from absl import flags
+
+from tfkd import command_line
+from tfkd.config import split_at_commas
+from tfkd.errors import UsageError
+from tfkd.report import report
+
+
+def _define_flags():
+    # Not at import: other commands have an --output as well.
+    for name in command_line.OF_FINISHED_RUNS:
+        flags.declare_key_flag(name)
+    flags.DEFINE_string(
+        "output", None, "Path of the page; report.html in the first directory if not given."
+    )
+    flags.DEFINE_boolean(
+        "confusions", True, "Whether to compare what the models predict on the test set."
+    )
+
+
+def main(arguments):
+    """Runs what the flags and the further arguments, which are directories, say."""
+    if flags.FLAGS["workdir"].present > 1:
+        raise UsageError(
+            "--workdir is given several times: name further directories after it, or separate "
+            "them by commas."
+        )
+    paths = [*split_at_commas(flags.FLAGS.workdir or ""), *arguments]
+    if not paths:
+        raise UsageError("--workdir=DIR is missing: the directory of a complete run.")
+    output = report(paths, flags.FLAGS.output, flags.FLAGS.data_dir, flags.FLAGS.confusions)
+    print(f"Written: {output}", flush=True)
+
+
+if __name__ == "__main__":
+    _define_flags()
+    command_line.main_without_config(main)
