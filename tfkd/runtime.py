@@ -569,12 +569,17 @@ def shared_out(batch):
 
     Args:
         batch: A structure of tensors `(batch, ...)`, the same on all workers.
+
+    Returns:
+        The tuple `(batch, signature)`; the latter for a `tf.function`, so that all replicas trace
+        the same step whatever the sizes of their parts.
     """
     size = len(tf.nest.flatten(batch)[0])
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     dataset = tf.data.Dataset.from_tensor_slices(batch).batch(size).with_options(options)
-    return next(iter(tf.distribute.get_strategy().experimental_distribute_dataset(dataset)))
+    distributed = tf.distribute.get_strategy().experimental_distribute_dataset(dataset)
+    return next(iter(distributed)), distributed.element_spec
 
 
 def of_one_replica(batch):

@@ -1,6 +1,7 @@
 """Gradients of the parts of a loss, taken by a training step that changes nothing."""
 
 import contextlib
+import threading
 
 import numpy as np
 import tensorflow as tf
@@ -26,14 +27,10 @@ class PartGradients:
     def __init__(self, distiller, data):
         self._distiller = distiller
         self._strategy = tf.distribute.get_strategy()
-        batch = tf.data.Dataset.from_tensor_slices(data).batch(len(tf.nest.flatten(data)[0]))
-        options = tf.data.Options()
-        options.experimental_distribute.auto_shard_policy = (
-            tf.data.experimental.AutoShardPolicy.DATA
-        )
-        batches = self._strategy.experimental_distribute_dataset(batch.with_options(options))
-        self._data = next(iter(batches))
+        self._data, self._signature = runtime.shared_out(data)
         self._steps = {}
+        # What the step hands over. Replicas are threads, which take turns wherever they meet.
+        self._terms = threading.local()
 
     def measure(self):
         """Runs the step.
@@ -46,24 +43,24 @@ class PartGradients:
             each is still to be multiplied by, `(parts,)`.
         """
         phase = self._distiller.phase
-        with unchanged(self._distiller), self._only_looking() as terms:
+        with unchanged(self._distiller), self._only_looking():
             if phase not in self._steps:
-                self._steps[phase] = self._compile(terms)
+                self._steps[phase] = self._compile()
             parts, run = self._steps[phase]
             found = runtime.of_one_replica(run(self._data))
         products, weights = (np.array(values, "float32") for values in found)
         return list(parts), products, weights
 
-    def _compile(self, terms):
+    def _compile(self):
         """Returns a list that will hold the names of the parts, and the compiled step."""
         parts = []
 
         def step(data):
-            terms.clear()
+            self._terms.given = {}
             with tf.GradientTape(persistent=True) as tape:
                 self._distiller.train_step(data)
             connected = {}
-            for name, (weight, value) in terms.items():
+            for name, (weight, value) in self._terms.given.items():
                 gradients = self._gradients(tape, value)
                 if gradients is not None:
                     connected[name] = weight, runtime.sum_over_replicas(gradients)
@@ -74,7 +71,11 @@ class PartGradients:
         step = runtime.padded_step(step)
         if self._distiller.jit_compile:
             step = tf.function(step, jit_compile=True, autograph=False)
-        run = tf.function(lambda data: self._strategy.run(step, args=(data,)), autograph=False)
+        run = tf.function(
+            lambda data: self._strategy.run(step, args=(data,)),
+            input_signature=[self._signature],
+            autograph=False,
+        )
         return parts, run
 
     def _gradients(self, tape, value):
@@ -95,16 +96,16 @@ class PartGradients:
 
     @contextlib.contextmanager
     def _only_looking(self):
-        """Lets the step hand over its terms, in the dictionary yielded, and update nothing."""
-        distiller, terms = self._distiller, {}
+        """Lets a step hand over its terms, and do no more."""
+        distiller, terms = self._distiller, self._terms
 
         def objective(batch, given):
             for name, (weight, value) in given.items():
                 if name != "student_loss":
                     weight, value = 1.0, weight * value
-                terms[name] = weight, distiller._scaled(batch, value)
+                terms.given[name] = weight, distiller._scaled(batch, value)
             value = distiller._regularization() / runtime.num_replicas()
-            terms["regularization"] = 1.0, value
+            terms.given["regularization"] = 1.0, value
             return tf.zeros(())
 
         hidden = {
@@ -120,7 +121,7 @@ class PartGradients:
             # An instance attribute hides the method of the class until it is deleted again.
             object.__setattr__(distiller, name, function)
         try:
-            yield terms
+            yield
         finally:
             distiller._evaluating = evaluating
             for name in hidden:
