@@ -73,3 +73,16 @@ def test_iakd(elsewhere):
         shown = f'"{default}"' if isinstance(parameter.default, str) else default
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
         assert row.split("|")[2].strip().strip("`") == shown, name
+
+
+@pytest.mark.slow
+def test_diagnostics(elsewhere):
+    page = run_page("diagnostics.md")
+    assert (elsewhere / "run" / "diagnostics.png").exists()
+    # The page tells every log, and no other.
+    text = (DOCS / "diagnostics.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    told = {name.split("/")[0].strip("` ") for row in rows for name in row.split(", ")}
+    plain = {"accuracy", "loss", "student_loss", "distillation_loss", "kd_loss", "at_loss"}
+    plain |= {"val_accuracy", "val_loss"}
+    assert {name.split("/")[0] for name in page["history"]} - plain == told - {"peer_agreement"}

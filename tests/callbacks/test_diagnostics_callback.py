@@ -245,14 +245,13 @@ def test_without_a_teacher(tmp_path):
 
 
 def test_classifiers_that_teach_each_other():
-    students = [tiny.model(seed=seed, name=f"s{seed}", dropout=0.2) for seed in (1, 2, 3)]
+    students = [tiny.model(seed=seed, name=f"s{seed}", dropout=0.2) for seed in (1, 2)]
     distiller = tfkd.MutualDistiller(students)
     distiller.compile("sgd")
     (logs,) = look_at(distiller)
     x, _ = tiny.data(40)
-    first, *others = (np.array(one(x, training=False)).argmax(-1) for one in students)
-    expected = np.mean([np.mean(first == other) for other in others])
-    assert logs["peer_agreement"] == pytest.approx(expected)
+    first, second = (np.array(one(x, training=False)).argmax(-1) for one in students)
+    assert logs["peer_agreement"] == pytest.approx(np.mean(first == second))
     # What peers learn from labels does not reach the first.
     assert {name for name in logs if name.startswith("gradient_share/")} == {
         "gradient_share/student_loss",
