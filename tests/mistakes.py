@@ -215,6 +215,10 @@ MISTAKES = {
     "augmentation": ([CONFIG, "--config.data.augment=('blur',)"], "blur.*crop"),
     "mixup": ([CONFIG, "--config.data.mixup=-1.0"], "mixup must be a number of at least 0"),
     "validation": ([CONFIG, "--config.data.validation=1.5"], "validation"),
+    "diagnostics without validation": (
+        [CONFIG, "--config.diagnostics=True", "--config.data.validation=0.0"],
+        "diagnostics looks at validation images: set --config.data.validation above 0",
+    ),
     "validation of NaN": ([CONFIG, "--config.data.validation=nan"], "validation must be"),
     "image size": ([CONFIG, "--config.data.image_size=0"], "image_size must be .* at least 1"),
     "images too small": ([CONFIG, "--config.data.image_size=1"], "1"),

@@ -85,8 +85,8 @@ def test_python_runs(name, elsewhere, capsys):
     page = {}
     for block in blocks(name, "python"):
         exec(compile(block, name, "exec"), page)
-    saved = keras.models.load_model(elsewhere / "student.keras") if "student" in page else None
-    if saved is not None:
+    if (elsewhere / "student.keras").exists():
+        saved = keras.models.load_model(elsewhere / "student.keras")
         assert saved.count_params() == page["student"].count_params()
     more = globals().get(f"_of_{pathlib.Path(name).stem}")
     if more:
@@ -117,6 +117,18 @@ def _of_iakd(page, _):
     assert page["history"]["keep_probability"] == pytest.approx([0.5, 0.75])
     assert {"swapped_share", "swapped_stage1", "swapped_stage3"} <= set(page["history"])
     assert len(page["by_hand"].parts.blocks) == 2
+
+
+def _of_diagnostics(page, _):
+    assert pathlib.Path("run/diagnostics.png").exists()
+    # The page tells every log, and no other.
+    rows = [
+        line.split("|")[1] for line in TEXTS["diagnostics.md"].splitlines() if "| `" in line[:3]
+    ]
+    told = {name.split("/")[0].strip("` ") for row in rows for name in row.split(", ")}
+    plain = {"accuracy", "loss", "student_loss", "distillation_loss", "kd_loss", "at_loss"}
+    plain |= {"val_accuracy", "val_loss"}
+    assert {name.split("/")[0] for name in page["history"]} - plain == told - {"peer_agreement"}
 
 
 def test_the_page_of_iakd_tells_every_option_and_its_default():

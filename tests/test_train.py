@@ -282,6 +282,78 @@ def test_the_check_can_be_left_out(tmp_path, small, data_dir, capsys):
     assert "check on" not in capsys.readouterr().out
 
 
+def test_diagnostics_of_a_run(tmp_path, data_dir, capsys):
+    alone = [SMALL[0].replace("runlocal", "method=alone,runlocal"), *SMALL[1:], data_dir]
+    once = ["--config.epochs=1", "--config.diagnostics=True", f"--workdir={tmp_path}"]
+    call(train.train, *alone, *once)
+    # On the screen the line of an epoch stays short.
+    assert "calibration_error" not in capsys.readouterr().out
+    (logs,) = work_directory.history(tmp_path)
+    assert {"calibration_error", "gradient_norm", "val_accuracy"} <= logs.keys()
+    summary = json.loads((tmp_path / "summary.json").read_text())["diagnostics"]
+    assert summary["seconds"] == pytest.approx(logs["diagnostics_seconds"], abs=0.06)
+    assert 0 < summary["share_of_training"] < 1
+    assert (tmp_path / "diagnostics.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_diagnostics_change_nothing_in_a_run(tmp_path, small, data_dir, finished, capsys):
+    run = [*small, data_dir, f"--workdir={tmp_path}"]
+    call(train.train, *run, "--config.diagnostics=True")
+    history, plain = work_directory.history(tmp_path), work_directory.history(finished)
+    for logs, without in zip(history, plain, strict=True):
+        assert {name: logs[name] for name in without} == without
+        assert {"teacher_kl", "gradient_share/kd_loss", "cka/stage3"} <= logs.keys()
+    assert not (finished / "diagnostics.png").exists()
+    # A run goes on without them, and one begun when there were none with them.
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["diagnostics"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "summary.json").unlink()
+    call(train.train, *run)
+    assert "resuming after epoch 2 of 2" in capsys.readouterr().out
+    for a, b in zip(weights(tmp_path), weights(finished), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_diagnostics_resume_to_the_same_values(tmp_path, small, data_dir, monkeypatch):
+    run = [*small, data_dir, "--config.diagnostics=True"]
+    call(train.train, *run, f"--workdir={tmp_path / 'whole'}")
+    epoch_begin = experiment._Progress.on_epoch_begin
+
+    def interrupt(self, epoch, logs=None):
+        epoch_begin(self, epoch, logs)
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(experiment._Progress, "on_epoch_begin", interrupt)
+        call(train.train, *run, f"--workdir={tmp_path / 'run'}")
+    keras.utils.set_random_seed(99)
+    call(train.train, *run, f"--workdir={tmp_path / 'run'}")
+    whole, resumed = (work_directory.history(tmp_path / name) for name in ("whole", "run"))
+    for logs in (*whole, *resumed):
+        assert logs.pop("diagnostics_seconds") > 0
+    assert whole == resumed
+    for a, b in zip(weights(tmp_path / "whole"), weights(tmp_path / "run"), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_only_methods_that_draw_have_images_read_for_pictures(tmp_path):
+    distiller = tfkd.KnowledgeDistiller(tfkd.models.create("resnet8", 10, (8, 8, 1)))
+    # There is no data to be read.
+    assert experiment._epoch_pictures(distiller, None, tmp_path, []) == []
+
+
+def test_what_is_not_measured_in_every_epoch_is_left_out(tmp_path):
+    (tmp_path / "metrics.csv").write_text("epoch,loss,cka/stage1\n1,2.0,\n2,1.0,0.5\n")
+    assert work_directory.history(tmp_path) == [
+        {"epoch": 1, "loss": 2},
+        {"epoch": 2, "loss": 1, "cka/stage1": 0.5},
+    ]
+
+
 def test_select_best_saves_the_epoch_of_the_highest_validation_accuracy(tmp_path, small, data_dir):
     more = ["--config.epochs=5", "--config.select=best", "--config.optimizer.learning_rate=0.5"]
     call(train.train, *small, data_dir, f"--workdir={tmp_path}", *more)

@@ -163,6 +163,8 @@ def default_config(method, teacher, student, settings=None):
             "accumulation_steps": 1,
             "select": "last",
             "check": True,
+            # What tfkd.callbacks.Diagnostics measures after every epoch.
+            "diagnostics": False,
             "seed": 0,
         }
     )
@@ -378,6 +380,10 @@ def check(config):
         raise UsageError(
             f"--config.teacher.{next(iter(inputs))} describes the images of a given teacher "
             "(:teacher=path.keras); one that is trained here takes the student's."
+        )
+    if config.diagnostics and config.data.validation == 0:
+        raise UsageError(
+            "--config.diagnostics looks at validation images: set --config.data.validation above 0."
         )
     if config.select not in ("last", "best"):
         raise UsageError(f"--config.select must be last or best; received {config.select!r}.")

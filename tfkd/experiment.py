@@ -17,6 +17,7 @@ import tensorflow as tf
 from tfkd import (
     callbacks,
     checkpoint,
+    diagnostics,
     measure,
     models,
     optimizers,
@@ -24,10 +25,13 @@ from tfkd import (
     runtime,
     work_directory,
 )
-from tfkd.config import ALONE, check, make_distiller, needs_teacher, peers
-from tfkd.distillers import KnowledgeDistiller
+from tfkd.config import ALONE, check, make_distiller, needs_indices, needs_teacher, peers
+from tfkd.distillers import Distiller, KnowledgeDistiller
 from tfkd.distillers.preparation import Preparation
 from tfkd.errors import DivergenceError, UsageError
+
+# Values of the config that change nothing in training: a run may go on with others.
+_LOOKING = ("diagnostics",)
 
 # What a run would overwrite.
 _ARTEFACTS = ("teacher.keras", "student.keras", "metrics.csv", "checkpoint.npz", "summary.json")
@@ -89,8 +93,9 @@ def run(config, workdir, data_dir=None, command=None):
         _say(report)
         summary["check"] = report.as_dict()
     _say(f"student {config.student.model} ({student.count_params():,} parameters)")
+    further = [_diagnostics(config, data)] if config.diagnostics else []
     progress = _fit(
-        distiller, config, data, config.epochs, workdir, config.method.preparation_epochs
+        distiller, config, data, config.epochs, workdir, config.method.preparation_epochs, further
     )
     history = progress.history
     summary["training_seconds"] = round(progress.seconds, 1)
@@ -104,10 +109,20 @@ def run(config, workdir, data_dir=None, command=None):
             for epoch in history
         ]
     pictures = {"curves.png": lambda path: plots.curves(path, histories)}
+    seconds = sum(epoch.get("diagnostics_seconds", 0.0) for epoch in history)
+    if seconds:
+        share = seconds / progress.seconds
+        summary["diagnostics"] = {
+            "seconds": round(seconds, 1),
+            "share_of_training": round(share, 4),
+        }
+        pictures["diagnostics.png"] = lambda path: diagnostics.picture(path, history)
+    writer = callbacks.picture_writer(workdir)
     for name, draw in {**pictures, **distiller.pictures(history)}.items():
         path = workdir / name
         checkpoint.write(path, draw)
-        callbacks.show_in_tensorboard(workdir, path, path.stem, config.epochs)
+        callbacks.show_in_tensorboard(workdir, path, path.stem, config.epochs, writer)
+    writer.close()
     summary["versions"] = {"tensorflow": tf.__version__, "keras": keras.__version__}
     checkpoint.write_text(finished, json.dumps(summary, indent=2) + "\n")
     for name, found in {"student": summary["student"], **summary["learners"]}.items():
@@ -236,9 +251,10 @@ def _say(text):
     print(text, flush=True)
 
 
-def _as_json(config):
+def _as_json(config, without=()):
     """The config, and the flag that changes numbers as a config does; devices do not."""
     values = {**config.to_dict(), "precision": keras.config.dtype_policy().name}
+    values = {name: value for name, value in values.items() if name not in without}
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
@@ -270,6 +286,9 @@ def _check_same_config(config, workdir):
     except ValueError as error:
         raise UsageError(f"{path} is damaged: restore it, or choose another --workdir.") from error
     there, here = _flatten(stored), _flatten(json.loads(_as_json(config)))
+    for name in _LOOKING:
+        there.pop(name, None)
+        here.pop(name, None)
     changed = [
         f"{key} {there.get(key)!r} there, {here.get(key)!r} now"
         for key in sorted(there.keys() | here.keys())
@@ -377,7 +396,7 @@ def _compile(distiller, config, data, epochs, learning_rate):
     )
 
 
-def _fit(distiller, config, data, epochs, folder, preparation_epochs=None):
+def _fit(distiller, config, data, epochs, folder, preparation_epochs=None, further=()):
     """Trains in `folder`, from its checkpoint where there is one.
 
     Args:
@@ -388,13 +407,14 @@ def _fit(distiller, config, data, epochs, folder, preparation_epochs=None):
         folder: Path.
         preparation_epochs: Integer, for how long to prepare losses that need it; None for what
             each of them asks for.
+        further: List of callbacks that add to the logs of the epochs.
 
     Returns:
         A `_Progress`, with the `history` of logs, the `best` epoch and weights of the student,
         and the `seconds` that training took, those before an interruption included.
     """
     # Which run and which of its stages a checkpoint belongs to; models alone can be alike.
-    digest = hashlib.sha256(_as_json(config).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(_as_json(config, _LOOKING).encode()).hexdigest()[:12]
     progress = _Progress(data, folder, f"{type(distiller).__name__} of config {digest}")
     restored = progress.restore(distiller)
     if restored is not None:
@@ -406,12 +426,16 @@ def _fit(distiller, config, data, epochs, folder, preparation_epochs=None):
         part = preparation_epochs or preparation.epochs
         _fit(preparation, config, data, part, folder / preparation.name)
         preparation.finish()
-    pictures = _epoch_pictures(data, folder, progress.history)
+    pictures = _epoch_pictures(distiller, data, folder, progress.history)
     if len(progress.history) == epochs:
         # The interruption may have come between the last checkpoint and its pictures.
-        pictures.set_model(distiller)
-        pictures.on_train_begin()
+        for callback in pictures:
+            callback.set_model(distiller)
+            callback.on_train_begin()
+            callback.on_train_end()
         return progress
+    # Where there are further logs, those on the screen stay as they are.
+    screen = [keras.callbacks.ProgbarLogger()] if further else []
     try:
         distiller.fit(
             data.train,
@@ -419,8 +443,10 @@ def _fit(distiller, config, data, epochs, folder, preparation_epochs=None):
             epochs=epochs,
             initial_epoch=len(progress.history),
             callbacks=[
+                *screen,
+                *further,
                 progress,
-                pictures,
+                *pictures,
                 keras.callbacks.TensorBoard(folder / "tensorboard"),
             ],
             verbose=1 if sys.stdout.isatty() else 2,
@@ -430,11 +456,19 @@ def _fit(distiller, config, data, epochs, folder, preparation_epochs=None):
     return progress
 
 
-def _epoch_pictures(data, folder, history):
-    """Returns the callback that draws what the method shows of each epoch."""
+def _diagnostics(config, data):
+    """Returns the callback that looks at student and teacher after every epoch."""
+    gradient_data = data.train if needs_indices(config) else None
+    return callbacks.Diagnostics(data.validation, gradient_data=gradient_data)
+
+
+def _epoch_pictures(distiller, data, folder, history):
+    """Returns the callback that draws what the method shows of each epoch, in a list, or none."""
+    if type(distiller).epoch_pictures is Distiller.epoch_pictures:
+        return []
     images, labels = next(iter((data.validation or data.train).take(1)))[:2]
     labels = labels["label"] if isinstance(labels, dict) else labels
-    return callbacks.EpochPictures(folder, images[:8], labels[:8], data.class_names, history)
+    return [callbacks.EpochPictures(folder, images[:8], labels[:8], data.class_names, history)]
 
 
 class _Progress(keras.callbacks.Callback):
@@ -504,7 +538,9 @@ class _Progress(keras.callbacks.Callback):
         # From the history rather than appended to: a run that was killed leaves no double rows.
         text = io.StringIO()
         rows = [{"epoch": i + 1, **logs} for i, logs in enumerate(self.history)]
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]))
+        # What is not measured in every epoch has empty cells in the others.
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(text, fieldnames=columns)
         writer.writeheader()
         writer.writerows(rows)
         checkpoint.write_text(self.folder / "metrics.csv", text.getvalue())

@@ -41,25 +41,33 @@ def curves(path, histories):
     _save(figure, path, f"{', '.join(shown.values())} over the epochs")
 
 
-def panels(path, history, contents, free=()):
+def panels(path, history, contents, free=(), columns=None):
     """Draws values over the epochs, in one panel per kind.
 
     Args:
         path: Where to write the PNG.
-        history: List of the logs of each epoch, `{name: value}`.
+        history: List of the logs of each epoch, `{name: value}`. Lines leave out the epochs that
+            do not have a value.
         contents: `{title: {label: name of a log}}`. A panel whose values are all within 0 and 1
             shows that range, so that shares can be compared by eye.
         free: Titles of panels that show the range of their values in any case.
+        columns: Integer, how many panels are beside each other; None for all.
     """
-    count = len(contents)
+    columns = min(columns or len(contents), len(contents))
+    rows = -(-len(contents) // columns)
     figure, axes = pyplot.subplots(
-        1, count, figsize=(4.6 * count, 3.8), layout="constrained", squeeze=False
+        rows, columns, figsize=(4.6 * columns, 3.8 * rows), layout="constrained", squeeze=False
     )
-    for axis, (title, names) in zip(axes[0], contents.items()):
-        series = {label: [epoch[name] for epoch in history] for label, name in names.items()}
-        for label, values in series.items():
-            axis.plot(range(1, len(values) + 1), values, label=label)
-        everything = np.concatenate([np.asarray(values) for values in series.values()])
+    for axis in axes.flat[len(contents) :]:
+        axis.set_axis_off()
+    for axis, (title, names) in zip(axes.flat, contents.items()):
+        everything = []
+        for label, name in names.items():
+            points = [(number, e[name]) for number, e in enumerate(history, start=1) if name in e]
+            # A line of one point would not be seen.
+            axis.plot(*zip(*points), label=label, marker="." if len(points) == 1 else None)
+            everything += [value for _, value in points]
+        everything = np.array(everything)
         if title not in free and np.all((everything >= 0) & (everything <= 1)):
             axis.set_ylim(-0.03, 1.03)
         _over_epochs(axis, title)

@@ -564,6 +564,24 @@ def function_of_step(make_function, step, strategy):
     return lambda iterator: dict(zip(names, tf.unstack(run(iterator), num=len(names))))
 
 
+def shared_out(batch):
+    """Returns a batch as replicas get it in training: each a part of it.
+
+    Args:
+        batch: A structure of tensors `(batch, ...)`, the same on all workers.
+
+    Returns:
+        The tuple `(batch, signature)`; the latter for a `tf.function`, so that all replicas trace
+        the same step whatever the sizes of their parts.
+    """
+    size = len(tf.nest.flatten(batch)[0])
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    dataset = tf.data.Dataset.from_tensor_slices(batch).batch(size).with_options(options)
+    distributed = tf.distribute.get_strategy().experimental_distribute_dataset(dataset)
+    return next(iter(distributed)), distributed.element_spec
+
+
 def of_one_replica(batch):
     """Returns the part of a distributed batch that the first local replica gets.
 

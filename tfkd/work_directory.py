@@ -90,11 +90,14 @@ class WorkDirectory:
 def history(path):
     """Returns the logs of a run's student as a list of `{name: value}`, one per epoch.
 
+    An epoch lacks what was not measured in it.
+
     Args:
         path: Path of a work directory.
     """
     with open(pathlib.Path(path) / "metrics.csv", encoding="utf-8", newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        rows = csv.DictReader(file)
+        return [{key: float(value) for key, value in row.items() if value} for row in rows]
 
 
 def load_data(config, data_dir=None):

@@ -91,6 +91,8 @@ class Distiller(keras.Model):
     further_optimizers = {}
     #: The names of those of `learners()` that are classifiers like the student.
     peer_names = ()
+    #: Which of its training steps the method takes in this epoch; None where it has but one.
+    phase = None
 
     def __init__(
         self,

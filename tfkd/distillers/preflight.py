@@ -37,7 +37,7 @@ def check(distiller, dataset, batches=20):
             f"Student {distiller.student.name!r} has not run yet, so its shapes are unknown: call "
             "the distiller on a batch first."
         )
-    with _unchanged(distiller):
+    with unchanged(distiller):
         seen = _Seen(distiller)
         for data in itertools.islice(dataset, int(batches)):
             seen.add(data)
@@ -47,8 +47,12 @@ def check(distiller, dataset, batches=20):
 
 
 @contextlib.contextmanager
-def _unchanged(distiller):
-    """Puts back what losses draw or remember, which inference alone does not rule out."""
+def unchanged(distiller):
+    """Puts back what a distiller draws or remembers within, so that looking changes nothing.
+
+    Args:
+        distiller: A `Distiller`.
+    """
     before = [(variable, np.array(variable)) for variable in distiller.variables]
     try:
         yield

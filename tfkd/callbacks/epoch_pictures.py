@@ -1,12 +1,12 @@
-"""Keras callbacks beside those that every distiller brings along."""
+"""EpochPictures: what a method shows of each epoch, as files."""
 
 import pathlib
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tfkd import checkpoint
+from tfkd.callbacks.tensorboard import picture_writer, show_in_tensorboard
 
 
 class EpochPictures(keras.callbacks.Callback):
@@ -43,6 +43,7 @@ class EpochPictures(keras.callbacks.Callback):
         }
         self.history = [] if history is None else history
         self._collects = history is None
+        self._writer = None
 
     def on_train_begin(self, logs=None):
         """Draws what is missing of the last epoch, whose state training begins with."""
@@ -55,6 +56,12 @@ class EpochPictures(keras.callbacks.Callback):
             self.history.append(dict(logs))
         self._draw(epoch + 1)
 
+    def on_train_end(self, logs=None):
+        """Closes the file of events."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
     def _draw(self, number, missing=False):
         """Draws the pictures of an epoch, counted from 1; or those that are missing."""
         for name, draw in self.model.epoch_pictures(self.history, **self.examples).items():
@@ -62,18 +69,6 @@ class EpochPictures(keras.callbacks.Callback):
             path = self.folder / "pictures" / f"{stem}-epoch{number:03d}.png"
             if not (missing and path.exists()):
                 checkpoint.write(path, draw)
-                show_in_tensorboard(self.folder, path, stem, number)
-
-
-def show_in_tensorboard(folder, path, name, epoch):
-    """Adds a picture to the events that TensorBoard reads.
-
-    Args:
-        folder: Path of the work directory.
-        path: Path of the PNG.
-        name: String, its title.
-        epoch: Integer, counted from 1.
-    """
-    image = tf.io.decode_png(tf.io.read_file(str(path)), channels=3)
-    with tf.summary.create_file_writer(str(folder / "tensorboard" / "pictures")).as_default():
-        tf.summary.image(name, image[None], step=epoch)
+                if self._writer is None:
+                    self._writer = picture_writer(self.folder)
+                show_in_tensorboard(self.folder, path, stem, number, self._writer)

@@ -1,0 +1,279 @@
+"""Diagnostics: what a student takes over from its teacher, epoch by epoch."""
+
+import contextlib
+import heapq
+import pathlib
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfkd import checkpoint, diagnostics, runtime, taps
+from tfkd.distillers.gradients import PartGradients
+from tfkd.errors import UsageError, check_positive_integer
+
+#: How many images are looked at together, and compared with each other for CKA.
+_BATCH = 128
+
+
+class Diagnostics(keras.callbacks.Callback):
+    """Logs on a fixed subset of validation data how student and teacher compare.
+
+    Nothing in training changes by it: no variable, no optimizer, no metric, no random state. Its
+    values go into the logs of the epoch, so it comes before callbacks that write them, such as
+    `keras.callbacks.TensorBoard`. Of methods without a teacher it logs what makes sense.
+    docs/diagnostics.md tells how to read the values.
+
+    Args:
+        dataset: `tf.data.Dataset`, or another iterable, of batches `(inputs, labels)` as the
+            student takes them: validation data. It is read once.
+        examples: Integer, how many of its images to draw.
+        every: Integer, after every how many epochs to look, and after the last.
+        gradient_examples: Integer, how many of the images drawn make the batch on which gradients
+            are taken.
+        gradient_data: Iterable of batches, of whose first one that batch is taken instead; for
+            losses that need to know which training example an image is. Without it, no gradients
+            are measured of a distiller with such a loss.
+        seed: Integer, of the draw.
+        folder: Path of a directory for `diagnostics.png`, written at the end of training; None
+            for no picture.
+
+    Raises:
+        UsageError: If an argument is out of range, or the data holds no such batches.
+
+    Example:
+    ```python
+    look = tfkd.callbacks.Diagnostics(data.validation, folder="runs/kd")
+    distiller.fit(data.train, validation_data=data.validation, epochs=20, callbacks=[look])
+    print(f"{look.seconds:.1f} s, {look.share:.1%} of training")
+    ```
+
+    Logs: `agreement_top1`, `agreement_top5`, `teacher_kl`, `entropy`, `teacher_entropy`,
+    `calibration_error`, `teacher_calibration_error`; `peer_agreement` where several classifiers
+    learn together; `gradient_norm`, and with two parts or more `gradient_share/{part}` and
+    `gradient_cosine/{part}`; `cka/{tap of the student}`; `diagnostics_seconds`, the time that
+    all this took, in the first epoch with what is done once.
+
+    References:
+        - See `tfkd.diagnostics`.
+    """
+
+    def __init__(
+        self,
+        dataset,
+        examples=512,
+        every=1,
+        gradient_examples=64,
+        gradient_data=None,
+        seed=0,
+        folder=None,
+    ):
+        super().__init__()
+        for name, value in (
+            ("examples", examples),
+            ("every", every),
+            ("gradient_examples", gradient_examples),
+        ):
+            check_positive_integer(name, value)
+        self.dataset = dataset
+        self.examples, self.every, self.seed = examples, every, seed
+        self.gradient_examples, self.gradient_data = gradient_examples, gradient_data
+        self.folder = None if folder is None else pathlib.Path(folder)
+        #: What it has taken in this `fit`, and as a share of all of `fit`.
+        self.seconds, self.share = 0.0, None
+        self._subset = self._look = None
+        self._history = []
+        self._began = None
+
+    def on_train_begin(self, logs=None):
+        """Begins anew, for this model."""
+        self._look = None
+        self._history = []
+        self.seconds, self.share = 0.0, None
+        self._began = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Measures, and adds what was found to the logs."""
+        number = epoch + 1
+        found = {}
+        if number % self.every == 0 or number == self.params.get("epochs"):
+            started = time.perf_counter()
+            found = self._measure()
+            found["diagnostics_seconds"] = time.perf_counter() - started
+            self.seconds += found["diagnostics_seconds"]
+            logs.update(found)
+        self._history.append(found)
+
+    def on_train_end(self, logs=None):
+        """Tells the cost, and draws."""
+        self.share = self.seconds / (time.perf_counter() - self._began)
+        if self.params.get("verbose"):
+            print(f"diagnostics took {self.seconds:.1f} s, {self.share:.1%} of training")
+        if self.folder is not None and any(self._history):
+            path = self.folder / "diagnostics.png"
+            checkpoint.write(path, lambda path: diagnostics.picture(path, self._history))
+
+    def _measure(self):
+        if self._look is None:
+            if self._subset is None:
+                self._subset = draw(self.dataset, self.examples, self.seed)
+            inputs, labels = self._subset
+            self._look = _Look(self.model, inputs, labels, self._gradient_batch())
+        return self._look.measure()
+
+    def _gradient_batch(self):
+        """Returns the batch for gradients; None where the distiller needs another one."""
+        first, data = slice(self.gradient_examples), self._subset
+        if self.gradient_data is not None:
+            data = tuple(next(iter(self.gradient_data)))
+        elif any(loss.needs_indices for loss, _ in self.model.distillation_parts()):
+            return None
+        return tf.nest.map_structure(lambda part: tf.convert_to_tensor(part)[first], data)
+
+
+class _Look:
+    """Looks at one distiller, again and again, on the same images."""
+
+    def __init__(self, distiller, inputs, labels, gradient_batch):
+        self.distiller = distiller
+        self.labels = labels.argmax(-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels
+        self.labels = self.labels.reshape(-1)
+        parts = -(-len(inputs) // _BATCH)
+        self.batches = [tf.convert_to_tensor(part) for part in np.array_split(inputs, parts)]
+        # Estimates over fewer images are none.
+        compares = distiller.teacher is not None and min(map(len, self.batches)) >= 4
+        self.pairs = _pairs(distiller.student, distiller.teacher) if compares else []
+        self.of_student = _reader(distiller.student, [student for student, _ in self.pairs])
+        learners = distiller.learners() if distiller.peer_names else {}
+        self.of_peers = [_reader(learners[name]) for name in distiller.peer_names]
+        self.gradients = None
+        if gradient_batch is not None:
+            self.gradients = PartGradients(distiller, gradient_batch)
+        self.teacher = None
+        if distiller.teacher is not None:
+            # It does not change: once is enough.
+            of_teacher = _reader(distiller.teacher, [teacher for _, teacher in self.pairs])
+            self.teacher = _read(of_teacher, map(distiller.teacher_inputs, self.batches))
+
+    def measure(self):
+        """Returns `{name of the log: number}`."""
+        logits, similarities = _read(self.of_student, self.batches)
+        found = {
+            "entropy": diagnostics.entropy(logits),
+            "calibration_error": diagnostics.calibration_error(logits, self.labels),
+        }
+        if self.teacher is not None:
+            found |= self._compare(logits, similarities)
+        if self.of_peers:
+            shares = [
+                diagnostics.agreement(_read(peer, self.batches)[0], logits)
+                for peer in self.of_peers
+            ]
+            found["peer_agreement"] = float(np.mean(shares))
+        if self.gradients is not None:
+            found |= self._contributions()
+        return found
+
+    def _compare(self, logits, similarities):
+        """Returns what student and teacher have in common."""
+        of_teacher, theirs = self.teacher
+        found = {"agreement_top1": diagnostics.agreement(of_teacher, logits)}
+        if logits.shape[-1] > 5:
+            found["agreement_top5"] = diagnostics.agreement(of_teacher, logits, top=5)
+        found |= {
+            "teacher_kl": diagnostics.divergence(of_teacher, logits),
+            "teacher_entropy": diagnostics.entropy(of_teacher),
+            "teacher_calibration_error": diagnostics.calibration_error(of_teacher, self.labels),
+        }
+        for (tap, _), ours, its in zip(self.pairs, similarities, theirs):
+            found[f"cka/{tap}"] = diagnostics.centered_alignment(ours, its)
+        return found
+
+    def _contributions(self):
+        """Returns what each part of the loss contributes to the student's gradient."""
+        parts, products, weights = self.gradients.measure()
+        if not np.all(np.isfinite(products)):
+            # An overflow of float16, which training skips as well.
+            return {}
+        label = parts.index("student_loss") if "student_loss" in parts else None
+        norm, shares, cosines = diagnostics.shares_and_cosines(products, weights, label)
+        found = {"gradient_norm": norm}
+        if len(parts) > 1:
+            found |= {f"gradient_share/{part}": float(x) for part, x in zip(parts, shares)}
+        for position, part in enumerate(parts):
+            if label not in (None, position):
+                found[f"gradient_cosine/{part}"] = float(cosines[position])
+        return found
+
+
+def draw(dataset, examples, seed=0):
+    """Draws some images of a data set: the same ones wherever it has the same order.
+
+    Args:
+        dataset: Iterable of batches `(inputs, labels)`; what else a batch holds is ignored.
+        examples: Integer, how many; all where there are fewer.
+        seed: Integer.
+
+    Returns:
+        The tuple of arrays `(inputs, labels)`.
+
+    Raises:
+        UsageError: If it holds no such batches, or has no end.
+    """
+    endless = tf.data.INFINITE_CARDINALITY
+    if isinstance(dataset, tf.data.Dataset) and int(dataset.cardinality()) == endless:
+        raise UsageError("Diagnostics needs a data set that ends: dataset.take(batches).")
+    generator, seen, chosen = np.random.default_rng(seed), 0, []
+    for data in dataset:
+        if not isinstance(data, (tuple, list)) or not 2 <= len(data) <= 3:
+            raise UsageError(
+                "Diagnostics needs batches (inputs, labels), such as those of a tf.data.Dataset; "
+                f"received {type(data).__name__}."
+            )
+        labels = data[1]["label"] if isinstance(data[1], dict) else data[1]
+        inputs, labels = np.asarray(data[0]), np.asarray(labels)
+        # Every image gets a number, and those with the largest ones stay.
+        for row, number in enumerate(generator.random(len(inputs))):
+            one = (number, seen + row)
+            if len(chosen) < examples:
+                heapq.heappush(chosen, (*one, inputs[row].copy(), labels[row]))
+            elif one > chosen[0][:2]:
+                heapq.heapreplace(chosen, (*one, inputs[row].copy(), labels[row]))
+        seen += len(inputs)
+    if not chosen:
+        raise UsageError("Diagnostics needs at least one batch; the data set has none.")
+    chosen.sort(key=lambda one: one[1])
+    return np.stack([one[2] for one in chosen]), np.stack([one[3] for one in chosen])
+
+
+def _pairs(student, teacher):
+    """Returns `[(student tap, teacher tap), ...]`: stages, pooled vector and logits.
+
+    Of a model that has no such places, or does not show them, those are left out.
+    """
+    pairs = []
+    with contextlib.suppress(UsageError):
+        pairs += taps.suggest_pairs(student, teacher)
+    with contextlib.suppress(UsageError):
+        pairs += zip(*(taps.at_spots(model, "pooled") for model in (student, teacher)))
+    return [*pairs, (taps.LOGITS, taps.LOGITS)]
+
+
+def _reader(model, names=()):
+    """Returns a compiled function of inputs: logits, and similarities at some taps."""
+    observe = taps.extractor(model, names)
+
+    def read(inputs):
+        observed = observe(inputs, training=False)
+        found = [diagnostics.similarities(observed[name]) for name in names]
+        return tf.cast(observed[taps.LOGITS], "float32"), found
+
+    return tf.function(read, jit_compile=runtime.jit_compile(), reduce_retracing=True)
+
+
+def _read(reader, batches):
+    """Returns the logits of all batches, and for each tap a list of similarities per batch."""
+    logits, similarities = zip(*(reader(inputs) for inputs in batches))
+    similarities = [[matrix.numpy() for matrix in of_tap] for of_tap in zip(*similarities)]
+    return np.concatenate([part.numpy() for part in logits]), similarities

@@ -1,0 +1,35 @@
+"""Pictures where TensorBoard reads them."""
+
+import pathlib
+
+import tensorflow as tf
+
+
+def picture_writer(folder):
+    """Returns a writer of the events of pictures: one event file, until it is closed.
+
+    Args:
+        folder: Path of the work directory.
+    """
+    return tf.summary.create_file_writer(str(pathlib.Path(folder, "tensorboard", "pictures")))
+
+
+def show_in_tensorboard(folder, path, name, epoch, writer=None):
+    """Adds a picture to the events that TensorBoard reads.
+
+    Args:
+        folder: Path of the work directory.
+        path: Path of the PNG.
+        name: String, its title.
+        epoch: Integer, counted from 1.
+        writer: What `picture_writer(folder)` returned, which stays open for further pictures;
+            None to open one for this picture alone.
+    """
+    image = tf.io.decode_png(tf.io.read_file(str(path)), channels=3)
+    own = picture_writer(folder) if writer is None else writer
+    with own.as_default():
+        tf.summary.image(name, image[None], step=epoch)
+    # What is drawn is there to be seen, also of a run that is killed.
+    own.flush()
+    if writer is None:
+        own.close()
