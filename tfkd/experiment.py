@@ -54,8 +54,8 @@ def run(config, workdir, data_dir=None, command=None):
     """
     workdir = pathlib.Path(workdir)
     check(config)
-    _check_writable(workdir)
-    _check_same_config(config, workdir)
+    check_writable(workdir)
+    check_same_config(config, workdir)
     _check_same_files(workdir)
     finished = workdir / "summary.json"
     if finished.exists():
@@ -71,15 +71,15 @@ def run(config, workdir, data_dir=None, command=None):
     runtime.set_seed(config.seed)
     data = _load_data(config, data_dir)
     # Everything is built before anything is trained: a mistake in the method shows at once.
-    teacher = _get_teacher(config, data, workdir) if needs_teacher(config.method) else None
-    distiller = _build(config, data, teacher)
+    teacher = get_teacher(config, data, workdir) if needs_teacher(config.method) else None
+    distiller = build(config, data, teacher)
     student = distiller.student
     if not (workdir / "config.json").exists():
-        checkpoint.write_text(workdir / "config.json", _as_json(config))
+        checkpoint.write_text(workdir / "config.json", as_json(config))
 
-    summary = {"command": command, "config": json.loads(_as_json(config)), "data": data.sizes}
+    summary = {"command": command, "config": json.loads(as_json(config)), "data": data.sizes}
     if teacher is not None:
-        _train_teacher(config, data, teacher, workdir)
+        train_teacher(config, data, teacher, workdir)
         summary["teacher"] = {
             **measure.cost(teacher, data, workdir / "teacher.keras", distiller.teacher_inputs),
             "test_accuracy": measure.accuracy(teacher, data.test, distiller.teacher_inputs),
@@ -89,7 +89,7 @@ def run(config, workdir, data_dir=None, command=None):
         _say(report)
         summary["check"] = report.as_dict()
     _say(f"student {config.student.model} ({student.count_params():,} parameters)")
-    progress = _fit(
+    progress = fit(
         distiller, config, data, config.epochs, workdir, config.method.preparation_epochs
     )
     history = progress.history
@@ -131,7 +131,7 @@ def _test(config, data, distiller, progress, workdir):
             for found in scores.values():
                 found["best"] = found["last"]
             continue
-        _set_weights(distiller, weights[which])
+        set_weights(distiller, weights[which])
         for name, model in trained.items():
             prefix = "val" if name == "student" else f"val_{name}"
             scores[name][which] = {
@@ -139,7 +139,7 @@ def _test(config, data, distiller, progress, workdir):
                 "validation_accuracy": progress.history[epoch].get(f"{prefix}_accuracy"),
                 "test_accuracy": measure.accuracy(model, data.test),
             }
-    _set_weights(distiller, weights[config.select])
+    set_weights(distiller, weights[config.select])
     measured = {}
     for name, model in trained.items():
         path = workdir / f"{name}.keras"
@@ -158,7 +158,7 @@ def _weights(distiller):
     return [variable.numpy() for variable in _variables(distiller)]
 
 
-def _set_weights(distiller, arrays):
+def set_weights(distiller, arrays):
     """Sets what `_weights` returned."""
     for variable, array in zip(_variables(distiller), arrays):
         variable.assign(array)
@@ -187,15 +187,24 @@ def check_methods(config, methods, workdir, data_dir=None):
     data = _load_data(config, data_dir)
     shared = None
     if any(needs_teacher(method) for method in methods):
-        shared = _get_teacher(config, data, workdir)
+        shared = get_teacher(config, data, workdir)
     for method in methods:
         one = copy.deepcopy(config)
         one.method = method
-        _build(one, data, shared if needs_teacher(method) else None)
+        build(one, data, shared if needs_teacher(method) else None)
 
 
-def _build(config, data, teacher):
-    """Returns the compiled distiller of a run, with the student and its peers anew."""
+def build(config, data, teacher):
+    """Returns the compiled distiller of a run, with the student and its peers anew.
+
+    Args:
+        config: `ConfigDict` of the run.
+        data: Its `tfkd.data.Data`.
+        teacher: `keras.Model`; None for methods without one.
+
+    Raises:
+        UsageError: If the method's arguments or the models do not fit.
+    """
     # What was drawn before depends on whether the teacher was there already.
     runtime.set_seed(config.seed)
     kinds = {config.student.model: config.student.arguments}
@@ -213,14 +222,14 @@ def _say(text):
     print(text, flush=True)
 
 
-def _as_json(config):
-    """The config, and the flag that changes numbers as a config does; devices do not."""
+def as_json(config):
+    """Returns the config as JSON, with the flag that changes numbers too; devices do not."""
     values = {**config.to_dict(), "precision": keras.config.dtype_policy().name}
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
-def _check_writable(workdir):
-    """Refuses a work directory that cannot be made or written."""
+def check_writable(workdir):
+    """Refuses a work directory that cannot be made or written, by a `UsageError`."""
     there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not there.is_dir():
         raise UsageError(f"--workdir={workdir}: {there} is a file; choose another directory.")
@@ -231,8 +240,8 @@ def _check_writable(workdir):
         )
 
 
-def _check_same_config(config, workdir):
-    """Refuses a work directory that belongs to another config."""
+def check_same_config(config, workdir):
+    """Refuses a work directory that belongs to another config, by a `UsageError`."""
     path = workdir / "config.json"
     if not path.exists():
         foreign = [name for name in _ARTEFACTS if (workdir / name).exists()]
@@ -246,7 +255,7 @@ def _check_same_config(config, workdir):
         stored = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"{path} is damaged: restore it, or choose another --workdir.") from error
-    there, here = _flatten(stored), _flatten(json.loads(_as_json(config)))
+    there, here = _flatten(stored), _flatten(json.loads(as_json(config)))
     changed = [
         f"{key} {there.get(key)!r} there, {here.get(key)!r} now"
         for key in sorted(there.keys() | here.keys())
@@ -291,8 +300,17 @@ def _create(model, data, seed, **arguments):
     )
 
 
-def _get_teacher(config, data, workdir):
-    """Returns the teacher: the one used here before, the given one, or one to be trained."""
+def get_teacher(config, data, workdir):
+    """Returns the teacher: the one used here before, the given one, or one to be trained.
+
+    Args:
+        config: `ConfigDict` of the run.
+        data: Its `tfkd.data.Data`.
+        workdir: Path of the work directory.
+
+    Raises:
+        UsageError: If the given file is missing, or holds no model of as many classes.
+    """
     path = own = workdir / "teacher.keras"
     if config.teacher.path and not own.exists():
         path = pathlib.Path(config.teacher.path)
@@ -320,8 +338,15 @@ def _get_teacher(config, data, workdir):
     return _create(config.teacher.model, data, config.seed + 1)
 
 
-def _train_teacher(config, data, teacher, workdir):
-    """Trains the teacher and saves it, unless it is there already."""
+def train_teacher(config, data, teacher, workdir):
+    """Trains the teacher and saves it as `teacher.keras`, unless it is there already.
+
+    Args:
+        config: `ConfigDict` of the run.
+        data: Its `tfkd.data.Data`.
+        teacher: What `get_teacher` returned. One that was given is only saved.
+        workdir: Path of the work directory.
+    """
     path = workdir / "teacher.keras"
     if path.exists():
         return
@@ -329,7 +354,7 @@ def _train_teacher(config, data, teacher, workdir):
         _say(f"teacher {config.teacher.model} ({teacher.count_params():,} parameters)")
         trainer = KnowledgeDistiller(teacher)
         _compile(trainer, config, data, config.teacher.epochs, config.teacher.learning_rate)
-        _fit(trainer, config, data, config.teacher.epochs, workdir / "teacher")
+        fit(trainer, config, data, config.teacher.epochs, workdir / "teacher")
     checkpoint.write(path, teacher.save)
 
 
@@ -353,7 +378,7 @@ def _compile(distiller, config, data, epochs, learning_rate):
     )
 
 
-def _fit(distiller, config, data, epochs, folder, preparation_epochs=None):
+def fit(distiller, config, data, epochs, folder, preparation_epochs=None, further=()):
     """Trains in `folder`, from its checkpoint where there is one.
 
     Args:
@@ -364,13 +389,15 @@ def _fit(distiller, config, data, epochs, folder, preparation_epochs=None):
         folder: Path.
         preparation_epochs: Integer, for how long to prepare losses that need it; None for what
             each of them asks for.
+        further: Callbacks beside those that keep the checkpoint, the metrics and the pictures;
+            not for the preparations.
 
     Returns:
         A `_Progress`, with the `history` of logs, the `best` epoch and weights of the student,
         and the `seconds` that training took, those before an interruption included.
     """
     # Which run and which of its stages a checkpoint belongs to; models alone can be alike.
-    digest = hashlib.sha256(_as_json(config).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(as_json(config).encode()).hexdigest()[:12]
     progress = _Progress(data, folder, f"{type(distiller).__name__} of config {digest}")
     restored = progress.restore(distiller)
     if restored is not None:
@@ -380,7 +407,7 @@ def _fit(distiller, config, data, epochs, folder, preparation_epochs=None):
     for preparation in distiller.preparations():
         _say(f"preparing loss {preparation.prepared_loss.name}")
         part = preparation_epochs or preparation.epochs
-        _fit(preparation, config, data, part, folder / preparation.name)
+        fit(preparation, config, data, part, folder / preparation.name)
         preparation.finish()
     pictures = _epoch_pictures(data, folder, progress.history)
     if len(progress.history) == epochs:
@@ -398,6 +425,7 @@ def _fit(distiller, config, data, epochs, folder, preparation_epochs=None):
                 progress,
                 pictures,
                 keras.callbacks.TensorBoard(folder / "tensorboard"),
+                *further,
             ],
             verbose=1 if sys.stdout.isatty() else 2,
         )
