@@ -90,6 +90,7 @@ def tune(
     """
     workdir = pathlib.Path(workdir)
     role = _role()
+    tuner.check_kind(kind, max_trials)
     check(config)
     if runtime.workers() > 1:
         raise UsageError(
@@ -135,7 +136,12 @@ def tune(
         _search(searching)
     finally:
         # What was found so far, too.
-        _write(searching, searched, workdir, data, command)
+        best = _write(searching, searched, workdir, data, command)
+    if best is None:
+        raise UsageError(
+            f"No trial came through ({workdir}/trials.csv): let --search try smaller learning "
+            "rates and weights."
+        )
     return searching
 
 
@@ -191,14 +197,20 @@ def _work(searching):
 
 
 def _write(searching, searched, workdir, data, command):
-    """Writes the tables, the picture and the best config; nothing where no trial has ended."""
+    """Writes the tables, and where there is a best trial its config and the picture.
+
+    Returns:
+        The best trial's row, or None.
+    """
     rows = searching.rows()
     _write_table(workdir / "trials.csv", rows)
     best = searching.oracle.get_best_trials()
     found = {"command": command, "config": json.loads(experiment.as_json(searched))}
     found |= {"objective": tuner.OBJECTIVE, "data": data.sizes, "trials": rows, "best": None}
-    if best:
-        row = next(row for row in rows if row["trial"] == best[0].trial_id)
+    row = next((row for row in rows if best and row["trial"] == best[0].trial_id), None)
+    if row is not None and row["diverged"] == 1:
+        row = None
+    if row is not None:
         found["best"] = row
         config = searching.hypermodel.config(best[0].hyperparameters.copy())
         config.epochs = searched.epochs
@@ -212,6 +224,7 @@ def _write(searching, searched, workdir, data, command):
             flush=True,
         )
     checkpoint.write_text(workdir / "tuner.json", json.dumps(found, indent=2) + "\n")
+    return row
 
 
 def _write_table(path, rows):
@@ -250,15 +263,16 @@ def _promise(row, searched):
         text += f" ± {row['deviation']:.2%}, mean over seeds {seed} to {seed + executions - 1},"
     else:
         text += f" with seed {seed},"
-    return f"{text} after {row['epochs']} epoch{'s' * (row['epochs'] > 1)}"
+    when = "within" if searched.select == "best" else "after"
+    return f"{text} {when} {row['epochs']} epoch{'s' * (row['epochs'] > 1)}"
 
 
 _BEST_CONFIG = '''"""{student} on {data} by {method}: the best of {trials} trials.
 
 Command: {command}
 Promise: {promise}.
-It is the best of {trials} on the same {images} validation images, and so rather more than another
-seed reaches. The test split was not read.
+It is the best of {trials} on the same {images} validation images, and so rather more than can be
+expected of another seed. The test split was not read.
 """
 {imports}
 from tfkd import config as tfkd_config

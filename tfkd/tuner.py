@@ -229,8 +229,7 @@ def create(
     Raises:
         UsageError: If there is no such kind, or the folder has no search that can be resumed.
     """
-    if kind not in KINDS:
-        raise unknown("tuner", kind, KINDS)
+    check_kind(kind, max_trials)
     settings = {
         "objective": keras_tuner.Objective(OBJECTIVE, "max"),
         # KerasTuner takes 0 for none.
@@ -238,11 +237,6 @@ def create(
     }
     trials = 10 if max_trials is None else max_trials
     if kind == "hyperband":
-        if max_trials is not None:
-            raise UsageError(
-                "hyperband has as many trials as --config.epochs, --factor and --iterations make: "
-                "leave --max_trials out."
-            )
         epochs = hypermodel.space.config(hypermodel.space.methods[0], {}).epochs
         settings |= {"max_epochs": epochs, "factor": factor, "hyperband_iterations": iterations}
     else:
@@ -264,6 +258,22 @@ def create(
             f"{folder} holds a search that cannot be resumed ({' '.join(str(error).split())}): "
             "restore its .json files, or remove it to search anew."
         ) from error
+
+
+def check_kind(kind, max_trials=None):
+    """Raises a `UsageError` unless there is such a search with such a number of trials.
+
+    Args:
+        kind: String, one of `KINDS`.
+        max_trials: Integer or None, as in `create`.
+    """
+    if kind not in KINDS:
+        raise unknown("tuner", kind, KINDS)
+    if kind == "hyperband" and max_trials is not None:
+        raise UsageError(
+            "hyperband has as many trials as --config.epochs, --factor and --iterations make: "
+            "leave --max_trials out."
+        )
 
 
 class Tuner(keras_tuner.Tuner):
@@ -345,6 +355,12 @@ class Tuner(keras_tuner.Tuner):
     def on_search_begin(self):
         """Saves the search, so that it can be resumed even if its first trial does not end."""
         self.save()
+
+    def _get_tuner_fname(self):
+        # KerasTuner names it by the process, and then finds no search that a chief has begun when
+        # one process alone goes on with it.
+        name = self.tuner_id if self._is_worker() else "tuner0"
+        return str(pathlib.Path(self.project_dir) / f"{name}.json")
 
     def save(self):
         """Saves the state of the search, each file in one piece."""
