@@ -73,11 +73,3 @@ def test_iakd(elsewhere):
         shown = f'"{default}"' if isinstance(parameter.default, str) else default
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
         assert row.split("|")[2].strip().strip("`") == shown, name
-
-
-@pytest.mark.slow
-def test_tuning(elsewhere):
-    page = run_page("tuning.md")
-    assert page["student"].count_params() == page["teacher"].count_params()
-    assert 1 <= page["best"].method.losses.kd.temperature <= 8
-    assert (elsewhere / "search" / "trial_0" / "student.keras").exists()

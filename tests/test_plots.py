@@ -24,18 +24,3 @@ def test_panels_draw_every_log(tmp_path):
     plots.panels(tmp_path / "panels.png", history, contents)
     assert (tmp_path / "panels.png").read_bytes().startswith(b"\x89PNG")
     assert not pyplot.get_fignums()
-
-
-def test_trials_are_drawn_over_numbers_and_words(tmp_path):
-    scores = [0.5, 0.7, 0.6, 0.8]
-    values = {
-        "rate": [0.001, 0.01, 0.1, 1.0],
-        "method": ["kd", "at", "kd", "at"],
-        "weight": [None, 5.0, None, 50.0],
-        "nesterov": [True, False, True, True],
-    }
-    plots.trials(tmp_path / "trials.png", scores, values, "accuracy", ["rate"])
-    picture = pyplot.imread(tmp_path / "trials.png")
-    # Four panels of 4.2 inches, and a second line for the fifth.
-    assert picture.shape[:2] == (792, 1848)
-    assert not pyplot.get_fignums()

@@ -16,11 +16,13 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
+from matplotlib import pyplot
+from test_docs import run_page
 from test_train import call, refused
 
 import tfkd
 import tfkd.config
-from tfkd import compare, experiment, measure, train, tune, tuner, work_directory
+from tfkd import compare, experiment, measure, plots, train, tune, tuner, work_directory
 from tfkd.errors import UsageError
 from tfkd.search_space import Choice, Range, SearchSpace
 
@@ -497,3 +499,28 @@ def test_two_workers_search_for_a_chief(search, data_dir, tmp_path, capsys):
     )
     (row,) = json.loads((tmp_path / "again" / "table.json").read_text(encoding="utf-8"))
     assert row["validation_accuracy"] == pytest.approx(best["score"], abs=1e-6)
+
+
+def test_trials_are_drawn_over_numbers_and_words(tmp_path):
+    scores = [0.5, 0.7, 0.6, 0.8]
+    values = {
+        "rate": [0.001, 0.01, 0.1, 1.0],
+        "method": ["kd", "at", "kd", "at"],
+        "weight": [None, 5.0, None, 50.0],
+        "nesterov": [True, False, True, True],
+    }
+    plots.trials(tmp_path / "trials.png", scores, values, "accuracy", ["rate"])
+    picture = pyplot.imread(tmp_path / "trials.png")
+    # Four panels of 4.2 inches, and a second line for the fifth.
+    assert picture.shape[:2] == (792, 1848)
+    assert not pyplot.get_fignums()
+
+
+@pytest.mark.slow
+def test_the_page_about_tuning_does_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    page = run_page("tuning.md")
+    assert page["student"].count_params() == page["teacher"].count_params()
+    assert 1 <= page["best"].method.losses.kd.temperature <= 8
+    assert (tmp_path / "search" / "trial_0" / "student.keras").exists()
