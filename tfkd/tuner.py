@@ -414,6 +414,15 @@ class _Oracle:
         path = pathlib.Path(self._get_trial_dir(trial.trial_id)) / "trial.json"
         checkpoint.write_text(path, json.dumps(trial.get_state()))
 
+    def reload(self):
+        super().reload()
+        # KerasTuner saves a trial that has ended while it is still among those that run.
+        self._retry_queue = [
+            trial_id
+            for trial_id in self._retry_queue
+            if self.trials[trial_id].status not in ("COMPLETED", "FAILED")
+        ]
+
     def get_best_trials(self, num_trials=1):
         done = [trial for trial in self.trials.values() if trial.status == "COMPLETED"]
 
