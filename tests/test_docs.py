@@ -153,7 +153,7 @@ def test_commands_are_taken(words, monkeypatch):
             config.check(chosen)
             if module == "tfkd.compare":
                 methods = config.split_at_commas(flags.FLAGS.methods)
-                assert [compare._variant(chosen, method).name for method in methods] == methods
+                assert [config.method_variant(chosen, method).name for method in methods] == methods
 
         call(take, *arguments, needs_workdir=False)
     else:

@@ -173,7 +173,7 @@ def test_a_run_starts_alike_whether_its_teacher_was_there_or_not(data_dir):
     starts = []
     for drawn_before in (1, 2):
         keras.utils.set_random_seed(drawn_before)
-        distiller = experiment._build(config, data, teacher)
+        distiller = experiment.build(config, data, teacher)
         starts.append([variable.numpy() for variable in checkpoint.variables_of(distiller)])
     for a, b in zip(*starts, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from tfkd import checkpoint, command_line, experiment, plots, work_directory
-from tfkd.config import ALONE, method_config, needs_teacher, split_at_commas
+from tfkd.config import ALONE, method_config, method_variant, needs_teacher, split_at_commas
 from tfkd.errors import UsageError
 
 flags.adopt_module_key_flags(command_line)
@@ -46,7 +46,7 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
     workdir = pathlib.Path(workdir)
     if not all(methods) or not methods:
         raise UsageError("--methods names none: for example --methods=alone,kd.")
-    variants = {method: _variant(config, method) for method in methods}
+    variants = {method: method_variant(config, method) for method in methods}
     if len(variants) < len(methods):
         raise UsageError(f"--methods names one twice: {','.join(methods)}.")
     if not all((workdir / _folder(method, config.seed)).exists() for method in methods):
@@ -85,15 +85,6 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
 
 def _folder(method, seed):
     return f"{method.replace(':', '-')}-seed{seed}"
-
-
-def _variant(config, method):
-    """The part of the config that describes a method: as given, or with its defaults."""
-    if method == config.method.name:
-        return config.method
-    variant = method_config(method, config.settings.to_dict())
-    variant.preparation_epochs = config.method.preparation_epochs
-    return variant
 
 
 def _run(config, workdir, data_dir, command):

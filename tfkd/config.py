@@ -260,6 +260,24 @@ def method_config(name, settings=None):
     )
 
 
+def method_variant(config, name):
+    """Returns what describes another method in a config.
+
+    Args:
+        config: `ConfigDict` of a run.
+        name: String, as `method_config` takes it.
+
+    Returns:
+        A `ConfigDict`: `config.method` itself where it has this name, otherwise that of the method
+        with its defaults.
+    """
+    if name == config.method.name:
+        return config.method
+    variant = method_config(name, config.settings.to_dict())
+    variant.preparation_epochs = config.method.preparation_epochs
+    return variant
+
+
 def _in_force(settings, ids):
     """Yields `(id, {argument: value})` of the settings that hold for a method with these ids."""
     joint = []

@@ -58,8 +58,8 @@ def run(config, workdir, data_dir=None, command=None):
     """
     workdir = pathlib.Path(workdir)
     check(config)
-    _check_writable(workdir)
-    _check_same_config(config, workdir)
+    check_writable(workdir)
+    check_same_config(config, workdir)
     _check_same_files(workdir)
     finished = workdir / "summary.json"
     if finished.exists():
@@ -75,15 +75,15 @@ def run(config, workdir, data_dir=None, command=None):
     runtime.set_seed(config.seed)
     data = _load_data(config, data_dir)
     # Everything is built before anything is trained: a mistake in the method shows at once.
-    teacher = _get_teacher(config, data, workdir) if needs_teacher(config.method) else None
-    distiller = _build(config, data, teacher)
+    teacher = get_teacher(config, data, workdir) if needs_teacher(config.method) else None
+    distiller = build(config, data, teacher)
     student = distiller.student
     if not (workdir / "config.json").exists():
-        checkpoint.write_text(workdir / "config.json", _as_json(config))
+        checkpoint.write_text(workdir / "config.json", as_json(config))
 
-    summary = {"command": command, "config": json.loads(_as_json(config)), "data": data.sizes}
+    summary = {"command": command, "config": json.loads(as_json(config)), "data": data.sizes}
     if teacher is not None:
-        _train_teacher(config, data, teacher, workdir)
+        train_teacher(config, data, teacher, workdir)
         summary["teacher"] = {
             **measure.cost(teacher, data, workdir / "teacher.keras", distiller.teacher_inputs),
             "test_accuracy": measure.accuracy(teacher, data.test, distiller.teacher_inputs),
@@ -93,9 +93,15 @@ def run(config, workdir, data_dir=None, command=None):
         _say(report)
         summary["check"] = report.as_dict()
     _say(f"student {config.student.model} ({student.count_params():,} parameters)")
-    further = [_diagnostics(config, data)] if config.diagnostics else []
-    progress = _fit(
-        distiller, config, data, config.epochs, workdir, config.method.preparation_epochs, further
+    measuring = [_diagnostics(config, data)] if config.diagnostics else []
+    progress = fit(
+        distiller,
+        config,
+        data,
+        config.epochs,
+        workdir,
+        config.method.preparation_epochs,
+        measuring=measuring,
     )
     history = progress.history
     summary["training_seconds"] = round(progress.seconds, 1)
@@ -146,7 +152,7 @@ def _test(config, data, distiller, progress, workdir):
             for found in scores.values():
                 found["best"] = found["last"]
             continue
-        _set_weights(distiller, weights[which])
+        set_weights(distiller, weights[which])
         for name, model in trained.items():
             prefix = "val" if name == "student" else f"val_{name}"
             scores[name][which] = {
@@ -154,7 +160,7 @@ def _test(config, data, distiller, progress, workdir):
                 "validation_accuracy": progress.history[epoch].get(f"{prefix}_accuracy"),
                 "test_accuracy": measure.accuracy(model, data.test),
             }
-    _set_weights(distiller, weights[config.select])
+    set_weights(distiller, weights[config.select])
     measured = {}
     for name, model in trained.items():
         path = workdir / f"{name}.keras"
@@ -173,7 +179,7 @@ def _weights(distiller):
     return [variable.numpy() for variable in _variables(distiller)]
 
 
-def _set_weights(distiller, arrays):
+def set_weights(distiller, arrays):
     """Sets what `_weights` returned."""
     for variable, array in zip(_variables(distiller), arrays):
         variable.assign(array)
@@ -202,11 +208,11 @@ def check_methods(config, methods, workdir, data_dir=None):
     data = _load_data(config, data_dir)
     shared = None
     if any(needs_teacher(method) for method in methods):
-        shared = _get_teacher(config, data, workdir)
+        shared = get_teacher(config, data, workdir)
     for method in methods:
         one = copy.deepcopy(config)
         one.method = method
-        _build(one, data, shared if needs_teacher(method) else None)
+        build(one, data, shared if needs_teacher(method) else None)
 
 
 def preflight(config, workdir=None, data_dir=None):
@@ -228,12 +234,21 @@ def preflight(config, workdir=None, data_dir=None):
     data = _load_data(config, data_dir)
     teacher = None
     if needs_teacher(config.method):
-        teacher = _get_teacher(config, data, workdir and pathlib.Path(workdir))
-    return _build(config, data, teacher).check(data.validation or data.train)
+        teacher = get_teacher(config, data, workdir and pathlib.Path(workdir))
+    return build(config, data, teacher).check(data.validation or data.train)
 
 
-def _build(config, data, teacher):
-    """Returns the compiled distiller of a run, with the student and its peers anew."""
+def build(config, data, teacher):
+    """Returns the compiled distiller of a run, with the student and its peers anew.
+
+    Args:
+        config: `ConfigDict` of the run.
+        data: Its `tfkd.data.Data`.
+        teacher: `keras.Model`; None for methods without one.
+
+    Raises:
+        UsageError: If the method's arguments or the models do not fit.
+    """
     # What was drawn before depends on whether the teacher was there already.
     runtime.set_seed(config.seed)
     kinds = {config.student.model: config.student.arguments}
@@ -251,15 +266,20 @@ def _say(text):
     print(text, flush=True)
 
 
-def _as_json(config, without=()):
-    """The config, and the flag that changes numbers as a config does; devices do not."""
+def as_json(config, without=()):
+    """Returns the config as JSON, with the flag that changes numbers too; devices do not.
+
+    Args:
+        config: `ConfigDict` of a run.
+        without: Iterable of the names of values to leave out.
+    """
     values = {**config.to_dict(), "precision": keras.config.dtype_policy().name}
     values = {name: value for name, value in values.items() if name not in without}
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
-def _check_writable(workdir):
-    """Refuses a work directory that cannot be made or written."""
+def check_writable(workdir):
+    """Refuses a work directory that cannot be made or written, by a `UsageError`."""
     there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not there.is_dir():
         raise UsageError(f"--workdir={workdir}: {there} is a file; choose another directory.")
@@ -270,8 +290,8 @@ def _check_writable(workdir):
         )
 
 
-def _check_same_config(config, workdir):
-    """Refuses a work directory that belongs to another config."""
+def check_same_config(config, workdir):
+    """Refuses a work directory that belongs to another config, by a `UsageError`."""
     path = workdir / "config.json"
     if not path.exists():
         foreign = [name for name in _ARTEFACTS if (workdir / name).exists()]
@@ -285,7 +305,7 @@ def _check_same_config(config, workdir):
         stored = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"{path} is damaged: restore it, or choose another --workdir.") from error
-    there, here = _flatten(stored), _flatten(json.loads(_as_json(config)))
+    there, here = _flatten(stored), _flatten(json.loads(as_json(config)))
     for name in _LOOKING:
         there.pop(name, None)
         here.pop(name, None)
@@ -333,12 +353,20 @@ def _create(model, data, seed, **arguments):
     )
 
 
-def _get_teacher(config, data, workdir):
-    """Returns the teacher: the one used here before, the given one, or one to be trained."""
+def get_teacher(config, data, workdir):
+    """Returns the teacher: the one used here before, the given one, or one to be trained.
+
+    Args:
+        config: `ConfigDict` of the run.
+        data: Its `tfkd.data.Data`.
+        workdir: Path of the work directory; None where there is none.
+
+    Raises:
+        UsageError: If the given file is missing, or holds no model of as many classes.
+    """
     own = workdir and workdir / "teacher.keras"
-    path = (
-        own if own and own.exists() else config.teacher.path and pathlib.Path(config.teacher.path)
-    )
+    given = config.teacher.path and pathlib.Path(config.teacher.path)
+    path = own if own and own.exists() else given
     if path and path.exists():
         remedy = "give a whole .keras file"
         if path == own:
@@ -363,8 +391,15 @@ def _get_teacher(config, data, workdir):
     return _create(config.teacher.model, data, config.seed + 1)
 
 
-def _train_teacher(config, data, teacher, workdir):
-    """Trains the teacher and saves it, unless it is there already."""
+def train_teacher(config, data, teacher, workdir):
+    """Trains the teacher and saves it as `teacher.keras`, unless it is there already.
+
+    Args:
+        config: `ConfigDict` of the run.
+        data: Its `tfkd.data.Data`.
+        teacher: What `get_teacher` returned. One that was given is only saved.
+        workdir: Path of the work directory.
+    """
     path = workdir / "teacher.keras"
     if path.exists():
         return
@@ -372,7 +407,7 @@ def _train_teacher(config, data, teacher, workdir):
         _say(f"teacher {config.teacher.model} ({teacher.count_params():,} parameters)")
         trainer = KnowledgeDistiller(teacher)
         _compile(trainer, config, data, config.teacher.epochs, config.teacher.learning_rate)
-        _fit(trainer, config, data, config.teacher.epochs, workdir / "teacher")
+        fit(trainer, config, data, config.teacher.epochs, workdir / "teacher")
     checkpoint.write(path, teacher.save)
 
 
@@ -396,7 +431,16 @@ def _compile(distiller, config, data, epochs, learning_rate):
     )
 
 
-def _fit(distiller, config, data, epochs, folder, preparation_epochs=None, further=()):
+def fit(
+    distiller,
+    config,
+    data,
+    epochs,
+    folder,
+    preparation_epochs=None,
+    measuring=(),
+    further=(),
+):
     """Trains in `folder`, from its checkpoint where there is one.
 
     Args:
@@ -407,14 +451,16 @@ def _fit(distiller, config, data, epochs, folder, preparation_epochs=None, furth
         folder: Path.
         preparation_epochs: Integer, for how long to prepare losses that need it; None for what
             each of them asks for.
-        further: List of callbacks that add to the logs of the epochs.
+        measuring: List of callbacks that add to the logs of the epochs.
+        further: Callbacks beside those that keep the checkpoint, the metrics and the pictures;
+            not for the preparations.
 
     Returns:
         A `_Progress`, with the `history` of logs, the `best` epoch and weights of the student,
         and the `seconds` that training took, those before an interruption included.
     """
     # Which run and which of its stages a checkpoint belongs to; models alone can be alike.
-    digest = hashlib.sha256(_as_json(config, _LOOKING).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(as_json(config, _LOOKING).encode()).hexdigest()[:12]
     progress = _Progress(data, folder, f"{type(distiller).__name__} of config {digest}")
     restored = progress.restore(distiller)
     if restored is not None:
@@ -424,7 +470,7 @@ def _fit(distiller, config, data, epochs, folder, preparation_epochs=None, furth
     for preparation in distiller.preparations():
         _say(f"preparing loss {preparation.prepared_loss.name}")
         part = preparation_epochs or preparation.epochs
-        _fit(preparation, config, data, part, folder / preparation.name)
+        fit(preparation, config, data, part, folder / preparation.name)
         preparation.finish()
     pictures = _epoch_pictures(distiller, data, folder, progress.history)
     if len(progress.history) == epochs:
@@ -435,7 +481,7 @@ def _fit(distiller, config, data, epochs, folder, preparation_epochs=None, furth
             callback.on_train_end()
         return progress
     # Where there are further logs, those on the screen stay as they are.
-    screen = [keras.callbacks.ProgbarLogger()] if further else []
+    screen = [keras.callbacks.ProgbarLogger()] if measuring else []
     try:
         distiller.fit(
             data.train,
@@ -444,10 +490,11 @@ def _fit(distiller, config, data, epochs, folder, preparation_epochs=None, furth
             initial_epoch=len(progress.history),
             callbacks=[
                 *screen,
-                *further,
+                *measuring,
                 progress,
                 *pictures,
                 keras.callbacks.TensorBoard(folder / "tensorboard"),
+                *further,
             ],
             verbose=1 if sys.stdout.isatty() else 2,
         )

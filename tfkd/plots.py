@@ -5,7 +5,7 @@ import numpy as np
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot, ticker  # noqa: E402
 
 
 def curves(path, histories):
@@ -140,3 +140,59 @@ def _over_epochs(axis, title):
     axis.set_xlabel("epoch")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
+
+
+def trials(path, scores, values, title, logarithmic=()):
+    """Draws what the trials of a search reached, in their order and over each thing searched.
+
+    Args:
+        path: Where to write the PNG.
+        scores: List of numbers, in the order in which the trials began.
+        values: `{name: list of values}` of the trials; None for one that has no such value. What
+            is no number is drawn as categories.
+        title: String, what the scores are.
+        logarithmic: Names whose axis is logarithmic.
+    """
+    columns = min(4, 1 + len(values))
+    lines = -(-(1 + len(values)) // columns)
+    figure, grid = pyplot.subplots(
+        lines,
+        columns,
+        figsize=(4.2 * columns, 3.6 * lines),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
+    )
+    order = np.arange(1, len(scores) + 1)
+    first, *others = grid.flat
+    first.plot(order, np.maximum.accumulate(scores), color="grey", label="best so far")
+    first.scatter(order, scores, c=order, cmap="viridis")
+    first.set_xlabel("trial")
+    first.xaxis.get_major_locator().set_params(integer=True)
+    first.set_ylabel(title)
+    first.legend(fontsize="small")
+    for axis, (name, tried) in zip(others, values.items()):
+        known = [i for i, value in enumerate(tried) if value is not None]
+        shown = [tried[i] for i in known]
+        if any(isinstance(value, bool) or not isinstance(value, (int, float)) for value in shown):
+            shown = [str(value) for value in shown]
+        axis.scatter(
+            shown,
+            [scores[i] for i in known],
+            c=order[known],
+            cmap="viridis",
+            vmin=1,
+            vmax=len(scores),
+        )
+        if name in logarithmic:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+            axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+        axis.set_xlabel(name)
+    for axis in grid.flat:
+        axis.grid(alpha=0.3)
+    for axis in others[len(values) :]:
+        axis.set_visible(False)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
