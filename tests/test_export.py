@@ -31,10 +31,10 @@ CASES = {
 ZOO = {"num_classes": 10, "input_shape": (8, 8, 1)}
 
 
-def convolutions(classes=10, widths=(32, 64, 64), shape=(8, 8, 1), strides=(1, 2, 1)):
+def convolutions(classes=10, widths=(32, 64), shape=(8, 8, 1)):
     """A model with batch normalisation to fold, as small as shows what quantisation does."""
     x = inputs = keras.Input(shape)
-    for width, stride in zip(widths, strides):
+    for stride, width in enumerate(widths, start=1):
         x = keras.layers.Conv2D(width, 3, stride, padding="same", use_bias=False)(x)
         x = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.9)(x))
     x = keras.layers.GlobalAveragePooling2D()(x)
@@ -229,6 +229,7 @@ def test_calibration_reads_validation_or_training_images(validation, data, data_
     assert stretched.min() == 0 and stretched.max() == 255
 
 
+@pytest.mark.slow
 def test_probabilities(data, tmp_path):
     model = convolutions(widths=(4,))
     path = tmp_path / "model.keras"
@@ -239,6 +240,7 @@ def test_probabilities(data, tmp_path):
     np.testing.assert_allclose(outputs, keras.ops.softmax(logits), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_file_of_another_precision(data, tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")
     mixed = convolutions(widths=(4,))
@@ -292,6 +294,7 @@ def test_a_float_export_that_disagrees_is_not_kept(data, tmp_path):
     assert [file.read_text() for file in tmp_path.iterdir()] == ["precious"]
 
 
+@pytest.mark.slow
 def test_what_a_converter_does_not_know_is_one_line(data, tmp_path):
     inputs = keras.Input((8, 8, 1))
     # TensorFlow Lite knows no determinant.

@@ -9,6 +9,7 @@ original. docs/export.md is the page.
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import io
 import json
@@ -35,8 +36,7 @@ QUANTIZATIONS = ("dynamic", "float16", "int8")
 #: CPU it is below 1e-5; GPUs multiply with a mantissa of ten bits (TF32) unless told otherwise.
 TOLERANCE = 0.01
 
-#: How many images show int8 the ranges of all values. More did not change the accuracy; see
-#: docs/export.md.
+#: How many images show int8 the ranges of all values.
 CALIBRATION_IMAGES = 200
 
 
@@ -92,7 +92,7 @@ def export(
     model = _in_float32(model)
 
     truth = _Truth(model, data, preprocessing, probabilities)
-    original = {"bytes": size, **truth.cost()}
+    original = {"bytes": size, "test_accuracy": truth.accuracy(truth.outputs)}
     exporting = _Exporting(model, data, quantize, probabilities, preprocessing)
     exported = {
         "path": str(path),
@@ -105,6 +105,8 @@ def export(
         exporting.save(format, temporary)
         run = FORMATS[format].load(temporary)
         exported.update(bytes=_bytes(temporary), **truth.compare(run))
+        for found, times in zip((original, exported), truth.times(run)):
+            found.update(times)
         if quantize is None:
             truth.check(exported, path)
 
@@ -486,15 +488,8 @@ class _Truth:
         if probabilities:
             self.outputs = scipy.special.softmax(self.outputs, axis=-1)
 
-    def cost(self):
-        """Returns accuracy and times of the original."""
-        return {
-            "test_accuracy": self._accuracy(self.outputs),
-            **_times(self._run, self._images),
-        }
-
     def compare(self, run):
-        """Returns accuracy and times of an exported model, and how near it is to the original.
+        """Returns the accuracy of an exported model, and how near it is to the original.
 
         Args:
             run: Function of uint8 images that returns outputs as an array.
@@ -502,11 +497,32 @@ class _Truth:
         outputs = _outputs(run, self._pixels)
         equal = outputs.argmax(-1) == self.outputs.argmax(-1)
         return {
-            "test_accuracy": self._accuracy(outputs),
+            "test_accuracy": self.accuracy(outputs),
             "equal_predictions": float(np.mean(equal)),
             "largest_difference": float(np.max(np.abs(outputs - self.outputs))),
-            **_times(run, self._pixels),
         }
+
+    def times(self, run):
+        """Yields how long inference takes the original, and how long an exported model.
+
+        Args:
+            run: Function of uint8 images that returns outputs as an array.
+        """
+        runs = (self._run, self._images), (run, self._pixels)
+        single, batch = [], []
+        for function, batches in runs:
+            images, _ = next(batches.as_numpy_iterator())
+            single.append(functools.partial(function, images[:1]))
+            batch.append(functools.partial(function, images))
+        for one, many in zip(
+            measure.median_seconds(*single, repeats=50), measure.median_seconds(*batch)
+        ):
+            yield {
+                "milliseconds_per_image": 1000 * one,
+                "milliseconds_per_batch": 1000 * many,
+                "batch_size": len(images),
+                "threads": _threads(),
+            }
 
     def check(self, exported, path):
         """Raises a `UsageError` if a float export disagrees with the original."""
@@ -516,30 +532,17 @@ class _Truth:
             raise UsageError(
                 f"What was to become {path} disagrees with the original: outputs of up to "
                 f"{largest:.3g} differ by up to {difference:.3g}, test accuracy is "
-                f"{exported['test_accuracy']:.2%} instead of {self._accuracy(self.outputs):.2%}. "
+                f"{exported['test_accuracy']:.2%} instead of {self.accuracy(self.outputs):.2%}. "
                 "It was not kept; choose another format."
             )
 
-    def _accuracy(self, outputs):
+    def accuracy(self, outputs):
+        """Returns the share of test images that outputs classify right."""
         return float(np.mean(outputs.argmax(-1) == self.labels))
 
 
 def _outputs(run, batches):
     return np.concatenate([run(images) for images, _ in batches.as_numpy_iterator()])
-
-
-def _times(run, batches):
-    """Returns how long inference takes for the first image and the first batch, in milliseconds."""
-    images, _ = next(batches.as_numpy_iterator())
-    one = images[:1]
-    single = measure.median_seconds(lambda: run(one), repeats=50)
-    batch = measure.median_seconds(lambda: run(images))
-    return {
-        "milliseconds_per_image": 1000 * single,
-        "milliseconds_per_batch": 1000 * batch,
-        "batch_size": len(images),
-        "threads": _threads(),
-    }
 
 
 def _bytes(path):

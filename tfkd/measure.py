@@ -58,7 +58,7 @@ def cost(model, data, path, prepare=_same):
     """
     run = forward(model)
     images = prepare(next(iter(data.test))[0])
-    seconds = median_seconds(lambda: run(images).numpy())
+    (seconds,) = median_seconds(lambda: run(images).numpy())
     return {
         "parameters": model.count_params(),
         "bytes": path.stat().st_size,
@@ -67,20 +67,27 @@ def cost(model, data, path, prepare=_same):
     }
 
 
-def median_seconds(call, repeats=10):
-    """Returns how long a call takes, the median of several after one that is not counted.
+def median_seconds(*calls, repeats=10):
+    """Returns how long calls take, the median of several after one that is not counted.
+
+    They take turns, so that what else the machine does slows all of them.
 
     Args:
-        call: Function without arguments that returns when its work is done.
-        repeats: Integer, how many calls are timed.
+        *calls: Functions without arguments that return when their work is done.
+        repeats: Integer, how often each is timed.
+
+    Returns:
+        A list of floats, one for each of `calls`.
     """
-    call()
-    seconds = []
-    for _ in range(repeats):
-        started = time.perf_counter()
+    for call in calls:
         call()
-        seconds.append(time.perf_counter() - started)
-    return float(np.median(seconds))
+    seconds = [[] for _ in calls]
+    for _ in range(repeats):
+        for call, own in zip(calls, seconds):
+            started = time.perf_counter()
+            call()
+            own.append(time.perf_counter() - started)
+    return [float(np.median(own)) for own in seconds]
 
 
 def scores(logits, labels):
