@@ -6,6 +6,9 @@ from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
 
+# Keras makes the files with the first two; the third checks them.
+ONNX = ["tf2onnx>=1.16", "onnx>=1.17", "onnxruntime>=1.20"]
+
 setup(
     name="tfkd",
     version="0.1.0",
@@ -37,7 +40,8 @@ setup(
     extras_require={
         "torch": ["torch>=2.5", "safetensors>=0.4"],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.5", "safetensors>=0.4"],
+        "onnx": ONNX,
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.5", "safetensors>=0.4", *ONNX],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

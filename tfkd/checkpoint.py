@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 
 import numpy as np
 
@@ -23,9 +24,11 @@ _PARTIAL = "partial"
 def write(path, save, keep=None):
     """Writes a file so that `path` is always whole: the old one or the new one.
 
+    A directory is replaced as a whole, too, by two renames: between them `path` does not exist.
+
     Args:
         path: Where the file is to be.
-        save: Function that writes to the path it is given.
+        save: Function that writes to the path it is given, a file or a directory.
         keep: Path to which the file that is there is moved once the new one is whole; None to
             replace it.
 
@@ -40,13 +43,15 @@ def write(path, save, keep=None):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             save(temporary)
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            _to_disk(temporary)
             if keep is not None and path.exists():
                 os.replace(path, keep)
-            os.replace(temporary, path)
+            if temporary.is_dir() and path.is_dir():
+                _replace_directory(temporary, path)
+            else:
+                os.replace(temporary, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            _remove(temporary)
     except (OSError, RuntimeError) as error:
         reason = _storage_reason(error)
         if reason is None:
@@ -55,6 +60,32 @@ def write(path, save, keep=None):
             f"{path} could not be written ({reason}): make room, or make its directory writable; "
             "then the same command goes on. What was there is as it was."
         ) from error
+
+
+def _to_disk(path):
+    """Waits until a file, or all files of a directory, are on the disk."""
+    for one in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
+        with open(one, "rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _replace_directory(temporary, path):
+    old = path.with_name(f".{os.getpid()}.{_PARTIAL}.old.{path.name}")
+    os.replace(path, old)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old)
+
+
+def _remove(path):
+    """Removes a file or a directory, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _storage_reason(error):
@@ -77,10 +108,11 @@ def remove_partial(folder):
     Args:
         folder: Path; nothing happens where there is none.
     """
-    for path in pathlib.Path(folder).rglob(f".*.{_PARTIAL}.*"):
+    # All are found first: what is removed may be a directory that would be searched next.
+    for path in list(pathlib.Path(folder).rglob(f".*.{_PARTIAL}.*")):
         process = path.name.split(".")[1]
         if process.isdecimal() and not _lives(int(process)):
-            path.unlink(missing_ok=True)
+            _remove(path)
 
 
 def _lives(process):

@@ -14,7 +14,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from tfkd import checkpoint, command_line, experiment, plots, work_directory
+from tfkd import checkpoint, command_line, experiment, plots, tables, work_directory
 from tfkd.config import ALONE, method_config, method_variant, needs_teacher, split_at_commas
 from tfkd.errors import UsageError
 
@@ -157,14 +157,9 @@ def _table(rows):
         "size on disk": lambda row: f"{row['bytes'] / 1024:,.0f} kB",
         "images/s": lambda row: f"{row['images_per_second']:,.0f}",
     }
-    cells = [list(columns), *([show(row) for show in columns.values()] for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |"
-        for line in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines) + "\n"
+    return tables.markdown(
+        [list(columns), *([show(row) for show in columns.values()] for row in rows)]
+    )
 
 
 def main(config):

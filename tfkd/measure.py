@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import scipy.special
 import tensorflow as tf
 
 from tfkd import models, runtime
@@ -35,9 +36,9 @@ def predictions(model, dataset, prepare=_same):
     Returns:
         Arrays of logits `(images, classes)` and of integer labels `(images,)`.
     """
-    forward, logits, labels = _forward(model), [], []
+    run, logits, labels = forward(model), [], []
     for images, truth in dataset:
-        logits.append(np.asarray(forward(prepare(images)), "float32"))
+        logits.append(np.asarray(run(prepare(images)), "float32"))
         truth = np.asarray(truth)
         labels.append(truth.argmax(-1) if truth.ndim == 2 else truth)
     return np.concatenate(logits), np.concatenate(labels)
@@ -55,24 +56,76 @@ def cost(model, data, path, prepare=_same):
     Returns:
         Dictionary of `parameters`, `bytes` on disk, `images_per_second` and `multiply_adds`.
     """
-    forward = _forward(model)
+    run = forward(model)
     images = prepare(next(iter(data.test))[0])
-    forward(images)
-    seconds = []
-    for _ in range(10):
-        started = time.perf_counter()
-        forward(images).numpy()
-        seconds.append(time.perf_counter() - started)
+    (seconds,) = median_seconds(lambda: run(images).numpy())
     return {
         "parameters": model.count_params(),
         "bytes": path.stat().st_size,
-        "images_per_second": round(len(images) / float(np.median(seconds))),
+        "images_per_second": round(len(images) / seconds),
         "multiply_adds": models.multiply_adds(model),
     }
 
 
-def _forward(model):
-    """Returns inference as one compiled function."""
+def median_seconds(*calls, repeats=10):
+    """Returns how long calls take, the median of several after one that is not counted.
+
+    They take turns, so that what else the machine does slows all of them.
+
+    Args:
+        *calls: Functions without arguments that return when their work is done.
+        repeats: Integer, how often each is timed.
+
+    Returns:
+        A list of floats, one for each of `calls`.
+    """
+    for call in calls:
+        call()
+    seconds = [[] for _ in calls]
+    for _ in range(repeats):
+        for call, own in zip(calls, seconds):
+            started = time.perf_counter()
+            call()
+            own.append(time.perf_counter() - started)
+    return [float(np.median(own)) for own in seconds]
+
+
+def scores(logits, labels):
+    """Returns how good predictions are.
+
+    Args:
+        logits: Array `(images, classes)`.
+        labels: Integer array `(images,)`.
+
+    Returns:
+        Dictionary of `accuracy`; `top5_accuracy`, None where there are at most five classes;
+        `cross_entropy`, the mean over the images; and `class_accuracy`, a list with one for each
+        class, NaN for a class without images.
+    """
+    classes = logits.shape[-1]
+    hits = logits.argmax(-1) == labels
+    top5 = None
+    if classes > 5:
+        best = np.argpartition(logits, -5, axis=-1)[:, -5:]
+        top5 = float(np.mean(np.any(best == labels[:, None], axis=-1)))
+    log_probabilities = scipy.special.log_softmax(logits.astype("float64"), axis=-1)
+    return {
+        "accuracy": float(np.mean(hits)),
+        "top5_accuracy": top5,
+        "cross_entropy": -float(np.mean(log_probabilities[np.arange(len(labels)), labels])),
+        "class_accuracy": [
+            float(np.mean(hits[labels == one])) if np.any(labels == one) else float("nan")
+            for one in range(classes)
+        ],
+    }
+
+
+def forward(model):
+    """Returns inference of a model as one compiled function of a batch.
+
+    Args:
+        model: `keras.Model`.
+    """
     return tf.function(
         lambda images: model(images, training=False),
         jit_compile=runtime.jit_compile(),

@@ -34,6 +34,8 @@ class WorkDirectory:
     """
 
     def __init__(self, path):
+        if not path:
+            raise UsageError("--workdir=DIR is missing: the directory of a complete run.")
         self.path = pathlib.Path(path)
         if not self.path.is_dir():
             raise UsageError(f"--workdir={path}: there is no such directory.")

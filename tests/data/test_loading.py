@@ -102,3 +102,21 @@ def test_wrong_epochs(data_dir):
     for epoch in (-1, 1.0, None):
         with pytest.raises(UsageError, match="epoch must be an integer of at least 0"):
             data.start_epoch(epoch)
+
+
+def test_pixels_are_what_is_normalised(data_dir):
+    data = load(batch_size=50, train_examples=100, validation=97, data_dir=data_dir)
+    for split, size in (("test", 500), ("validation", 97), ("train", 100)):
+        pairs = list(data.pixels(split).as_numpy_iterator())
+        assert sum(len(images) for images, _ in pairs) == size
+        assert all(images.dtype == np.uint8 for images, _ in pairs)
+        if split != "train":
+            for (raw, labels), (images, same) in zip(pairs, getattr(data, split), strict=True):
+                np.testing.assert_array_equal(labels, same)
+                np.testing.assert_allclose((raw / 255 - data.mean) / data.std, images, atol=1e-5)
+    # In order, which training is not; and not moved.
+    labels = np.concatenate([labels for _, labels in data.pixels("train").as_numpy_iterator()])
+    np.testing.assert_array_equal(labels, data.train_labels())
+    assert load(batch_size=50, validation=0, data_dir=data_dir).pixels("validation") is None
+    with pytest.raises(UsageError, match="Unknown split 'dev': it must be one of train, "):
+        data.pixels("dev")

@@ -44,7 +44,8 @@ class Data:
         seed: Integer.
 
     `train_labels()` returns the labels of the training set, which losses that remember every
-    example ask for; `start_epoch()` chooses the epoch of the next pass.
+    example ask for; `pixels()` gives images as they were before normalisation; `start_epoch()`
+    chooses the epoch of the next pass.
     """
 
     def __init__(self, source, mean, std, batch_size, seed, augmentation, one_hot, indices, splits):
@@ -64,7 +65,7 @@ class Data:
         self.train = training_pipeline(
             splits["train"], batch_size, seed, augmentation, self._encode, self._counter, indices
         )
-        self._train_examples = splits["train"]
+        self._examples = splits
         self.validation, self.test = (
             evaluation_pipeline(splits[name], batch_size, self._encode) if splits[name] else None
             for name in ("validation", "test")
@@ -72,7 +73,29 @@ class Data:
 
     def train_labels(self):
         """Returns the labels of the training set, int32 `(examples,)`, in the order of indices."""
-        return self._train_examples.labels()
+        return self._examples["train"].labels()
+
+    def pixels(self, split):
+        """Returns the examples of a split in order, with neither augmentation nor normalisation.
+
+        Args:
+            split: `"train"`, `"validation"` or `"test"`.
+
+        Returns:
+            A `tf.data.Dataset` of batches of uint8 images `(batch, *input_shape)`, resized where
+            `image_size` asks for it, and int32 labels `(batch,)`; `None` where there is no
+            validation split.
+
+        Raises:
+            UsageError: If there is no such split.
+        """
+        if split not in self._examples:
+            raise unknown("split", split, self._examples)
+        if self._examples[split] is None:
+            return None
+        return evaluation_pipeline(
+            self._examples[split], self.batch_size, lambda images, labels: (images, labels)
+        )
 
     def start_epoch(self, epoch):
         """Makes the next pass over `train` that of `epoch`.
