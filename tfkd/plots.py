@@ -1,11 +1,24 @@
 """Pictures of runs, as PNG files."""
 
-import matplotlib
 import numpy as np
 
-matplotlib.use("Agg")
+# Not pyplot, whose backend belongs to whoever imports tfkd: a notebook shows its figures by it.
+from matplotlib.figure import Figure
 
-from matplotlib import pyplot  # noqa: E402
+
+def logs_by_epoch(history):
+    """Returns the logs of each epoch, as all pictures take them.
+
+    Args:
+        history: What `fit` returned, its `history`, or a list of `{name: value}` per epoch.
+
+    Returns:
+        A list of `{name: value}`.
+    """
+    history = getattr(history, "history", history)
+    if isinstance(history, dict):
+        history = [dict(zip(history, values)) for values in zip(*history.values())]
+    return history
 
 
 def curves(path, histories):
@@ -13,19 +26,20 @@ def curves(path, histories):
 
     Args:
         path: Where to write the PNG.
-        histories: `{label: list of {name: value} per epoch}`; each becomes one line, or where
-            the label stands for several runs `{label: [history, ...]}` a mean line within the
-            band of one standard deviation.
+        histories: `{label: history}`, as `logs_by_epoch` takes it; each becomes one line, or
+            where the label stands for several runs `{label: [history, ...]}` a mean line within
+            the band of one standard deviation.
     """
     shown = {
         "loss": "training loss",
         "accuracy": "training accuracy",
         "val_accuracy": "validation accuracy",
     }
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(13, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(shown))
     for axis, (key, title) in zip(axes, shown.items()):
         for label, runs in histories.items():
-            runs = [runs] if runs and isinstance(runs[0], dict) else runs
+            runs = [logs_by_epoch(run) for run in ([runs] if _is_one(runs) else runs)]
             values = np.array([[epoch.get(key, np.nan) for epoch in run] for run in runs])
             epochs = np.arange(1, values.shape[1] + 1)
             mean = values.mean(axis=0)
@@ -39,7 +53,14 @@ def curves(path, histories):
     axes[0].set_yscale("log")
     axes[-1].legend()
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+
+
+def _is_one(runs):
+    """Whether something is the history of one run rather than a list of such."""
+    if not isinstance(runs, (list, tuple)):
+        return True
+    first = runs[0] if runs else None
+    return isinstance(first, dict) and not any(isinstance(x, list) for x in first.values())
 
 
 def panels(path, history, contents, free=()):
@@ -47,15 +68,15 @@ def panels(path, history, contents, free=()):
 
     Args:
         path: Where to write the PNG.
-        history: List of the logs of each epoch, `{name: value}`.
+        history: The logs of each epoch, as `logs_by_epoch` takes them.
         contents: `{title: {label: name of a log}}`. A panel whose values are all within 0 and 1
             shows that range, so that shares can be compared by eye.
         free: Titles of panels that show the range of their values in any case.
     """
+    history = logs_by_epoch(history)
     count = len(contents)
-    figure, axes = pyplot.subplots(
-        1, count, figsize=(4.6 * count, 3.8), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(4.6 * count, 3.8), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False)
     for axis, (title, names) in zip(axes[0], contents.items()):
         series = {label: [epoch[name] for epoch in history] for label, name in names.items()}
         for label, values in series.items():
@@ -66,7 +87,6 @@ def panels(path, history, contents, free=()):
         _over_epochs(axis, title)
         axis.legend(fontsize="small")
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 def image_grid(path, rows, titles):
@@ -78,13 +98,8 @@ def image_grid(path, rows, titles):
         titles: List of strings, one for each column.
     """
     columns = len(titles)
-    figure, axes = pyplot.subplots(
-        len(rows),
-        columns,
-        figsize=(1.5 * columns, 1.85 * len(rows)),
-        layout="constrained",
-        squeeze=False,
-    )
+    figure = Figure(figsize=(1.5 * columns, 1.85 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize="small")
     for (label, images, captions), line in zip(rows, axes):
@@ -97,7 +112,6 @@ def image_grid(path, rows, titles):
             axis.set_xticks([])
             axis.set_yticks([])
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 def heat_map(path, values, rows, row_title, column_title, title):
@@ -111,7 +125,8 @@ def heat_map(path, values, rows, row_title, column_title, title):
         column_title: String, what the columns are.
         title: String, what the values are.
     """
-    figure, axis = pyplot.subplots(figsize=(10, 1.6 + 0.35 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10, 1.6 + 0.35 * len(rows)), layout="constrained")
+    axis = figure.subplots()
     image = axis.imshow(values, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axis.set_yticks(range(len(rows)), rows)
     columns = np.shape(values)[1]
@@ -121,7 +136,6 @@ def heat_map(path, values, rows, row_title, column_title, title):
     axis.set_title(title)
     figure.colorbar(image)
     figure.savefig(path, dpi=110)
-    pyplot.close(figure)
 
 
 def _over_epochs(axis, title):
