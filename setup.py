@@ -32,7 +32,16 @@ setup(
     ],
     extras_require={
         "torch": ["torch>=2.5", "safetensors>=0.4"],
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.5", "safetensors>=0.4"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff==0.17.5",
+            "safetensors>=0.4",
+            # The tutorials, as tests run them.
+            "ipykernel>=6.29",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+        ],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
