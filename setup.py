@@ -41,7 +41,17 @@ setup(
         "torch": ["torch>=2.5", "safetensors>=0.4"],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
         "onnx": ONNX,
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff==0.17.5", "safetensors>=0.4", *ONNX],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff==0.17.5",
+            "safetensors>=0.4",
+            # The tutorials, as tests run them.
+            "ipykernel>=6.29",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            *ONNX,
+        ],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

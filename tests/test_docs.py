@@ -15,7 +15,7 @@ from commands import ROOT, call
 
 import tfkd
 from tfkd import __main__ as entry
-from tfkd import compare, config
+from tfkd import config
 
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from matplotlib import pyplot
@@ -28,3 +32,27 @@ def test_panels_draw_every_log(tmp_path):
     told = Image.open(tmp_path / "panels.png").info["Description"]
     assert told == "Loss, share over the epochs"
     assert not pyplot.get_fignums()
+
+
+def test_what_fit_returns_is_drawn_as_its_logs_by_epoch(tmp_path):
+    class History:
+        history = {"loss": [2.0, 1.0], "accuracy": [0.1, 0.9]}
+
+    rows = [{"loss": 2.0, "accuracy": 0.1}, {"loss": 1.0, "accuracy": 0.9}]
+    drawn = []
+    for history in (rows, History.history, History()):
+        assert plots.logs_by_epoch(history) == rows
+        plots.curves(tmp_path / "one.png", {"kd": history})
+        plots.curves(tmp_path / "two.png", {"kd": [history, history]})
+        drawn.append([(tmp_path / name).read_bytes() for name in ("one.png", "two.png")])
+    assert drawn[0] == drawn[1] == drawn[2]
+    assert drawn[0][0] != drawn[0][1]
+
+
+def test_importing_leaves_the_figures_of_a_notebook_alone():
+    code = "import matplotlib, tfkd.plots as p; print(matplotlib.get_backend())"
+    # What a notebook's kernel sets, by a backend that every machine has.
+    environment = {**os.environ, "MPLBACKEND": "svg"}
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "svg"

@@ -1,11 +1,25 @@
 """Pictures of runs, as PNG files."""
 
-import matplotlib
 import numpy as np
+from matplotlib import ticker
 
-matplotlib.use("Agg")
+# Not pyplot, whose backend belongs to whoever imports tfkd: a notebook shows its figures by it.
+from matplotlib.figure import Figure
 
-from matplotlib import pyplot, ticker  # noqa: E402
+
+def logs_by_epoch(history):
+    """Returns the logs of each epoch, as all pictures take them.
+
+    Args:
+        history: What `fit` returned, its `history`, or a list of `{name: value}` per epoch.
+
+    Returns:
+        A list of `{name: value}`.
+    """
+    history = getattr(history, "history", history)
+    if isinstance(history, dict):
+        history = [dict(zip(history, values)) for values in zip(*history.values())]
+    return history
 
 
 def curves(path, histories):
@@ -13,19 +27,20 @@ def curves(path, histories):
 
     Args:
         path: Where to write the PNG.
-        histories: `{label: list of {name: value} per epoch}`; each becomes one line, or where
-            the label stands for several runs `{label: [history, ...]}` a mean line within the
-            band of one standard deviation.
+        histories: `{label: history}`, as `logs_by_epoch` takes it; each becomes one line, or
+            where the label stands for several runs `{label: [history, ...]}` a mean line within
+            the band of one standard deviation.
     """
     shown = {
         "loss": "training loss",
         "accuracy": "training accuracy",
         "val_accuracy": "validation accuracy",
     }
-    figure, axes = pyplot.subplots(1, len(shown), figsize=(13, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(shown))
     for axis, (key, title) in zip(axes, shown.items()):
         for label, runs in histories.items():
-            runs = [runs] if runs and isinstance(runs[0], dict) else runs
+            runs = [logs_by_epoch(run) for run in ([runs] if _is_one(runs) else runs)]
             values = np.array([[epoch.get(key, np.nan) for epoch in run] for run in runs])
             epochs = np.arange(1, values.shape[1] + 1)
             mean = values.mean(axis=0)
@@ -41,23 +56,31 @@ def curves(path, histories):
     _save(figure, path, f"{', '.join(shown.values())} over the epochs")
 
 
+def _is_one(runs):
+    """Whether something is the history of one run rather than a list of such."""
+    if not isinstance(runs, (list, tuple)):
+        return True
+    first = runs[0] if runs else None
+    return isinstance(first, dict) and not any(isinstance(x, list) for x in first.values())
+
+
 def panels(path, history, contents, free=(), columns=None):
     """Draws values over the epochs, in one panel per kind.
 
     Args:
         path: Where to write the PNG.
-        history: List of the logs of each epoch, `{name: value}`. Lines leave out the epochs that
-            do not have a value.
+        history: The logs of each epoch, as `logs_by_epoch` takes them. Lines leave out the epochs
+            that do not have a value.
         contents: `{title: {label: name of a log}}`. A panel whose values are all within 0 and 1
             shows that range, so that shares can be compared by eye.
         free: Titles of panels that show the range of their values in any case.
         columns: Integer, how many panels are beside each other; None for all.
     """
+    history = logs_by_epoch(history)
     columns = min(columns or len(contents), len(contents))
     rows = -(-len(contents) // columns)
-    figure, axes = pyplot.subplots(
-        rows, columns, figsize=(4.6 * columns, 3.8 * rows), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(4.6 * columns, 3.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(contents) :]:
         axis.set_axis_off()
     for axis, (title, names) in zip(axes.flat, contents.items()):
@@ -84,13 +107,8 @@ def image_grid(path, rows, titles):
         titles: List of strings, one for each column.
     """
     columns = len(titles)
-    figure, axes = pyplot.subplots(
-        len(rows),
-        columns,
-        figsize=(1.5 * columns, 1.85 * len(rows)),
-        layout="constrained",
-        squeeze=False,
-    )
+    figure = Figure(figsize=(1.5 * columns, 1.85 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize="small")
     for (label, images, captions), line in zip(rows, axes):
@@ -116,7 +134,8 @@ def heat_map(path, values, rows, row_title, column_title, title):
         column_title: String, what the columns are.
         title: String, what the values are.
     """
-    figure, axis = pyplot.subplots(figsize=(10, 1.6 + 0.35 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(10, 1.6 + 0.35 * len(rows)), layout="constrained")
+    axis = figure.subplots()
     image = axis.imshow(values, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axis.set_yticks(range(len(rows)), rows)
     columns = np.shape(values)[1]
@@ -126,20 +145,6 @@ def heat_map(path, values, rows, row_title, column_title, title):
     axis.set_title(title)
     figure.colorbar(image)
     _save(figure, path, f"{title}, by {row_title} and {column_title}")
-
-
-def _save(figure, path, description):
-    """Writes a figure, with a description that pages which show it use as its caption."""
-    description = description[:1].upper() + description[1:]
-    figure.savefig(path, dpi=110, metadata={"Description": description})
-    pyplot.close(figure)
-
-
-def _over_epochs(axis, title):
-    axis.set_title(title)
-    axis.set_xlabel("epoch")
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.grid(alpha=0.3)
 
 
 def trials(path, scores, values, title, logarithmic=()):
@@ -155,14 +160,8 @@ def trials(path, scores, values, title, logarithmic=()):
     """
     columns = min(4, 1 + len(values))
     lines = -(-(1 + len(values)) // columns)
-    figure, grid = pyplot.subplots(
-        lines,
-        columns,
-        figsize=(4.2 * columns, 3.6 * lines),
-        layout="constrained",
-        squeeze=False,
-        sharey=True,
-    )
+    figure = Figure(figsize=(4.2 * columns, 3.6 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
     order = np.arange(1, len(scores) + 1)
     first, *others = grid.flat
     first.plot(order, np.maximum.accumulate(scores), color="grey", label="best so far")
@@ -194,5 +193,17 @@ def trials(path, scores, values, title, logarithmic=()):
         axis.grid(alpha=0.3)
     for axis in others[len(values) :]:
         axis.set_visible(False)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    _save(figure, path, f"{title} of the trials, over {', '.join(values)}")
+
+
+def _save(figure, path, description):
+    """Writes a figure, with a description that pages which show it use as its caption."""
+    description = description[:1].upper() + description[1:]
+    figure.savefig(path, dpi=110, metadata={"Description": description})
+
+
+def _over_epochs(axis, title):
+    axis.set_title(title)
+    axis.set_xlabel("epoch")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3)

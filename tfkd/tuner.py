@@ -173,7 +173,7 @@ class HyperModel(keras_tuner.HyperModel):
             config.epochs,
             folder,
             config.method.preparation_epochs,
-            [show, *callbacks, show],
+            further=[show, *callbacks, show],
         )
         epoch = -1
         if config.select == "best":

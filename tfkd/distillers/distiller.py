@@ -328,7 +328,7 @@ class Distiller(keras.Model):
         """Returns `{file name: function that writes a PNG to a path}`; by default none.
 
         Args:
-            history: List of the logs of each epoch, `{name: value}`.
+            history: What `fit` returned, or a list of the logs of each epoch, `{name: value}`.
         """
         return {}
 

@@ -313,6 +313,7 @@ class MutualDistiller(Distiller):
 
     def pictures(self, history):
         """Returns `{"mutual.png": ...}`: accuracies of all classifiers, and how they diverge."""
+        history = plots.logs_by_epoch(history)
         names = [*self.peer_names, "mean", ENSEMBLE]
         labels = {"student": "accuracy", **{name: f"{name}_accuracy" for name in names}}
         contents = {"training accuracy": labels}

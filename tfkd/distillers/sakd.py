@@ -371,7 +371,7 @@ class SAKD(LossesDistiller):
         """Returns `{file name: function that writes a PNG}`: the shares over training, per class.
 
         Args:
-            history: List of the logs of each epoch, `{name: value}`.
+            history: What `fit` returned, or a list of the logs of each epoch, `{name: value}`.
         """
         names = [spot for spot, _ in self.spots]
         contents = {"share of samples distilled": {name: _share(name) for name in names}}
