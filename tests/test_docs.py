@@ -1,5 +1,6 @@
 """README.md and the pages in docs/ do what they say."""
 
+import importlib
 import inspect
 import os
 import pathlib
@@ -39,21 +40,26 @@ def with_python():
 
 def commands():
     """Yields the commands of all pages as a shell reads them, variables and all."""
-    # A shell in which "python" and "tfkd" tell what they were called with.
-    told = 'tell() { printf "%s\\0" "$@"; printf "\\n"; }; python() { tell python "$@"; }; '
-    told += 'tfkd() { tell tfkd "$@"; }; make() { tell make "$@"; }; pip() { :; }; '
+    # A shell in which commands tell what they were called with.
+    told = """
+        tell() { printf "%s\\0" "$@" $'\\n'; }
+        for command in python tfkd make; do eval "$command() { tell $command \\"\\$@\\"; }"; done
+        taskset() { shift 2; "$@"; }
+        pip() { :; }
+    """
     for name in PAGES:
         for block in blocks(name, "shell"):
             output = subprocess.run(
                 ["bash", "-e", "-c", told + block], capture_output=True, text=True, check=True
             ).stdout
-            for line in output.split("\0\n"):
+            # Sorted, for commands in the background tell in any order.
+            for line in sorted(output.split("\0\n\0")[:-1]):
                 words = line.split("\0")
-                if len(words) > 1:
-                    yield pytest.param(words, id=f"{name}: {shlex.join(words)[:90]}")
+                yield pytest.param(words, id=f"{name}: {shlex.join(words)[:90]}")
 
 
 COMMANDS = list(commands())
+#: Commands that take a config, and need nothing that another has left.
 TRAINS = ("tfkd.train", "tfkd.compare", "tfkd.check")
 
 
@@ -76,7 +82,8 @@ def elsewhere(tmp_path, monkeypatch):
     """A folder of its own, for the files that a page writes and reads."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    tfkd.models.create("resnet14", 10, (8, 8, 1)).save("teacher.keras")
+    for name in ("teacher", "my"):
+        tfkd.models.create("resnet14", 10, (8, 8, 1)).save(f"{name}.keras")
     return tmp_path
 
 
@@ -131,6 +138,12 @@ def _of_diagnostics(page, _):
     assert {name.split("/")[0] for name in page["history"]} - plain == told - {"peer_agreement"}
 
 
+def _of_tuning(page, _):
+    assert page["student"].count_params() == page["teacher"].count_params()
+    assert 1 <= page["best"].method.losses.kd.temperature <= 8
+    assert pathlib.Path("search/trial_0/student.keras").exists()
+
+
 def test_the_page_of_iakd_tells_every_option_and_its_default():
     for name, parameter in list(inspect.signature(tfkd.IAKD).parameters.items())[2:-2]:
         default = str(parameter.default).replace("'", '"')
@@ -145,9 +158,13 @@ def test_commands_are_taken(words, monkeypatch):
     """Flags, configs, methods and their arguments are what the commands know; nothing is run."""
     monkeypatch.chdir(ROOT)
     module, arguments = module_and_flags(words)
+    # A config that another command writes: that of the search has the same values.
+    arguments = [re.sub("=runs/.*best_config.py", "=configs/digits.py", one) for one in arguments]
     if module is None:
         assert f"\n{arguments[0]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
-    elif module in TRAINS:
+        return
+    importlib.import_module(module)
+    if module in TRAINS or module == "tfkd.tune":
 
         def take(chosen):
             config.check(chosen)
@@ -178,7 +195,7 @@ SMOKE = (
 def test_commands_train(words, elsewhere):
     """Training commands run as they stand, but for the data and the number of epochs."""
     module, arguments = module_and_flags(words)
-    if module not in TRAINS:
+    if module not in TRAINS or "best_config.py" in " ".join(arguments):
         pytest.skip("it reads what a run has left, or is tried beside its own tests")
     # A teacher that another line of the page trains.
     teacher = re.search(r"teacher=([^,:]+\.keras)", " ".join(arguments))

@@ -4,7 +4,6 @@ import csv
 import importlib.util
 import json
 import os
-import pathlib
 import re
 import socket
 import subprocess
@@ -16,9 +15,8 @@ import keras
 import keras_tuner
 import numpy as np
 import pytest
+from commands import ROOT, call, refused
 from matplotlib import pyplot
-from test_docs import run_page
-from test_train import call, refused
 
 import tfkd
 import tfkd.config
@@ -26,7 +24,6 @@ from tfkd import compare, experiment, measure, plots, train, tune, tuner, work_d
 from tfkd.errors import UsageError
 from tfkd.search_space import Choice, Range, SearchSpace
 
-ROOT = pathlib.Path(__file__).parents[1]
 SMALL = [
     f"--config={ROOT}/configs/digits.py:method=kd,teacher=resnet8,student=resnet8",
     "--config.data.train_examples=64",
@@ -518,13 +515,3 @@ def test_trials_are_drawn_over_numbers_and_words(tmp_path):
     # Four panels of 4.2 inches, and a second line for the fifth.
     assert picture.shape[:2] == (792, 1848)
     assert not pyplot.get_fignums()
-
-
-@pytest.mark.slow
-def test_the_page_about_tuning_does_what_it_says(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    page = run_page("tuning.md")
-    assert page["student"].count_params() == page["teacher"].count_params()
-    assert 1 <= page["best"].method.losses.kd.temperature <= 8
-    assert (tmp_path / "search" / "trial_0" / "student.keras").exists()
