@@ -139,12 +139,11 @@ def interrupted(method, arguments, workdir, seconds, moments, kills):
     while len(done) < kills:
         process = Process(arguments, workdir)
         when = _strike(process, seconds, moments)
-        if when is None:
-            process.finish()
-            return done
-        lines = process.kill()
+        lines = process.finish() if when is None else process.kill()
         if done:
             done[-1].resumed = _resumed(lines)
+        if when is None:
+            return done
         done.append(Kill(method, when, _last(lines)))
     done[-1].resumed = _resumed(Process(arguments, workdir).finish())
     return done
