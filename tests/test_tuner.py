@@ -58,7 +58,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def search(data_dir):
     """The flags of a small search."""
-    return [*SMALL, data_dir, f"--search={SEARCH}", "--max_trials=2"]
+    return [*SMALL, data_dir, "--confirm=1", f"--search={SEARCH}", "--max_trials=2"]
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +144,19 @@ def test_the_same_command_again_has_the_best_students(searched, search, data_dir
         assert measure.accuracy(student, data.validation) == pytest.approx(score, abs=1e-6)
 
 
+def test_the_best_is_confirmed_with_a_seed_that_the_search_has_not_seen(searched):
+    best = json.loads((searched / "tuner.json").read_text(encoding="utf-8"))["best"]
+    seeds, accuracies = best["confirmed"]["seeds"], best["confirmed"]["accuracies"]
+    assert seeds == [1] and 0 <= accuracies[0] <= 1
+    told = (searched / "best_config.py").read_text(encoding="utf-8").partition("Promise: ")[2]
+    assert told.startswith(f"validation accuracy {accuracies[0]:.2%} with seed 1, which")
+    assert f"in the search {best['score']:.2%} with seed 0; after 1 epoch." in told
+    kept = searched / "confirmation" / f"trial_{best['trial']}.json"
+    assert json.loads(kept.read_text(encoding="utf-8")) == {"1": accuracies[0]}
+    # No checkpoints, and so no adapters and optimizers, stay.
+    assert [path.name for path in kept.parent.iterdir()] == [kept.name]
+
+
 @pytest.mark.slow
 def test_the_best_config_keeps_its_promise(searched, data_dir, tmp_path):
     best = json.loads((searched / "tuner.json").read_text(encoding="utf-8"))["best"]
@@ -172,7 +185,7 @@ def test_the_best_config_keeps_its_promise(searched, data_dir, tmp_path):
     ],
 )
 def test_another_config_is_refused(main, change, message, searched, search, capsys):
-    arguments = search if main is tune.main else search[:-2]
+    arguments = search if main is tune.main else search[:-3]
     files = sorted(searched.rglob("*"))
     line = refused(capsys, main, *arguments, *change, f"--workdir={searched}")
     assert re.search(message, line), line
