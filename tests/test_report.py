@@ -281,8 +281,16 @@ def test_what_a_run_has_beside_is_shown(copied):
     change(workdir / "summary.json", check__warnings=["<i>the teacher</i> is near chance"])
     one = summary(workdir)["student"]
     change(workdir / "summary.json", learners={"fused": {**one, "test_accuracy": 0.123}})
-    formats = {"tflite": {"bytes": 12345, "agreement": 0.99}, "onnx": {"bytes": 7, "opset": 17}}
-    (workdir / "export.json").write_text(json.dumps(formats))
+    original = {
+        "bytes": 20480,
+        "test_accuracy": 0.5,
+        "milliseconds_per_image": 1.0,
+        "milliseconds_per_batch": 8.0,
+        "batch_size": 32,
+    }
+    small = {**original, "bytes": 1024, "equal_predictions": 0.99, "largest_difference": 0.25}
+    exported = {"student": {"original": original, "tflite-int8": small}}
+    (workdir / "export.json").write_text(json.dumps(exported))
     Image.new("RGB", (20, 10)).save(workdir / "spots_per_class.png")
     (workdir / "broken.png").write_bytes(b"\x89PNG")
     for epoch in (1, 2):
@@ -295,10 +303,10 @@ def test_what_a_run_has_beside_is_shown(copied):
         page.table("method")[-1] | {"method": "kd, fused", "test %": "12.30"}
         == (page.table("method")[-1])
     )
-    assert page.table("format") == [
-        {"format": "tflite", "bytes": "12,345", "agreement": "0.99", "opset": "–"},
-        {"format": "onnx", "bytes": "7", "agreement": "–", "opset": "17"},
-    ]
+    whole, small = page.table("format")
+    assert whole["format"] == "student, original" and whole["size on disk"] == "20 kB"
+    assert small["format"] == "student, tflite-int8" and small["size on disk"] == "1 kB"
+    assert small["equal predictions %"] == "99.00" and small["ms, batch"] == "8.00 (32)"
     shown = [(one["alt"], one["width"]) for one in page.images]
     assert shown == [("Spots per class", "20"), ("Divergent, after epoch 2", "2")]
     assert "broken.png is damaged" in page.text

@@ -6,9 +6,12 @@ Nothing is trained or written. `tfkd.train` does the same before it trains the s
 that no run has trained yet is checked untrained: then its shapes count, not its accuracy.
 """
 
+import pathlib
+
 from absl import flags
 
 from tfkd import command_line, experiment
+from tfkd.config import needs_teacher
 
 flags.adopt_module_key_flags(command_line)
 
@@ -16,6 +19,9 @@ flags.adopt_module_key_flags(command_line)
 def check(config):
     """Prints the table and the warnings."""
     print(experiment.preflight(config, flags.FLAGS.workdir, flags.FLAGS.data_dir))
+    trained = flags.FLAGS.workdir and pathlib.Path(flags.FLAGS.workdir, "teacher.keras").exists()
+    if needs_teacher(config.method) and not config.teacher.path and not trained:
+        print("(The teacher is untrained here; tfkd.train trains it first.)")
 
 
 if __name__ == "__main__":

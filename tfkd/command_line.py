@@ -83,6 +83,9 @@ def main_without_config(run):
                 rest = flags.FLAGS(sys.argv)[1:]
             except flags.Error as error:
                 raise UsageError(str(error)) from error
+            for name in ("config", "strategy", "replicas", "precision"):
+                if flags.FLAGS[name].present:
+                    raise UsageError(f"--{name} is no flag of this command; see --help.")
             _quiet()
             run(rest)
     except KeyboardInterrupt:
@@ -110,6 +113,8 @@ def _parse_with_config(needs_workdir):
     app.define_help_flags()
     try:
         rest = flags.FLAGS(sys.argv)
+        if len(rest) > 1:
+            raise UsageError(f"Unexpected argument {rest[1]!r}: every option starts with --.")
         if _CONFIG.value is None:
             raise UsageError("--config=FILE is missing; configs/ has some.")
         if needs_workdir and not flags.FLAGS.workdir:
@@ -124,8 +129,6 @@ def _parse_with_config(needs_workdir):
     except Exception as error:
         # ml_collections lets through whatever the file raises, and wraps it with its traceback.
         raise UsageError(_reason(error)) from error
-    if len(rest) > 1:
-        raise UsageError(f"Unexpected argument {rest[1]!r}: every option starts with --.")
     _quiet()
 
 
@@ -133,7 +136,9 @@ def _reason(error):
     """Returns the line that says what was wrong, out of an error that may be many lines long."""
     text = str(error.args[0] if error.args else type(error).__name__).strip()
     if isinstance(error, flags.UnrecognizedFlagError):
-        text = re.sub(r"\s*\?$", "?", text) if text.endswith("?") else f"{text}."
+        if text.endswith("?"):
+            return re.sub(r"\s*\?$", "?", text)
+        text = f"{text}."
         return f"{text} Values of the config are set as --config.{error.flagname}=..."
     if "has no attribute 'get_config'" in text:
         return "--config names a file without a function get_config; configs/ has some with it."

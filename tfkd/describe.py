@@ -72,7 +72,12 @@ def method_in_lines(name):
     """
     known = {**distillers.available(), **losses.available()}
     ids = name.split(":")[0].split("+")
-    lines = {one: _first_line(inspect.getmodule(known[one])) for one in ids if one != ALONE}
+    # One of the user's own is known only where its module has been imported.
+    lines = {
+        one: _first_line(inspect.getmodule(known[one])) if one in known else f"{one}: not of tfkd."
+        for one in ids
+        if one != ALONE
+    }
     return lines or {ALONE: _ALONE.capitalize()}
 
 

@@ -32,6 +32,20 @@ from tfkd.errors import UsageError, unknown
 #: Ways to make a `tflite` file smaller: weights of 8 bits; of 16; weights and arithmetic of 8.
 QUANTIZATIONS = ("dynamic", "float16", "int8")
 
+#: What tables tell of an original or an exported model, `{title: function of what was measured}`.
+COLUMNS = {
+    "size on disk": lambda row: "" if row["bytes"] is None else f"{row['bytes'] / 1024:,.0f} kB",
+    "test accuracy %": lambda row: f"{100 * row['test_accuracy']:.2f}",
+    "equal predictions %": lambda row: (
+        f"{100 * row['equal_predictions']:.2f}" if "equal_predictions" in row else ""
+    ),
+    "largest difference": lambda row: (
+        f"{row['largest_difference']:.1e}" if "largest_difference" in row else ""
+    ),
+    "ms, 1 image": lambda row: f"{row['milliseconds_per_image']:.2f}",
+    "ms, batch": lambda row: f"{row['milliseconds_per_batch']:.2f} ({row['batch_size']})",
+}
+
 #: How far an output of a float export may be from the original's, as a share of the largest. On a
 #: CPU it is below 1e-5; GPUs multiply with a mantissa of ten bits (TF32) unless told otherwise.
 TOLERANCE = 0.01
@@ -167,22 +181,8 @@ def table(rows):
     Args:
         rows: `{name: dictionary}`, of originals and exported models alike.
     """
-    columns = {
-        "size on disk": lambda row: (
-            "" if row["bytes"] is None else f"{row['bytes'] / 1024:,.0f} kB"
-        ),
-        "test accuracy %": lambda row: f"{100 * row['test_accuracy']:.2f}",
-        "equal predictions %": lambda row: (
-            f"{100 * row['equal_predictions']:.2f}" if "equal_predictions" in row else ""
-        ),
-        "largest difference": lambda row: (
-            f"{row['largest_difference']:.1e}" if "largest_difference" in row else ""
-        ),
-        "ms, 1 image": lambda row: f"{row['milliseconds_per_image']:.2f}",
-        "ms, batch": lambda row: f"{row['milliseconds_per_batch']:.2f} ({row['batch_size']})",
-    }
-    lines = [[name, *(show(row) for show in columns.values())] for name, row in rows.items()]
-    return tables.markdown([["", *columns], *lines])
+    lines = [[name, *(show(row) for show in COLUMNS.values())] for name, row in rows.items()]
+    return tables.markdown([["", *COLUMNS], *lines])
 
 
 def check_format(format, quantize=None):

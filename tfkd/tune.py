@@ -9,6 +9,7 @@ test split is not read. The same command again resumes.
 
 import copy
 import csv
+import importlib.util
 import io
 import json
 import os
@@ -25,7 +26,9 @@ from ml_collections import ConfigDict
 from tfkd import (
     checkpoint,
     command_line,
+    distillers,
     experiment,
+    losses,
     plots,
     runtime,
     search_space,
@@ -370,7 +373,7 @@ def _best_config(config, searched, promise, trials, data, command, workdir):
         images=data.sizes["validation"],
         command=told,
         promise=promise,
-        imports="\nimport pathlib\n" if own else "",
+        imports=_imports(config.method, own),
         teacher_path=(
             "\n# The one that all trials had.\nTEACHER = pathlib.Path(__file__).resolve().parent / "
             '"teacher.keras"\n'
@@ -381,6 +384,18 @@ def _best_config(config, searched, promise, trials, data, command, workdir):
         settings=_literal(settings),
         changes=_literal(_differences(config.to_dict(), defaults.to_dict())),
     )
+
+
+def _imports(method, pathlib_too):
+    """Returns the lines that import what a config needs beside tfkd: modules of the user's own."""
+    known = [losses.available()[one] for one in method.losses]
+    if method.distiller is not None:
+        known.append(distillers.available()[method.distiller])
+    modules = {cls.__module__ for cls in known if not cls.__module__.startswith("tfkd.")}
+    # A class that stands in the config file itself has no module that could be imported.
+    modules = sorted(name for name in modules if importlib.util.find_spec(name))
+    own = "".join(f"\nimport {name}  # noqa: F401 (defines the method)\n" for name in modules)
+    return "\nimport pathlib\n" * pathlib_too + own
 
 
 def _literal(value, indent=""):

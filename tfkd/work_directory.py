@@ -15,6 +15,12 @@ from tfkd.errors import UsageError
 #: What is in `config.json` beside the config.
 _NO_CONFIG = ("precision",)
 
+#: Files of directories that hold more than one run, and what these are.
+_OF_SEVERAL_RUNS = {
+    "table.json": "a comparison: name the directory of one of its runs, METHOD-seed0.",
+    "tuner.json": "a search: train its best_config.py, and name the directory of that run.",
+}
+
 
 class WorkDirectory:
     """A run that is complete, as `tfkd.train` or `tfkd.compare` left it.
@@ -79,6 +85,9 @@ class WorkDirectory:
     def _read(self, name):
         path = self.path / name
         if not path.exists():
+            for other, told in _OF_SEVERAL_RUNS.items():
+                if (self.path / other).exists():
+                    raise UsageError(f"{self.path} holds {told}")
             raise UsageError(
                 f"{self.path} has no {name}: it is the directory of no run, or of one that has "
                 "not ended; the command that began it goes on."

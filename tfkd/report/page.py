@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from tfkd import describe
+from tfkd import describe, export
 from tfkd.config import default_config
 from tfkd.errors import UsageError
 from tfkd.report import confusion, panels, results, runs
@@ -220,12 +220,17 @@ def _export(run):
     if not path.exists():
         return None
     try:
-        formats = json.loads(path.read_text(encoding="utf-8"))
-        flat = {name: runs.flatten(found) for name, found in formats.items()}
-    except (AttributeError, ValueError):
+        exported = json.loads(path.read_text(encoding="utf-8"))
+        rows = {
+            f"{model}, {name}": found
+            for model, formats in exported.items()
+            for name, found in formats.items()
+        }
+        return export.COLUMNS, {
+            name: [show(found) for show in export.COLUMNS.values()] for name, found in rows.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
         return [f"{path} is damaged"], {}
-    columns = list(dict.fromkeys(key for found in flat.values() for key in found))
-    return columns, {name: [found.get(key) for key in columns] for name, found in flat.items()}
 
 
 def _pictures(run):
