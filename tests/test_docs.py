@@ -203,6 +203,9 @@ def test_commands_train(words, elsewhere):
     if teacher and not pathlib.Path(teacher[1]).exists():
         pathlib.Path(teacher[1]).parent.mkdir(parents=True)
         tfkd.models.create("resnet20", 10, (8, 8, 1)).save(teacher[1])
+    size = re.search(r"teacher\.image_size=(\d+)", " ".join(arguments))
+    if size:
+        tfkd.models.create("resnet14", 10, (int(size[1]), int(size[1]), 3)).save("teacher.keras")
     more = list(SMOKE)
     if module == "tfkd.compare":
         methods = next(a for a in arguments if a.startswith("--methods=")).partition("=")[2]
