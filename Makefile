@@ -15,10 +15,10 @@ demo-smoke: $(INSTALLED)
 	$(RUN) -m tfkd.compare --config=configs/digits.py:runlocal --methods=alone,kd,ackd --seeds=1 --workdir=runs/demo-smoke
 
 test: $(INSTALLED)
-	$(RUN) -m pytest -n auto
+	$(RUN) -m pytest -n auto --dist worksteal
 
 test-slow: $(INSTALLED)
-	$(RUN) -m pytest -n auto -m slow
+	$(RUN) -m pytest -n auto --dist worksteal -m slow
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -49,6 +49,7 @@ def test_what_fit_returns_is_drawn_as_its_logs_by_epoch(tmp_path):
     assert drawn[0][0] != drawn[0][1]
 
 
+@pytest.mark.slow
 def test_importing_leaves_the_figures_of_a_notebook_alone():
     code = "import matplotlib, tfkd.plots as p; print(matplotlib.get_backend())"
     # What a notebook's kernel sets, by a backend that every machine has.

@@ -276,6 +276,7 @@ def test_a_given_teacher_may_take_other_images(tmp_path, data_dir, capsys):
     assert summary["teacher"]["test_accuracy"] == pytest.approx(expected, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_check_can_be_left_out(tmp_path, small, data_dir, capsys):
     call(train.train, *small, data_dir, f"--workdir={tmp_path}", "--config.check=False")
     assert "check" not in json.loads((tmp_path / "summary.json").read_text())
@@ -413,6 +414,7 @@ def test_a_comparison_writes_its_table(tmp_path, data_dir, capsys):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_comparison_of_classifiers_that_teach_each_other(tmp_path, data_dir):
     arguments = [*SMALL, data_dir, f"--workdir={tmp_path}", "--methods=mutual", "--seeds=1"]
     call(compare.main, *arguments)
