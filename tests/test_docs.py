@@ -16,7 +16,7 @@ from commands import ROOT, call
 
 import tfkd
 from tfkd import __main__ as entry
-from tfkd import config
+from tfkd import compare, config, train
 
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
@@ -88,12 +88,24 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
+def _before_report():
+    """Makes the runs that the page shows."""
+    small = [f"--config={ROOT}/configs/digits.py:runlocal,teacher=resnet8", *SMOKE]
+    small.append("--data_dir=tfds")
+    call(compare.main, *small, "--methods=alone,kd", "--seeds=1", "--workdir=runs/demo")
+    small[0] += ",method=dkd"
+    call(train.train, *small, "--workdir=runs/digits-dkd")
+
+
 @pytest.mark.parametrize("name", with_python())
 def test_python_runs(name, elsewhere, capsys):
+    before = globals().get(f"_before_{pathlib.Path(name).stem}")
+    if before:
+        before()
     page = {}
     for block in blocks(name, "python"):
         exec(compile(block, name, "exec"), page)
-    if (elsewhere / "student.keras").exists():
+    if (elsewhere / "student.keras").exists() and "student" in page:
         saved = keras.models.load_model(elsewhere / "student.keras")
         assert saved.count_params() == page["student"].count_params()
     more = globals().get(f"_of_{pathlib.Path(name).stem}")
