@@ -300,7 +300,7 @@ def test_several_methods_have_what_they_take():
         tfkd.config.check(config)
         assert chosen == config.method.name == method
         assert set(values) == set(space.items[method])
-        flat = experiment._flatten(config.to_dict())
+        flat = tfkd.config.flatten(config.to_dict())
         assert {key: flat[key] for key in values} == values
     assert config.method.arguments.attention == "logit"
     # What one trial tries stays its own.

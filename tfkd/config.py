@@ -260,6 +260,25 @@ def method_config(name, settings=None):
     )
 
 
+def flatten(tree, prefix=""):
+    """Returns the values of nested dictionaries, with keys as `--config.KEY=` has them.
+
+    Args:
+        tree: Dictionary, such as `config.to_dict()`.
+        prefix: String, what keys begin with.
+
+    Returns:
+        `{"optimizer.learning_rate": value}`.
+    """
+    found = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found |= flatten(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
 def method_variant(config, name):
     """Returns what describes another method in a config.
 

@@ -25,7 +25,7 @@ from tfkd import (
     runtime,
     work_directory,
 )
-from tfkd.config import ALONE, check, make_distiller, needs_indices, needs_teacher, peers
+from tfkd.config import ALONE, check, flatten, make_distiller, needs_indices, needs_teacher, peers
 from tfkd.distillers import Distiller, KnowledgeDistiller
 from tfkd.distillers.preparation import Preparation
 from tfkd.errors import DivergenceError, UsageError
@@ -305,7 +305,7 @@ def check_same_config(config, workdir):
         stored = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UsageError(f"{path} is damaged: restore it, or choose another --workdir.") from error
-    there, here = _flatten(stored), _flatten(json.loads(as_json(config)))
+    there, here = flatten(stored), flatten(json.loads(as_json(config)))
     for name in _LOOKING:
         there.pop(name, None)
         here.pop(name, None)
@@ -331,15 +331,6 @@ def _check_same_files(workdir):
             f"The workers see different files in {workdir}: --workdir must be a directory that "
             "they share, or one that no run has used."
         )
-
-
-def _flatten(tree, prefix=""):
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.")
-    return flat
 
 
 def _load_data(config, data_dir):

@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import math
 
-from tfkd.config import check, method_variant, split_at_commas
+from tfkd.config import check, flatten, method_variant, split_at_commas
 from tfkd.errors import UsageError
 
 #: What stands for the space that is derived from the method.
@@ -150,7 +150,7 @@ class SearchSpace:
         for name in self.methods:
             variant = self.variant(name)
             items = default_items(variant) if default else {}
-            known = _leaves(variant.to_dict())
+            known = flatten(variant.to_dict())
             items |= {key: _item(variant, key, given[key]) for key in given if key in known}
             self.items[name] = items
         for key in given:
@@ -238,7 +238,7 @@ class SearchSpace:
         return "\n".join(f"{name}: {line}" for name, line in lines.items())
 
     def _unknown(self, key):
-        leaves = [_leaves(self.variant(name).to_dict()) for name in self.methods]
+        leaves = [flatten(self.variant(name).to_dict()) for name in self.methods]
         known = sorted({key for own in leaves for key in own})
         below = [other for other in known if other.startswith(f"{key}.")]
         close = below[:3] or difflib.get_close_matches(key, known, 3, 0.5)
@@ -266,7 +266,7 @@ def default_items(config):
         `{key: Range}`.
     """
     items = {}
-    for key, value in _leaves(config.to_dict()).items():
+    for key, value in flatten(config.to_dict()).items():
         name = key.rpartition(".")[2]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
             continue
@@ -336,14 +336,3 @@ def _read(key, text, kind):
 
 def _rounded(value):
     return float(f"{value:.2g}")
-
-
-def _leaves(tree, prefix=""):
-    """Returns `{key: value}` of a nested dictionary, with keys as `--config.KEY=` has them."""
-    found = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            found |= _leaves(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found

@@ -309,16 +309,14 @@ def _promise(row, searched, confirmed):
     """Returns what the best config promises, in words."""
     executions, seed = searched.tuner.executions_per_trial, searched.seed
     seeds = [seed + execution for execution in range(executions)]
-    text = f"validation accuracy {_over_seeds(row['score'], row['deviation'], seeds)}"
+    text = _over_seeds(row["score"], row["deviation"], seeds)
     if confirmed:
         accuracies = confirmed["accuracies"]
         deviation = np.std(accuracies, ddof=min(1, len(accuracies) - 1))
         told = _over_seeds(np.mean(accuracies), deviation, confirmed["seeds"])
-        text = (
-            f"validation accuracy {told}, which the search has not seen; in the search {text[20:]}"
-        )
+        text = f"{told}, which the search has not seen; in the search {text}"
     when = "within" if searched.select == "best" else "after"
-    return f"{text}; {when} {row['epochs']} epoch{'s' * (row['epochs'] > 1)}"
+    return f"validation accuracy {text}; {when} {row['epochs']} epoch{'s' * (row['epochs'] > 1)}"
 
 
 def _over_seeds(mean, deviation, seeds):
