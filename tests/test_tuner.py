@@ -386,6 +386,18 @@ def test_keras_tuners_own_tuners_search_it_too(searched, data_dir, tmp_path):
     assert stored(file) == plain().count_params()
 
 
+@pytest.mark.parametrize("kind", tuner.KINDS)
+def test_of_equal_trials_the_first_is_the_best(kind):
+    """In whatever order they are read: a search that goes on has the best that it had."""
+    oracle = tuner.KINDS[kind](objective=keras_tuner.Objective("val_accuracy", "max"))
+    for name, score in (("10", 0.5), ("2", 0.5), ("3", 0.4)):
+        values = keras_tuner.HyperParameters()
+        trial = keras_tuner.engine.trial.Trial(values, name, status="COMPLETED")
+        trial.score = score
+        oracle.trials[name] = trial
+    assert [trial.trial_id for trial in oracle.get_best_trials(3)] == ["2", "10", "3"]
+
+
 @pytest.mark.slow
 def test_a_trial_that_diverges_is_one_at_chance(data_dir, tmp_path, capsys):
     config = small_config("alone")

@@ -427,8 +427,10 @@ class _Oracle:
         done = [trial for trial in self.trials.values() if trial.status == "COMPLETED"]
 
         def worth(trial):
-            # A short trial of hyperband promises nothing for a run of the config's length.
-            return trial.hyperparameters.values.get("tuner/epochs", 0), trial.score
+            # A short trial of hyperband promises nothing for a run of the config's length. Of equal
+            # ones the first is the best: a search that is read again has them in any order.
+            epochs = trial.hyperparameters.values.get("tuner/epochs", 0)
+            return epochs, trial.score, -int(trial.trial_id)
 
         return sorted(done, key=worth, reverse=True)[:num_trials]
 
