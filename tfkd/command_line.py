@@ -112,9 +112,7 @@ def _parse_with_config(needs_workdir):
     """Reads the flags, for which absl also runs the config file."""
     app.define_help_flags()
     try:
-        rest = flags.FLAGS(sys.argv)
-        if len(rest) > 1:
-            raise UsageError(f"Unexpected argument {rest[1]!r}: every option starts with --.")
+        errors.check_no_arguments(flags.FLAGS(sys.argv)[1:])
         if _CONFIG.value is None:
             raise UsageError("--config=FILE is missing; configs/ has some.")
         if needs_workdir and not flags.FLAGS.workdir:

@@ -44,6 +44,16 @@ def unknown(kind, name, known):
     return UsageError(f"Unknown {kind} {name!r}: it must be one of {', '.join(known)}.")
 
 
+def check_no_arguments(given):
+    """Raises a `UsageError` where a command that takes flags alone was given something else.
+
+    Args:
+        given: List of strings, what the command line held beside flags.
+    """
+    if given:
+        raise UsageError(f"Unexpected argument {given[0]!r}: every option starts with --.")
+
+
 def check_positive(name, value):
     """Raises a `UsageError` unless `value` is a number greater than 0.
 

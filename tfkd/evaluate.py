@@ -10,8 +10,8 @@ import math
 
 from absl import flags
 
-from tfkd import command_line, config, measure, tables
-from tfkd.errors import UsageError, unknown
+from tfkd import command_line, measure, tables
+from tfkd.errors import UsageError, check_no_arguments, unknown
 from tfkd.work_directory import WorkDirectory
 
 #: What models can be evaluated on.
@@ -51,9 +51,8 @@ def evaluate(workdir, split="test", model=None, data_dir=None):
         raise UsageError(f"{run.path} was trained without a validation split: use --split=test.")
     scores = {}
     for name, one in models.items():
-        prepare = config.teacher_preprocessing(run.config, data, one) if name == "teacher" else None
-        predicted = measure.predictions(one, dataset, **({"prepare": prepare} if prepare else {}))
-        scores[name] = measure.scores(*predicted)
+        prepare = run.preprocessing(name, one, data)
+        scores[name] = measure.scores(*measure.predictions(one, dataset, prepare))
     return scores, data.class_names
 
 
@@ -86,8 +85,7 @@ def _define_flags():
 
 def main(rest):
     """Runs what the flags say."""
-    if rest:
-        raise UsageError(f"Unexpected argument {rest[0]!r}: every option starts with --.")
+    check_no_arguments(rest)
     values = flags.FLAGS
     print(table(*evaluate(values.workdir, values.split, values.model, values.data_dir)), end="")
 

@@ -26,8 +26,8 @@ import scipy.special
 import tensorflow as tf
 from absl import flags
 
-from tfkd import checkpoint, command_line, config, measure, tables, work_directory
-from tfkd.errors import UsageError, unknown
+from tfkd import checkpoint, command_line, measure, tables, work_directory
+from tfkd.errors import UsageError, check_no_arguments, unknown
 
 #: Ways to make a `tflite` file smaller: weights of 8 bits; of 16; weights and arithmetic of 8.
 QUANTIZATIONS = ("dynamic", "float16", "int8")
@@ -161,9 +161,8 @@ def export_run(
     _check_path(output, format)
     report = run.path / "export.json"
     found = _read_report(report)
-    data, preprocessing = run.data(data_dir), None
-    if model == "teacher":
-        preprocessing = config.teacher_preprocessing(run.config, data, network)
+    data = run.data(data_dir)
+    preprocessing = run.preprocessing(model, network, data)
     original, exported = export(
         network, data, output, format, quantize, probabilities, preprocessing
     )
@@ -574,8 +573,7 @@ def _define_flags():
 def main(rest):
     """Runs what the flags say."""
     values = flags.FLAGS
-    if rest:
-        raise UsageError(f"Unexpected argument {rest[0]!r}: every option starts with --.")
+    check_no_arguments(rest)
     if not values.format:
         raise UsageError(f"--format is missing: one of {', '.join(FORMATS)}.")
     original, exported = export_run(

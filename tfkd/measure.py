@@ -9,55 +9,53 @@ import tensorflow as tf
 from tfkd import models, runtime
 
 
-def _same(images):
-    return images
-
-
-def accuracy(model, dataset, prepare=_same):
+def accuracy(model, dataset, prepare=None):
     """Returns the accuracy of a model, in [0, 1].
 
     Args:
         model: `keras.Model` that outputs logits.
         dataset: Batches of `(images, labels)`, labels integers or one-hot.
-        prepare: Function that makes the model's input of a batch of images.
+        prepare: Function that makes the model's input of a batch; None where it takes them.
     """
     predicted, labels = predictions(model, dataset, prepare)
     return float(np.mean(predicted.argmax(-1) == labels))
 
 
-def predictions(model, dataset, prepare=_same):
+def predictions(model, dataset, prepare=None):
     """Returns logits and labels for all images of a data set.
 
     Args:
         model: `keras.Model` that outputs logits.
         dataset: Batches of `(images, labels)`, labels integers or one-hot.
-        prepare: Function that makes the model's input of a batch of images.
+        prepare: Function that makes the model's input of a batch; None where it takes them.
 
     Returns:
         Arrays of logits `(images, classes)` and of integer labels `(images,)`.
     """
     run, logits, labels = forward(model), [], []
     for images, truth in dataset:
-        logits.append(np.asarray(run(prepare(images)), "float32"))
+        images = images if prepare is None else prepare(images)
+        logits.append(np.asarray(run(images), "float32"))
         truth = np.asarray(truth)
         labels.append(truth.argmax(-1) if truth.ndim == 2 else truth)
     return np.concatenate(logits), np.concatenate(labels)
 
 
-def cost(model, data, path, prepare=_same):
+def cost(model, data, path, prepare=None):
     """Returns what a model costs: size, work, and its speed on batches of the test pipeline.
 
     Args:
         model: `keras.Model`.
         data: The `tfkd.data.Data` whose test pipeline gives a batch.
         path: Path of the saved model.
-        prepare: Function that makes the model's input of a batch of images.
+        prepare: Function that makes the model's input of a batch; None where it takes them.
 
     Returns:
         Dictionary of `parameters`, `bytes` on disk, `images_per_second` and `multiply_adds`.
     """
     run = forward(model)
-    images = prepare(next(iter(data.test))[0])
+    images, _ = next(iter(data.test))
+    images = images if prepare is None else prepare(images)
     (seconds,) = median_seconds(lambda: run(images).numpy())
     return {
         "parameters": model.count_params(),

@@ -230,18 +230,20 @@ def _confirm(searching, best, searched, count, workdir):
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     trial = searching.oracle.get_best_trials()[0]
     first = searched.tuner.executions_per_trial
-    for execution in range(first, first + count):
-        seed = str(searched.seed + execution)
-        if seed not in known:
+    seeds = {execution: searched.seed + execution for execution in range(first, first + count)}
+    for execution, seed in seeds.items():
+        if str(seed) not in known:
             print(f"confirming trial {best['trial']} with seed {seed}", flush=True)
             hp = trial.hyperparameters.copy()
-            logs = students.fit(hp, students.build(hp), execution=execution, folder=folder / seed)
-            known[seed] = logs[tuner.OBJECTIVE]
+            logs = students.fit(
+                hp, students.build(hp), execution=execution, folder=folder / str(seed)
+            )
+            known[str(seed)] = logs[tuner.OBJECTIVE]
             checkpoint.write_text(path, json.dumps(known, indent=2) + "\n")
     # The checkpoints have served.
     shutil.rmtree(folder, ignore_errors=True)
-    seeds = [str(searched.seed + execution) for execution in range(first, first + count)]
-    return {"seeds": [int(seed) for seed in seeds], "accuracies": [known[seed] for seed in seeds]}
+    accuracies = [known[str(seed)] for seed in seeds.values()]
+    return {"seeds": list(seeds.values()), "accuracies": accuracies}
 
 
 def _write(searching, searched, workdir, data, command, confirmed=None):

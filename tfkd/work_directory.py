@@ -9,7 +9,7 @@ import keras
 from ml_collections import ConfigDict
 
 from tfkd import data
-from tfkd.config import needs_indices
+from tfkd.config import needs_indices, teacher_preprocessing
 from tfkd.errors import UsageError
 
 #: What is in `config.json` beside the config.
@@ -77,6 +77,16 @@ class WorkDirectory:
             there = ", ".join(sorted(file.stem for file in self.path.glob("*.keras")))
             raise UsageError(f"{self.path} has no {path.name}; it has {there or 'no model'}.")
         return load_model(path, "the run's own is gone: train it anew in another --workdir")
+
+    def preprocessing(self, name, model, data):
+        """Returns what makes a model's inputs of the run's images; None where it takes them as is.
+
+        Args:
+            name: String, as `model()` takes it.
+            model: `keras.Model`, what `model()` returned.
+            data: The `tfkd.data.Data` of the run.
+        """
+        return teacher_preprocessing(self.config, data, model) if name == "teacher" else None
 
     def history(self):
         """Returns the logs of each epoch, a list of `{name: value}`."""

@@ -12,7 +12,7 @@ import tempfile
 
 from absl import app, flags
 
-from tfkd.errors import UsageError, told_in_one_line
+from tfkd.errors import UsageError, check_no_arguments, told_in_one_line
 from tfkd.models import create, load_torch_weights
 
 
@@ -68,11 +68,10 @@ def _define_flags():
 def _parse_flags():
     app.define_help_flags()
     try:
-        rest = flags.FLAGS(sys.argv)
+        rest = flags.FLAGS(sys.argv)[1:]
     except flags.Error as error:
         raise UsageError(error) from error
-    if rest[1:]:
-        raise UsageError(f"Unexpected argument {rest[1]!r}: every option is written --name=value.")
+    check_no_arguments(rest)
     missing = [name for name in _REQUIRED if flags.FLAGS[name].value is None]
     if missing:
         needed = ", ".join(f"--{name}" for name in missing)

@@ -8,8 +8,8 @@ import numpy as np
 from sklearn.metrics import confusion_matrix
 
 from tfkd import checkpoint, measure
-from tfkd.config import teacher_preprocessing
 from tfkd.errors import UsageError
+from tfkd.report import results
 
 #: How many pairs are listed, of how many of them images are shown, and how many images of each.
 PAIRS, PICTURED, IMAGES = 8, 4, 3
@@ -118,12 +118,8 @@ class Predictions:
         kept = _read(path, digest)
         if kept is None:
             data, model = self.data(run), run.model(name)
-            prepare = None
-            if name == "teacher":
-                prepare = teacher_preprocessing(run.config, data, model)
-            logits, labels = measure.predictions(
-                model, data.test, *([] if prepare is None else [prepare])
-            )
+            prepare = run.preprocessing(name, model, data)
+            logits, labels = measure.predictions(model, data.test, prepare)
             kept = {"predicted": logits.argmax(-1).astype("int32"), "labels": labels}
             self._keep(path, digest, kept)
         measured = run.summary[name]["test_accuracy"]
@@ -183,8 +179,8 @@ def changes(before, after, labels, num_classes):
                 Pair(
                     true,
                     predicted,
-                    _mean_and_deviation(counts_before[:, true, predicted]),
-                    _mean_and_deviation(counts_after[:, true, predicted]),
+                    results.mean_and_deviation(counts_before[:, true, predicted]),
+                    results.mean_and_deviation(counts_after[:, true, predicted]),
                 )
             )
     for pair in pairs[:PICTURED]:
@@ -220,10 +216,6 @@ def _examples(pair, before, after, labels):
     ]
 
 
-def _mean_and_deviation(counts):
-    return float(np.mean(counts)), float(np.std(counts, ddof=1)) if counts[1:].size else None
-
-
 def test_images(data, indices):
     """Returns test images as they were before normalisation, `{index: uint8 array}`.
 
@@ -231,13 +223,6 @@ def test_images(data, indices):
         data: A `tfkd.data.Data`.
         indices: Iterable of positions in the test set.
     """
-    wanted, found, start = set(indices), {}, 0
-    for batch, _ in data.test:
-        batch = np.asarray(batch)
-        for index in [one for one in wanted if start <= one < start + len(batch)]:
-            image = batch[index - start] * np.array(data.std) + np.array(data.mean)
-            found[index] = (image.clip(0, 1) * 255).round().astype("uint8")
-        start += len(batch)
-        if len(found) == len(wanted):
-            break
-    return found
+    wanted = set(indices)
+    images = data.pixels("test").unbatch().take(max(wanted, default=-1) + 1).as_numpy_iterator()
+    return {index: image for index, (image, _) in enumerate(images) if index in wanted}

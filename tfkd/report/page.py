@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from tfkd import describe, export
-from tfkd.config import default_config
+from tfkd.config import default_config, flatten
 from tfkd.errors import UsageError
 from tfkd.report import confusion, panels, results, runs
 from tfkd.report.charts import COLOURS, Charts
@@ -188,7 +188,7 @@ def _defaults(group):
     )
     default.teacher.path = config.teacher.path
     # As JSON has it, so that tuples are lists.
-    flat = runs.flatten(json.loads(json.dumps(default.to_dict())))
+    flat = flatten(json.loads(json.dumps(default.to_dict())))
     return {**flat, "precision": "float32"}
 
 

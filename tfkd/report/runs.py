@@ -8,7 +8,7 @@ import re
 import numpy as np
 
 from tfkd import work_directory
-from tfkd.config import ALONE
+from tfkd.config import ALONE, flatten
 from tfkd.errors import UsageError
 from tfkd.work_directory import WorkDirectory
 
@@ -29,7 +29,7 @@ class Run(WorkDirectory):
         path: Path of its work directory.
 
     Attributes:
-        history: List of the logs of each epoch, `{name: value}`.
+        logs: List of the logs of each epoch, `{name: value}`.
         seed: Integer.
         settings: The whole config but the seed, `{"data.name": value}`.
         ended: When, as a `datetime`.
@@ -303,14 +303,3 @@ def _history(folder):
     if not logs:
         raise UsageError(f"{path} has no epoch.")
     return logs
-
-
-def flatten(tree, prefix=""):
-    """Returns `{"data.name": value}` of nested dictionaries; lists are values."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
