@@ -60,7 +60,7 @@ def commands():
 
 
 COMMANDS = list(commands())
-#: Commands that take a config, and need nothing that another has left.
+#: Commands that take a config and train.
 TRAINS = ("tfkd.train", "tfkd.compare", "tfkd.check")
 
 
@@ -76,6 +76,14 @@ def module_and_flags(words):
         # What the workers run.
         return module_and_flags(arguments[arguments.index("--") + 1 :])
     return module, arguments
+
+
+def trains_by_itself(words):
+    """Whether a command trains, and reads nothing that another has left."""
+    if words[0] != "python" or "-m" not in words:
+        return False
+    module, arguments = module_and_flags(words)
+    return module in TRAINS and not any("best_config.py" in argument for argument in arguments)
 
 
 @pytest.fixture
@@ -202,14 +210,10 @@ SMOKE = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "words", [c for c in COMMANDS if c.values[0][0] == "python" and "-m" in c.values[0]]
-)
+@pytest.mark.parametrize("words", [one for one in COMMANDS if trains_by_itself(one.values[0])])
 def test_commands_train(words, elsewhere):
     """Training commands run as they stand, but for the data and the number of epochs."""
     module, arguments = module_and_flags(words)
-    if module not in TRAINS or "best_config.py" in " ".join(arguments):
-        pytest.skip("it reads what a run has left, or is tried beside its own tests")
     # A teacher that another line of the page trains.
     teacher = re.search(r"teacher=([^,:]+\.keras)", " ".join(arguments))
     if teacher and not pathlib.Path(teacher[1]).exists():
