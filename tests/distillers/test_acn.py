@@ -243,7 +243,8 @@ def test_labels_may_be_one_hot():
     assert_close(found[0][1], found[1][1], 1e-5)
 
 
-def test_samples_of_weight_0_do_not_matter():
+@pytest.mark.parametrize("divergent_mean", ["batch", "accepted"])
+def test_samples_of_weight_0_do_not_matter(divergent_mean):
     x, y = images()
     sample_weight = np.tile([0.0, 2.0], 8).astype("float32")
     found = []
@@ -256,7 +257,7 @@ def test_samples_of_weight_0_do_not_matter():
         for model in models:
             model(x)
             model.head.kernel.assign(30 * model.head.kernel)
-        distiller = make(models, rates=RATES)
+        distiller = make(models, rates=RATES, divergent_mean=divergent_mean)
         distiller.draw_noise = lambda size: noise
         logs = distiller.train_on_batch(inputs, labels, sample_weight, return_dict=True)
         assert 0 < logs["accepted_share"] < 1
@@ -341,6 +342,8 @@ def train_on_replicas(replicas):
             generator_clip_norm=0.2,
             compile_arguments={},
             acceptance_threshold=0.1,
+            # The one that needs a number of all replicas.
+            divergent_mean="accepted",
         )
         before = weights([distiller.generator])
         data = tf.data.Dataset.from_tensor_slices((x, y)).batch(12)

@@ -69,6 +69,7 @@ WRONG = [
     ({"distance_weight": -1}, f"distance_weight {NUMBER} -1"),
     ({"distance_limit": -1}, f"distance_limit {NUMBER} -1"),
     ({"acceptance_threshold": -1}, f"acceptance_threshold {NUMBER} -1"),
+    ({"divergent_mean": "median"}, "Unknown divergent_mean 'median': .* batch, accepted"),
     ({"generated_statistics": "both"}, "Unknown generated_statistics 'both': .*separate, shared"),
     ({"generator_clip_norm": 0}, "generator_clip_norm must be a number greater than 0"),
     ({"noise_size": 0}, f"noise_size {WHOLE} 0"),

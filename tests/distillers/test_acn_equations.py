@@ -36,6 +36,7 @@ def play_by_hand(
     temperature=3.0,
     mutual_weight=1.0,
     divergent_weight=1.0,
+    over_accepted=False,
     shared=False,
 ):
     """One round of the game by its equations, on images in [0, 1]; returns what is logged."""
@@ -105,6 +106,8 @@ def play_by_hand(
         entropies, mutual = terms(logits, y, temperature)
         accepted = [tf.gather(z, chosen) for z in fake_logits]
         fake_entropies, fake_mutual = terms(accepted, y[chosen], temperature)
+        count = 1.0 if over_accepted else len(chosen) / len(y)
+        fake_entropies, fake_mutual = [count * one for one in fake_entropies], count * fake_mutual
         logs |= {
             "student_loss": entropies[0],
             "peers_loss": entropies[1],
@@ -140,6 +143,7 @@ OPTIONS = {
     "a temperature": ({"divergence_temperature": 3.0}, {"divergence_temperature": 3.0}),
     "another threshold": ({"acceptance_threshold": 0.5}, {"threshold": 0.5}),
     "no filter": ({"filter_divergent": False}, {"threshold": None}),
+    "mean over the accepted": ({"divergent_mean": "accepted"}, {"over_accepted": True}),
     "no clipping": ({"generator_clip_norm": None}, {"clip_norm": None}),
     "weak residual": ({"residual": "weak_residual"}, {"parts": (1.0, 0.1)}),
     "another weight": ({"residual_weight": 0.2}, {"parts": (0.2, 0.8)}),
@@ -172,7 +176,7 @@ def default_round():
     return play("default", by_hand=True)
 
 
-USUAL = ("default", "no filter", "weak residual")
+USUAL = ("default", "mean over the accepted", "no filter", "weak residual")
 
 
 @pytest.mark.parametrize(

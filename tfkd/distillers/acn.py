@@ -24,6 +24,7 @@ from tfkd.losses import masked_mean
 #: `{name: default residual_weight}`.
 RESIDUALS = {"weak_skip": 0.5, "weak_residual": 0.1}
 STATISTICS = ("separate", "shared")
+MEANS = ("batch", "accepted")
 
 #: What is logged beside what mutual learning logs.
 TRACKERS = (
@@ -104,8 +105,8 @@ class ACN(MutualDistiller):
         L = Σ_i CE(z_i(x), y) + divergent_weight · Σ_i CE(z_i(x̂), y)
             + mutual_weight · temperature² · Σ_i [KL(q_i(x) ‖ p_i(x)) + KL(q_i(x̂) ‖ p_i(x̂))]
 
-    with `q_i` the mean of the others' predictions. Terms on `x̂` are means over the accepted ones:
-    those that divide the classifiers, while at least one of them sees the right class.
+    with `q_i` the mean of the others' predictions. Of the `x̂` only accepted ones count: those that
+    divide the classifiers, while at least one of them sees the right class.
 
     Args:
         students: As in `MutualDistiller`; images of at least 8×8 pixels, of one size.
@@ -132,6 +133,10 @@ class ACN(MutualDistiller):
         distance_limit: Number of at least 0, the change of a pixel, in [-1, 1], that is free.
         filter_divergent: Whether only accepted images are learnt from.
         acceptance_threshold: Number of at least 0, the divergence in nats that is asked of them.
+        divergent_mean: `"batch"`, terms on `x̂` are means over the batch to which images that are
+            not accepted contribute 0, so that every accepted image weighs what a real one does; or
+            `"accepted"`, means over the accepted ones, each of which weighs the more the fewer
+            there are.
         generated_statistics: `"separate"`, the batch normalizations of the classifiers normalize
             divergent images by their own statistics, and only real ones enter the moving
             averages; or `"shared"`, both enter.
@@ -158,12 +163,13 @@ class ACN(MutualDistiller):
     ```
 
     Logs: those of `MutualDistiller`; `divergent_loss` and `divergent_mutual_loss`, the sums over
-    the classifiers on accepted images; `real_divergence` and `generated_divergence`, of the
-    predictions they learn from, and with `val_` of those in inference mode, as the generator sees
-    them; `accepted_share`; of the adversarial part `generator_loss` and its parts, unweighted,
-    `adversarial_loss`, `rewarded_divergence`, `label_restriction` and `distance_restriction`;
-    `discriminator_loss`, `discriminator_real_accuracy` and `discriminator_fake_accuracy`. Epochs
-    without the part have 0.
+    the classifiers on accepted images, as `divergent_mean` says; `real_divergence` and
+    `generated_divergence`, of the predictions they learn from, and with `val_` of those in
+    inference mode, as the generator sees them; `accepted_share`; of the adversarial part
+    `generator_loss` and its parts, unweighted, `adversarial_loss`, `rewarded_divergence`,
+    `label_restriction` and `distance_restriction`; `discriminator_loss`,
+    `discriminator_real_accuracy` and `discriminator_fake_accuracy`. Epochs without the part have
+    0.
 
     Deviations: of the paper only abstract and highlights were read, and no code of it is public.
     Generated divergent examples, the two phases, the weakly residual connection and the
@@ -204,6 +210,7 @@ class ACN(MutualDistiller):
         distance_limit=0.3,
         filter_divergent=True,
         acceptance_threshold=0.02,
+        divergent_mean="batch",
         generated_statistics="separate",
         generator_clip_norm=1.0,
         noise_size=16,
@@ -229,6 +236,7 @@ class ACN(MutualDistiller):
         self.distance_weight, self.distance_limit = distance_weight, distance_limit
         self.filter_divergent = filter_divergent
         self.acceptance_threshold = acceptance_threshold
+        self.divergent_mean = divergent_mean
         self.generated_statistics = generated_statistics
         self.generator_clip_norm = generator_clip_norm
         self.noise_size = noise_size
@@ -457,16 +465,13 @@ class ACN(MutualDistiller):
         self.track("accepted_share", share, batch)
         chosen = dataclasses.replace(batch, sample_weight=weight)
         own = sum(self.student_loss(chosen, tensor) for tensor in logits)
-        # Sums over the accepted over the batch's size, made means over the accepted.
+        mutual = self.mutual_loss(batch, logits, accepted)
+        if self.divergent_mean == "accepted":
+            # Sums over the accepted over the batch's size, made means over the accepted.
+            own, mutual = (tf.math.divide_no_nan(term, share) for term in (own, mutual))
         return {
-            "divergent_loss": (
-                self.value_of(self.divergent_weight),
-                tf.math.divide_no_nan(own, share),
-            ),
-            "divergent_mutual_loss": (
-                self.mutual.value_of(self.mutual.weight),
-                tf.math.divide_no_nan(self.mutual_loss(batch, logits, accepted), share),
-            ),
+            "divergent_loss": (self.value_of(self.divergent_weight), own),
+            "divergent_mutual_loss": (self.mutual.value_of(self.mutual.weight), mutual),
         }
 
     def accept(self, batch, logits):
@@ -604,7 +609,11 @@ def _range_of(mean, std):
 
 def _check_options(options):
     """Checks the constructor's arguments that are numbers or names, given as a dictionary."""
-    for name, known in (("residual", RESIDUALS), ("generated_statistics", STATISTICS)):
+    for name, known in (
+        ("residual", RESIDUALS),
+        ("divergent_mean", MEANS),
+        ("generated_statistics", STATISTICS),
+    ):
         if options[name] not in known:
             raise unknown(name, options[name], known)
     for name in ("divergence_weight", "label_weight", "distance_weight", "distance_limit"):
