@@ -31,6 +31,8 @@ from mutual_learning import (
 )
 
 import tfkd
+from tfkd import plots
+from tfkd.distillers.acn import MEASURED_IN
 
 
 @pytest.mark.parametrize("turn", [0, 1, 2])
@@ -463,6 +465,33 @@ def test_pictures_are_drawn_of_every_epoch(tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
     (_,) = (tmp_path / "tensorboard" / "pictures").glob("events*")
     assert [set(row) >= {"loss", "accepted_share"} for row in pictures.history] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "every, drawn",
+    [
+        (0, {"generated": [2, 3, 4], "real": [0, 1, 2, 3, 4], "right of real": [2, 3, 4]}),
+        (2, {"generated": [3], "real": [0, 1, 3], "right of real": [2, 4]}),
+    ],
+)
+def test_what_an_epoch_has_not_measured_is_not_drawn(every, drawn, monkeypatch):
+    distiller = tfkd.ACN(students(), **{**SMALL, "warm_up": 2}, adversarial_every=every)
+    logs = dict.fromkeys((*MEASURED_IN, "loss"), 0.5)
+    shown = []
+    monkeypatch.setattr(plots, "panels", lambda path, *given: shown.append(given))
+    found = distiller.epoch_pictures([logs] * 5, images(2)[0], [0, 1], "abcde")
+    found["divergence.png"]("divergence.png")
+    (history, contents, _), lines = shown[0], {}
+    for names in contents.values():
+        lines |= {
+            label.removesuffix(" images"): [n for n, epoch in enumerate(history) if log in epoch]
+            for label, log in names.items()
+        }
+    assert {label: lines[label] for label in drawn} == drawn
+    assert lines["share of images accepted"] == drawn["generated"]
+    found = distiller.epoch_pictures([logs] * 2, images(2)[0], [0, 1], "abcde")
+    found["divergence.png"]("divergence.png")
+    assert shown[1][1] == {"divergence in training mode": {"real images": "real_divergence"}}
 
 
 def test_pictures_take_labels_of_either_kind_and_the_history_of_others(tmp_path):

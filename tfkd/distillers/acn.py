@@ -46,7 +46,15 @@ TRACKERS = (
 #: What a step does: the classifiers learn from each other on real images; a GAN learns to divide
 #: them; they learn from each other on its images too; or the last two in one step.
 WARM_UP, SEARCH, LEARN, BOTH = "warm_up", "search", "learn", "both"
-#: Of these what validation tells too.
+#: In which of them what is drawn is measured; in the others its log is 0.
+MEASURED_IN = {
+    "real_divergence": (WARM_UP, LEARN, BOTH),
+    "generated_divergence": (LEARN, BOTH),
+    "accepted_share": (LEARN, BOTH),
+    "discriminator_real_accuracy": (SEARCH, BOTH),
+    "discriminator_fake_accuracy": (SEARCH, BOTH),
+}
+#: Of the logs what validation tells too.
 EVALUATED = ("real_divergence", "generated_divergence")
 
 
@@ -567,8 +575,22 @@ class ACN(MutualDistiller):
                 "generated images": "val_generated_divergence",
                 "real images": "val_real_divergence",
             }
+        measured = [
+            {
+                log: value
+                for log, value in logs.items()
+                if log not in MEASURED_IN or self.phase_of(epoch) in MEASURED_IN[log]
+            }
+            for epoch, logs in enumerate(history)
+        ]
+        # Of what has begun.
+        contents = {
+            title: {label: log for label, log in names.items() if any(log in e for e in measured)}
+            for title, names in contents.items()
+        }
+        contents = {title: names for title, names in contents.items() if names}
         free = [title for title in contents if title.startswith("divergence")]
-        plots.panels(path, history, contents, free)
+        plots.panels(path, measured, contents, free)
 
     def warnings(self, inputs):
         """Returns a line where inputs are not what `image_mean` and `image_std` say."""
