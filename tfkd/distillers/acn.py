@@ -472,7 +472,12 @@ class ACN(MutualDistiller):
             weight = accepted * ops.cast(weight, "float32")
         self.track("accepted_share", share, batch)
         chosen = dataclasses.replace(batch, sample_weight=weight)
-        own = sum(self.student_loss(chosen, tensor) for tensor in logits)
+        # An image of weight 0 contributes 0 even where a classifier's output is not finite.
+        counted = weight[:, None] > 0
+        own = sum(
+            self.student_loss(chosen, ops.where(counted, tensor, ops.zeros_like(tensor)))
+            for tensor in logits
+        )
         mutual = self.mutual_loss(batch, logits, accepted)
         if self.divergent_mean == "accepted":
             # Sums over the accepted over the batch's size, made means over the accepted.
