@@ -221,7 +221,7 @@ def method_config(name, settings=None):
         # Those that are None by default are in a config only where they are set.
         unset = [p.name for p in takes.values() if p.default is None and p.name not in _NOT_SET]
         arguments = {**_defaults(cls), **dict.fromkeys(unset)}
-        optimizers = dict(cls.further_optimizers)
+        optimizers = dict(cls.extra_optimizers)
         if ids and "losses" not in takes:
             raise UsageError(f"Method {distiller!r} takes no losses; received {'+'.join(ids)}.")
         if not ids and "losses" in takes:

@@ -146,7 +146,7 @@ def _describe_distiller(cls):
     facts = {
         "id": cls.id or "",
         "class": f"tfkd.{cls.__name__}",
-        "optimizers": ", ".join(["optimizer", *cls.further_optimizers]),
+        "optimizers": ", ".join(["optimizer", *cls.extra_optimizers]),
         "arguments": _arguments(cls, distillers.Distiller),
     }
     return f"{_table(facts)}\n\n{inspect.getdoc(cls)}"

@@ -326,7 +326,7 @@ def _check_same_files(workdir):
     kinds = (".json", ".keras", ".npz")
     files = [path for path in sorted(workdir.rglob("*")) if path.suffix in kinds]
     sizes = [(path.name, path.stat().st_size) for path in files if not path.name.startswith(".")]
-    if len(set(runtime.of_all_workers(zlib.crc32(repr(sizes).encode())))) > 1:
+    if len(set(runtime.all_gather_int(zlib.crc32(repr(sizes).encode())))) > 1:
         raise UsageError(
             f"The workers see different files in {workdir}: --workdir must be a directory that "
             "they share, or one that no run has used."
@@ -412,7 +412,7 @@ def _compile(distiller, config, data, epochs, learning_rate):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if data.one_hot:
         loss = keras.losses.CategoricalCrossentropy(from_logits=True)
-    own = config.method.optimizers.to_dict() if distiller.further_optimizers else {}
+    own = config.method.optimizers.to_dict() if distiller.extra_optimizers else {}
     distiller.compile(
         optimizers.SGD(**settings),
         loss=loss,

@@ -114,6 +114,35 @@ def create(name, student_optimizer=None, relative_learning_rate=None, **settings
         raise UsageError(f"Optimizer {name!r}: {str(error).splitlines()[0]}") from error
 
 
+def resolve(argument, optimizer, student_optimizer, scales_loss=False):
+    """Returns an optimizer that `compile` got as an argument.
+
+    Args:
+        argument: String, the name of the argument.
+        optimizer: A Keras optimizer, its name, or a dictionary of settings for `create`.
+        student_optimizer: The student's optimizer, to which settings may be relative.
+        scales_loss: Whether the optimizer must scale its loss, as under `mixed_float16`.
+
+    Returns:
+        A Keras optimizer.
+
+    Raises:
+        UsageError: If the argument is none of these.
+    """
+    if isinstance(optimizer, dict):
+        optimizer = create(student_optimizer=student_optimizer, **optimizer)
+    try:
+        optimizer = keras.optimizers.get(optimizer)
+    except ValueError as error:
+        raise UsageError(
+            f"{argument} must be a Keras optimizer, its name, or a dictionary of settings; "
+            f"received {optimizer!r}."
+        ) from error
+    if scales_loss and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
 @keras.saving.register_keras_serializable(package="tfkd")
 class RelativeSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """Another schedule times a factor.

@@ -11,7 +11,6 @@ import os
 import pathlib
 import shutil
 import tempfile
-import threading
 
 import keras
 import tensorflow as tf
@@ -313,20 +312,6 @@ def share_of_batch(local_size):
     return tf.math.divide_no_nan(local_size, total)
 
 
-def even_share(local_size):
-    """Returns `1 / n` on each of the `n` replicas that have samples, and 0 on the others.
-
-    What every replica has computed of the global batch adds up to itself by it.
-
-    Args:
-        local_size: Integer tensor, the number of samples of this replica.
-    """
-    if num_replicas() == 1:
-        return 1.0
-    present = tf.cast(local_size > 0, "float32")
-    return tf.math.divide_no_nan(present, sum_over_replicas(present))
-
-
 def sum_over_replicas(values):
     """Adds up tensors over the replicas; as they are where there is one. No gradient flows back.
 
@@ -411,17 +396,15 @@ def draw_per_sample(draw, local_size):
         local_size: Integer tensor, the number of samples of this replica.
 
     Returns:
-        A tensor `(samples of this replica, ...)`, of one row where it has no sample.
+        A tensor `(samples of this replica, ...)`.
     """
     if num_replicas() == 1:
         return draw(local_size)
     context = tf.distribute.get_replica_context()
     sizes = context.all_gather(tf.reshape(local_size, [1]), axis=0)
     before = tf.range(num_replicas()) < context.replica_id_in_sync_group
-    # A replica without a sample has a row all the same; see `padded_step`.
-    total, rows = tf.reduce_sum(sizes), tf.maximum(local_size, 1)
-    start = tf.minimum(tf.reduce_sum(tf.where(before, sizes, 0)), total - 1)
-    return draw(total)[start : start + rows]
+    start = tf.reduce_sum(tf.where(before, sizes, 0))
+    return draw(tf.reduce_sum(sizes))[start : start + local_size]
 
 
 def gather_batch(values):
@@ -442,7 +425,7 @@ def gather_batch(values):
         if value is None:
             return None
         # Gathering forgets the static shape, which losses need.
-        gathered = context.all_gather(samples_of(value), axis=0)
+        gathered = context.all_gather(value, axis=0)
         return tf.ensure_shape(gathered, [None, *value.shape[1:]])
 
     return tf.nest.map_structure(gather, values)
@@ -495,10 +478,10 @@ def chief_first():
 def wait_for_all():
     """Returns when all workers have called it; at once where there is one."""
     if workers() > 1:
-        of_all_workers(0)
+        all_gather_int(0)
 
 
-def of_all_workers(number):
+def all_gather_int(number):
     """Returns a number that each worker has as a list, with one for each of them.
 
     Args:
@@ -550,7 +533,6 @@ def function_of_step(make_function, step, strategy):
     Returns:
         A function of an iterator that returns `{name: scalar}`.
     """
-    step = padded_step(step)
     if workers(strategy) == 1 or not _keras_needs_help():
         return make_function(step)
     names = []
@@ -564,7 +546,7 @@ def function_of_step(make_function, step, strategy):
     return lambda iterator: dict(zip(names, tf.unstack(run(iterator), num=len(names))))
 
 
-def shared_out(batch):
+def distribute_batch(batch):
     """Returns a batch as replicas get it in training: each a part of it.
 
     Args:
@@ -574,7 +556,8 @@ def shared_out(batch):
         The tuple `(batch, signature)`; the latter for a `tf.function`, so that all replicas trace
         the same step whatever the sizes of their parts.
     """
-    size = len(tf.nest.flatten(batch)[0])
+    size = _shared(len(tf.nest.flatten(batch)[0]), num_replicas())
+    batch = tf.nest.map_structure(lambda part: part[:size], batch)
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     dataset = tf.data.Dataset.from_tensor_slices(batch).batch(size).with_options(options)
@@ -595,69 +578,119 @@ def of_one_replica(batch):
     return tf.nest.map_structure(lambda x: strategy.experimental_local_results(x)[0], batch)
 
 
-# What a replica's thread knows of the step that it takes.
-_STEP = threading.local()
+#: What a step says that has no samples on one of its replicas.
+NO_SAMPLE = (
+    "A training batch is too small to give every replica a sample: batch sizes must be multiples "
+    "of the number of replicas, in the last batch too"
+)
 
 
-def padded_step(step):
-    """Lets replicas take a step of which they have no sample.
-
-    A last batch may be smaller than the number of replicas, or be shared out so that some get
-    nothing of it. All must take the step, since they meet in it; but not every kernel runs on an
-    empty batch (convolutions on a CPU return another shape). So such a replica gets one row of
-    zeros, and what counts samples is told by `size_of` and `samples_of` that there is none.
+def check_samples(size):
+    """Lets a training step fail where a replica has no sample; see `drop_remainder`.
 
     Args:
-        step: Function of a batch, a structure of tensors.
+        size: Integer tensor, the number of this replica's samples.
+    """
+    if num_replicas() > 1:
+        tf.debugging.assert_positive(size, NO_SAMPLE)
+
+
+def run_padded(function, inputs):
+    """Runs a function of a batch of which this replica may have no sample.
+
+    The last batch of an evaluation may leave replicas without one. All must take the step, since
+    they meet in it; but not every kernel runs on an empty batch (convolutions on a CPU return
+    another shape). So one row of zeros takes the place of the samples, and is cut off the outputs.
+
+    Args:
+        function: Function of a structure of tensors `(batch, ...)` that returns such a structure.
+            It treats samples one by one, as models do in inference mode.
+        inputs: The structure of tensors.
 
     Returns:
-        A function of the same kind.
+        What the function returns.
     """
+    first = tf.nest.flatten(inputs)[0]
+    if num_replicas() == 1 or first.shape[0]:
+        return function(inputs)
+    size = tf.shape(first)[0]
+    missing = tf.cast(size == 0, "int32")
 
-    @functools.wraps(step)
-    def padded(data):
-        rows = next(x for x in tf.nest.flatten(data) if x is not None)
-        shape = tf.TensorShape(rows.shape)
-        if num_replicas() == 1 or not shape.rank or shape[0]:
-            return step(data)
-        missing = tf.cast(tf.shape(rows)[0] == 0, "int32")
+    def pad(x):
+        padding = tf.zeros(tf.concat([[missing], tf.shape(x)[1:]], 0), x.dtype)
+        return tf.ensure_shape(tf.concat([x, padding], 0), x.shape)
 
-        def pad(x):
-            if x is None:
-                return None
-            padding = tf.zeros(tf.concat([[missing], tf.shape(x)[1:]], 0), x.dtype)
-            return tf.ensure_shape(tf.concat([x, padding], 0), x.shape)
-
-        _STEP.present = 1 - missing
-        try:
-            return step(tf.nest.map_structure(pad, data))
-        finally:
-            _STEP.present = None
-
-    return padded
+    outputs = function(tf.nest.map_structure(pad, inputs))
+    return tf.nest.map_structure(lambda x: x[:size], outputs)
 
 
-def _present():
-    """1 where this replica has samples in this step and 0 where not; None if it must have some."""
-    return getattr(_STEP, "present", None)
+def drop_remainder(x, y, arguments):
+    """Leaves out those training samples of a batch that cannot be shared out among the replicas.
 
-
-def size_of(rows):
-    """Returns how many samples this replica has, of the number of rows that its tensors have."""
-    return rows if _present() is None else rows * _present()
-
-
-def samples_of(values):
-    """Returns tensors `(rows, ...)` without the row that stands for no sample.
+    TensorFlow gives each replica `ceil(size / replicas)` samples as long as there are some: of 6
+    samples four replicas get 2, 2, 2 and none. Batch normalization has no statistics of none.
+    Such a batch is cut to a multiple of the number of replicas, and left out where nothing
+    remains.
 
     Args:
-        values: A structure of tensors; None stays None.
+        x: As `fit` takes it.
+        y: As `fit` takes it.
+        arguments: Dictionary of the other arguments of `fit`.
+
+    Returns:
+        The tuple `(x, y, arguments, steps)`; `steps` is the number of batches of a data set that
+        tells it, or None.
     """
-    if _present() is None:
-        return values
-    return tf.nest.map_structure(
-        lambda x: None if x is None else x[: tf.shape(x)[0] * _present()], values
-    )
+    replicas, steps = num_replicas(), None
+    if isinstance(x, tf.data.Dataset):
+        steps = int(x.cardinality())
+        steps = None if steps < 0 else steps
+        sizes = {part.shape[0] for part in tf.nest.flatten(x.element_spec) if part.shape.rank}
+        if replicas > 1 and not all(size and _shared(size, replicas) == size for size in sizes):
+            x = x.map(lambda *batch: _cut(batch, replicas))
+            x = x.filter(lambda *batch: tf.shape(tf.nest.flatten(batch)[0])[0] > 0)
+        return x, y, arguments, steps
+    parts = keras.tree.flatten((x, y))
+    if replicas > 1 and all(hasattr(part, "shape") for part in parts):
+        size, batch_size = len(parts[0]), arguments.get("batch_size") or 32
+        remainder = size % batch_size
+        kept = size - remainder + int(_shared(remainder, replicas))
+        if kept < size:
+            weight = arguments.get("sample_weight")
+            x, y, weight = keras.tree.map_structure(lambda part: part[:kept], (x, y, weight))
+            arguments = {**arguments, "sample_weight": weight}
+    return x, y, arguments, steps
+
+
+def _shared(size, replicas):
+    """Returns how many samples of a batch of some size can be shared out; see above."""
+    most = -(-size // replicas)
+    whole = (replicas - 1) * most < size
+    even = size // replicas * replicas
+    return tf.where(whole, size, even) if tf.is_tensor(size) else (size if whole else even)
+
+
+def _cut(batch, replicas):
+    size = _shared(tf.shape(tf.nest.flatten(batch)[0])[0], replicas)
+    # A data set of inputs alone has batches that are no tuple.
+    batch = batch if len(batch) > 1 else batch[0]
+    return tf.nest.map_structure(lambda part: part[:size], batch)
+
+
+def take_activity_losses(model):
+    """Returns what activity regularizers and `add_loss` noted in a model's last pass.
+
+    The model forgets it, so that no other pass counts it again.
+
+    Args:
+        model: A `keras.Model` or layer.
+
+    Returns:
+        A float32 scalar.
+    """
+    losses = [loss for layer in model._flatten_layers() for loss in layer._get_own_losses()]
+    model._clear_losses()
+    return sum((tf.cast(loss, "float32") for loss in losses), start=tf.zeros(()))
 
 
 def synchronize_batch_normalization(model):
@@ -672,27 +705,23 @@ def synchronize_batch_normalization(model):
     if num_replicas() > 1:
         for layer in model._flatten_layers():
             if isinstance(layer, keras.layers.BatchNormalization):
-                layer.synchronized = True
+                # Not by its argument `synchronized`, which would be saved with the model.
                 layer._moments = functools.partial(_synchronized_moments, layer)
 
 
 def _synchronized_moments(layer, inputs, mask):
     """Mean and variance of the global batch, in place of Keras' own.
 
-    Keras takes the difference of two large numbers for the variance, which one device does not,
-    and has a replica that has no sample count its row of zeros.
+    Keras takes the difference of two large numbers for the variance, which one device does not.
     """
     context = tf.distribute.get_replica_context()
     if mask is not None or context is None:
         return type(layer)._moments(layer, inputs, mask)
     axes, total = layer._reduction_axes, tf.distribute.ReduceOp.SUM
-    present = 1.0 if _present() is None else tf.cast(_present(), inputs.dtype)
     count = tf.cast(tf.size(inputs) // tf.shape(inputs)[layer.axis], inputs.dtype)
-    count, sums = context.all_reduce(
-        total, [count * present, tf.reduce_sum(inputs, axes) * present]
-    )
+    count, sums = context.all_reduce(total, [count, tf.reduce_sum(inputs, axes)])
     mean = sums / count
     shape = [1] * len(inputs.shape)
     shape[layer.axis] = mean.shape[0]
     squares = tf.reduce_sum(tf.square(inputs - tf.reshape(mean, shape)), axes)
-    return mean, context.all_reduce(total, squares * present) / count
+    return mean, context.all_reduce(total, squares) / count

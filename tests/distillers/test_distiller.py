@@ -335,13 +335,14 @@ def test_relational_losses_can_stay_on_the_replica():
 class Adversarial(tfkd.Distiller):
     """A method of two networks: a critic tells student from teacher, the student deceives it."""
 
-    further_optimizers = {"critic_optimizer": {"name": "adam", "learning_rate": 0.1}}
+    extra_optimizers = {"critic_optimizer": {"name": "adam", "learning_rate": 0.1}}
 
     def __init__(self, student, teacher):
         super().__init__(student, teacher)
         self.critic = keras.layers.Dense(1)
+
+    def build(self, input_shape):
         self.critic.build((None, tiny.CLASSES))
-        self.built = True
 
     def optimizers(self):
         return {
@@ -358,7 +359,7 @@ class Adversarial(tfkd.Distiller):
             deceit = ops.mean(ops.softplus(-ops.cast(fake, "float32")))
             doubt = ops.mean(ops.softplus(ops.cast(fake - real, "float32")))
             objective = self.objective(batch, {"deceit": (1.0, deceit)})
-            critic_objective = self.own_objective(batch, {"doubt": (1.0, doubt)})
+            critic_objective = self.auxiliary_objective(batch, {"doubt": (1.0, doubt)})
         optimizers = self.optimizers()
         self.update(tape, objective, *optimizers["optimizer"])
         self.update(tape, critic_objective, *optimizers["critic_optimizer"])

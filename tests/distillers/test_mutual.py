@@ -451,7 +451,7 @@ WRONG = {
 def test_wrong_arguments_are_one_line(mistake):
     models, arguments, message = WRONG[mistake]
     with pytest.raises(UsageError, match=message) as error:
-        tfkd.MutualDistiller(models(), **arguments)
+        tfkd.MutualDistiller(models(), **arguments).compile()
     assert "\n" not in str(error.value)
 
 

@@ -60,7 +60,7 @@ def test_activation_boundaries_initialise_the_student_and_then_step_aside():
     # The loss is on the maps: it says nothing of the classifier.
     assert all(equal(head, values(student.get_layer("logits").variables)))
     history = distiller.fit(x, y, verbose=0).history
-    assert "ab_loss" not in history and history["distillation_loss"] == [0.0]
+    assert not {"ab_loss", "distillation_loss"} & set(history)
     assert not all(equal(head, values(student.get_layer("logits").variables)))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkd import checkpoint, diagnostics, runtime, taps
+from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.gradients import PartGradients
 from tfkd.errors import UsageError, check_positive_integer
 
@@ -34,7 +35,9 @@ class Diagnostics(keras.callbacks.Callback):
             are taken.
         gradient_data: Iterable of batches, of whose first one that batch is taken instead; for
             losses that need to know which training example an image is. Without it, no gradients
-            are measured of a distiller with such a loss.
+            are measured of a distiller with such a loss. Gradients are those of the parts that
+            `compute_losses` of the distiller returns: of a method that has only a `train_step` of
+            its own, none are measured.
         seed: Integer, of the draw.
         folder: Path of a directory for `diagnostics.png`, written at the end of training; None
             for no picture.
@@ -125,6 +128,9 @@ class Diagnostics(keras.callbacks.Callback):
     def _gradient_batch(self):
         """Returns the batch for gradients; None where the distiller needs another one."""
         first, data = slice(self.gradient_examples), self._subset
+        if type(self.model).compute_losses is Distiller.compute_losses:
+            # The method's own train_step says nothing of its parts.
+            return None
         if self.gradient_data is not None:
             data = tuple(next(iter(self.gradient_data)))
         elif any(loss.needs_indices for loss, _ in self.model.distillation_parts()):

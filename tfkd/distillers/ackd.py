@@ -4,8 +4,9 @@ import keras
 import tensorflow as tf
 from keras import layers, ops
 
-from tfkd import losses, plots, runtime, schedules, taps
-from tfkd.distillers.distiller import Distiller, Untracked
+from tfkd import losses, plots, schedules, taps
+from tfkd.distillers.distiller import Distiller
+from tfkd.distillers.trainer import Untracked
 from tfkd.errors import UsageError, check_nonnegative, unknown
 from tfkd.layers import AttentionFusion, AuxiliaryLearner, Discriminator, LogitAttention
 from tfkd.losses import masked_mean
@@ -93,7 +94,7 @@ class ACKD(Distiller):
     """
 
     id = "ackd"
-    further_optimizers = {
+    extra_optimizers = {
         "discriminator_optimizer": {"name": "adam", "learning_rate": 1e-4, "beta_1": 0.5}
     }
 
@@ -145,9 +146,6 @@ class ACKD(Distiller):
         )
         self._fused_student = Untracked(model=None)
         self.watch(self.stages, [self.teacher_features] if self.is_adversarial else [])
-        self._add_trackers()
-        if taps.output(student) is not None:
-            self.build(student.input_shape)
 
     def _find_stages(self, stages):
         """Returns the taps at the ends of the student's stages."""
@@ -186,24 +184,6 @@ class ACKD(Distiller):
         first = 0 if number == -1 else intermediate - number
         return {f"auxiliary{stage + 1}": stage for stage in range(first, intermediate)}
 
-    def _add_trackers(self):
-        for part in ("student", "distillation", "kd"):
-            self.add_tracker(f"{part}_loss")
-        if not self.collaborates:
-            return
-        for part in ("learners", "collaboration"):
-            self.add_tracker(f"{part}_loss")
-        for learner in self.auxiliary_stages:
-            self.add_tracker(f"{learner}_accuracy")
-        self.add_tracker(f"{FUSED}_accuracy", evaluated=True)
-        for learner in (*self.auxiliary_stages, MAIN):
-            self.add_tracker(f"{learner}_attention")
-        if self.is_adversarial:
-            for part in ("adversarial_loss", "discriminator_loss"):
-                self.add_tracker(part)
-            for kind in ("real", "fake"):
-                self.add_tracker(f"discriminator_{kind}_accuracy")
-
     def build(self, input_shape):
         """Creates auxiliary learners, fusion and discriminator for inputs of this shape."""
         student, teacher = self.tap_shapes(input_shape)
@@ -239,8 +219,6 @@ class ACKD(Distiller):
                 self.fused_classifier.build((None, channels))
         if self.is_adversarial:
             self._build_adversary(names, channels, teacher[self.teacher_features][-1], dtype)
-        runtime.synchronize_batch_normalization(self)
-        self.built = True
 
     def _build_adversary(self, names, channels, teacher_channels, dtype):
         self.projections = {}
@@ -267,36 +245,50 @@ class ACKD(Distiller):
             found["discriminator_optimizer"] = (self.discriminator_optimizer, adversary)
         return found
 
-    def start_epoch(self, epoch):
-        """Tells the losses, whose weights and temperatures may be schedules."""
-        super().start_epoch(epoch)
-        self.kd_loss.start_epoch(epoch)
-        self.collaboration_loss.start_epoch(epoch)
-
     def train_step(self, data):
         """Runs every network once, and takes one step of the discriminator and of the student."""
         batch = self.unpack(data)
-        teacher = self.observe_teacher(batch)
-        with tf.GradientTape(persistent=True) as tape:
-            student = self.observe_student(batch)
-            vectors, logits, targets = self.collaborate(student, batch, training=True)
-            terms = self.teach(batch, logits, targets, teacher)
+        self.observe_teacher(batch)
+        with tf.GradientTape(persistent=self.is_adversarial) as tape:
+            logits, terms, detection = self.forward(batch)
             if self.is_adversarial:
-                real, fakes = self.judge(vectors, teacher)
-                deception = _mean_over(batch, [ops.softplus(-fake) for fake in fakes])
-                detection = _mean_over(batch, [ops.softplus(fake) for fake in fakes])
-                detection += _mean_over(batch, [ops.softplus(-real)])
-                self.track("discriminator_real_accuracy", _share(real > 0), batch)
-                self.track("discriminator_fake_accuracy", _share(ops.stack(fakes) < 0), batch)
-                weight = self.value_of(self.adversarial_weight)
-                terms["adversarial_loss"] = (weight, deception)
-                detection = self.own_objective(batch, {"discriminator_loss": (1.0, detection)})
+                detection = self.auxiliary_objective(batch, detection)
             objective = self.objective(batch, terms)
         optimizers = self.optimizers()
         if self.is_adversarial:
             self.update(tape, detection, *optimizers["discriminator_optimizer"])
         self.update(tape, objective, *optimizers["optimizer"])
-        return self.logs(batch, student[taps.LOGITS])
+        return self.logs(batch, logits)
+
+    def compute_losses(self, batch):
+        """Runs every network once; the losses are those of the learners, the student included."""
+        logits, terms, _ = self.forward(batch)
+        return logits, terms
+
+    def forward(self, batch):
+        """Lets the learners collaborate, learn, and deceive the discriminator.
+
+        Args:
+            batch: The `Batch`.
+
+        Returns:
+            The tuple `(logits, terms, detection)`: the student's logits, and the terms of the
+            learners' objective and of the discriminator's.
+        """
+        teacher = self.observe_teacher(batch)
+        student = self.observe_student(batch)
+        vectors, logits, targets = self.collaborate(student, batch, training=True)
+        terms, detection = self.teach(batch, logits, targets, teacher), {}
+        if self.is_adversarial:
+            real, fakes = self.judge(vectors, teacher)
+            deception = _mean_over(batch, [ops.softplus(-fake) for fake in fakes])
+            loss = _mean_over(batch, [ops.softplus(fake) for fake in fakes])
+            loss += _mean_over(batch, [ops.softplus(-real)])
+            self.track("discriminator_real_accuracy", _share(real > 0), batch)
+            self.track("discriminator_fake_accuracy", _share(ops.stack(fakes) < 0), batch)
+            terms["adversarial_loss"] = (self.value_of(self.adversarial_weight), deception)
+            detection = {"discriminator_loss": (1.0, loss)}
+        return student[taps.LOGITS], terms, detection
 
     def collaborate(self, student, batch=None, training=False):
         """Runs the auxiliary learners and their fusion on what the student computed.
@@ -326,7 +318,8 @@ class ACKD(Distiller):
             targets, attention = self._fuse(maps, vectors, logits, training)
         if batch is not None:
             for learner, tensor in logits.items():
-                self.track_accuracy(f"{learner}_accuracy", tensor, batch)
+                if learner != MAIN:  # Its accuracy is the student's.
+                    self.track_accuracy(f"{learner}_accuracy", tensor, batch)
             for position, learner in enumerate(maps):
                 self.track(f"{learner}_attention", ops.mean(attention[:, position]), batch)
         return vectors, logits, targets
@@ -394,11 +387,15 @@ class ACKD(Distiller):
     def test_step(self, data):
         """Evaluates the student, and the fused one beside it; called by `evaluate`."""
         batch = self.unpack(data)
-        student = self.observe_student(batch, training=False)
+        logits = self.run_student(batch, self.student, self._all_logits, training=False)
         if self.collaborates:
-            _, logits, _ = self.collaborate(student)
             self.track_accuracy(f"{FUSED}_accuracy", logits[FUSED], batch)
-        return self.evaluated(batch, student[taps.LOGITS])
+        return self.evaluated(batch, logits[MAIN])
+
+    def _all_logits(self, inputs, training):
+        """Returns `{learner: logits}` of what student and learners say of some inputs."""
+        student = self._observers.student(inputs, training=training)
+        return self.collaborate(student, training=training)[1]
 
     def learners(self):
         """Returns `{"fused": fused student}`, or nothing where there are no auxiliary learners."""

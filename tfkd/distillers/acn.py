@@ -10,7 +10,6 @@ from keras import ops
 
 from tfkd import layers, plots, runtime, schedules
 from tfkd.distillers.mutual import MutualDistiller, mean_prediction
-from tfkd.distillers.statistics import put_back, statistics
 from tfkd.errors import (
     UsageError,
     check_nonnegative,
@@ -20,6 +19,7 @@ from tfkd.errors import (
     unknown,
 )
 from tfkd.losses import masked_mean
+from tfkd.training.statistics import restore_on_exit, statistics
 
 #: `{name: default residual_weight}`.
 RESIDUALS = {"weak_skip": 0.5, "weak_residual": 0.1}
@@ -27,7 +27,7 @@ STATISTICS = ("separate", "shared")
 MEANS = ("batch", "accepted")
 
 #: What is logged beside what mutual learning logs.
-TRACKERS = (
+LOGS = (
     "divergent_loss",
     "divergent_mutual_loss",
     "real_divergence",
@@ -54,8 +54,6 @@ MEASURED_IN = {
     "discriminator_real_accuracy": (SEARCH, BOTH),
     "discriminator_fake_accuracy": (SEARCH, BOTH),
 }
-#: Of the logs what validation tells too.
-EVALUATED = ("real_divergence", "generated_divergence")
 
 
 def divergence(logits, temperature=1.0):
@@ -192,7 +190,7 @@ class ACN(MutualDistiller):
     """
 
     id = "acn"
-    further_optimizers = {
+    extra_optimizers = {
         name: {"name": "adam", "learning_rate": 2e-4, "beta_1": 0.5}
         for name in ("generator_optimizer", "discriminator_optimizer")
     }
@@ -227,8 +225,7 @@ class ACN(MutualDistiller):
         discriminator_width=64,
         name=None,
     ):
-        # Of the constructor of MutualDistiller all but building, which is for the end.
-        self._set_up(students, temperature, mutual_weight, targets, name)
+        super().__init__(students, temperature, mutual_weight, targets, name)
         _check_options(locals())
         self._scale, self._offset = _range_of(image_mean, image_std)
         self.divergent_weight = schedules.number_or_schedule(
@@ -256,11 +253,9 @@ class ACN(MutualDistiller):
             discriminator_width, dtype="float32", name="discriminator"
         )
         self.seed_generator = keras.random.SeedGenerator()
-        for tracker in TRACKERS:
-            self.add_tracker(tracker, evaluated=tracker in EVALUATED)
+        self.declare_logs(LOGS)
         self._steps = {}
         self.phase = self.phase_of(0)
-        self._build_if_known()
 
     def build(self, input_shape):
         """Creates generator and discriminator for images of this shape."""
@@ -335,25 +330,61 @@ class ACN(MutualDistiller):
         if self.phase == WARM_UP:
             return super().train_step(data)
         batch = self.unpack(data)
-        images = self.to_range(batch.inputs)
-        noise = self.draw_noise(batch.size)
+        noise = self.draw_noise(batch)
         if self.phase in (SEARCH, BOTH):
-            self.search(batch, images, noise)
+            self.search(batch, noise)
+        steps = self.student_optimizers().values()
+        with tf.GradientTape(persistent=len(steps) > 1) as tape:
+            logits, terms = self.compute_losses(batch, noise)
+            objective = self.objective(batch, terms)
+        if self.phase != SEARCH:
+            for optimizer, variables in steps:
+                self.update(tape, objective, optimizer, variables)
+        return self.logs(batch, logits)
+
+    def compute_losses(self, batch, noise=None):
+        """Runs the classifiers on what the phase lets them learn from.
+
+        Args:
+            batch: The `Batch`.
+            noise: From `draw_noise()`; None to draw it.
+
+        Returns:
+            The first classifier's logits for the real images, and the terms; see `Distiller`.
+        """
+        if self.phase == WARM_UP:
+            return super().compute_losses(batch)
         if self.phase == SEARCH:
+            # They do not learn: the loss is logged.
             logits = self.observe_students(batch, training=False)
-            self.objective(batch, {"student_loss": (1.0, self.student_loss(batch, logits[0]))})
-        else:
-            logits = self.learn(batch, self.generate(images, noise))
+            self.track_accuracies(batch, logits)
+            return logits[0], {"student_loss": (1.0, self.student_loss(batch, logits[0]))}
+        noise = self.draw_noise(batch) if noise is None else noise
+        # The generator does not learn here.
+        divergent = self.from_range(
+            tf.stop_gradient(self.generate(self.to_range(batch.inputs), noise))
+        )
+        generated = dataclasses.replace(batch, inputs=divergent)
+        logits = self.observe_students(batch)
+        shared = self.generated_statistics == "shared"
+        with restore_on_exit(statistics(self.students), keep=shared):
+            divergent_logits = self.observe_students(generated)
         self.track_accuracies(batch, logits)
-        return self.logs(batch, logits[0])
+        terms = self.teach_each_other(batch, logits)
+        return logits[0], terms | self.teach_on_divergent(generated, divergent_logits)
 
     # The adversarial part.
 
-    def draw_noise(self, size):
-        """Returns noise `(size, noise_size)`, the same whatever the number of replicas."""
+    def draw_noise(self, batch, seed=None):
+        """Returns noise `(samples, noise_size)`, the same whatever the number of replicas.
+
+        Args:
+            batch: The `Batch`.
+            seed: Integer, for the same noise every time; None to draw on.
+        """
+        seed = self.seed_generator if seed is None else seed
         return runtime.draw_per_sample(
-            lambda total: keras.random.normal((total, self.noise_size), seed=self.seed_generator),
-            size,
+            lambda total: keras.random.normal((total, self.noise_size), seed=seed), batch.size
         )
 
     def to_range(self, inputs):
@@ -374,17 +405,19 @@ class ACN(MutualDistiller):
         generated = self.generator([images, noise])
         return weakly_residual(images, generated, self.residual, self.residual_weight)
 
-    def search(self, batch, images, noise):
+    def search(self, batch, noise):
         """Takes one step of the discriminator, and one of the generator against it."""
+        images = self.to_range(batch.inputs)
         with tf.GradientTape() as tape:
             divergent = self.generate(images, noise)
-            self.tell_apart(batch, images, ops.stop_gradient(divergent))
+            with tape.stop_recording():
+                self.tell_apart(batch, images, divergent)
             inputs = self.from_range(divergent)
             logits = [ops.cast(one(inputs, training=False), "float32") for one in self.students]
             terms = self.restrict(batch, images, divergent, logits)
             verdict = self.discriminator(divergent)
             terms["adversarial_loss"] = (1.0, _mean(batch, ops.softplus(-verdict)))
-            objective = self.own_objective(batch, terms)
+            objective = self.auxiliary_objective(batch, terms)
         self.track("generator_loss", sum(weight * value for weight, value in terms.values()), batch)
         own = self.optimizers()["generator_optimizer"]
         self.update(tape, objective, *own, clip_norm=self.generator_clip_norm)
@@ -395,7 +428,7 @@ class ACN(MutualDistiller):
             both = self.discriminator(ops.concatenate([images, divergent]), training=True)
             real, fake = ops.split(both, 2)
             loss = _mean(batch, ops.softplus(-real) + ops.softplus(fake))
-            objective = self.own_objective(batch, {"discriminator_loss": (1.0, loss)})
+            objective = self.auxiliary_objective(batch, {"discriminator_loss": (1.0, loss)})
         self.update(tape, objective, *self.optimizers()["discriminator_optimizer"])
         self.track(
             "discriminator_real_accuracy", _mean(batch, ops.cast(real > 0, "float32")), batch
@@ -422,28 +455,6 @@ class ACN(MutualDistiller):
         }
 
     # What the classifiers learn.
-
-    def learn(self, batch, divergent):
-        """Lets the classifiers learn from real and divergent images.
-
-        Args:
-            batch: The `Batch`.
-            divergent: Tensor, images in [-1, 1].
-
-        Returns:
-            A list of the classifiers' logits for the real images.
-        """
-        inputs = self.from_range(ops.stop_gradient(divergent))
-        generated = dataclasses.replace(batch, inputs=inputs)
-        with tf.GradientTape(persistent=self.peer_optimizers is not None) as tape:
-            logits = self.observe_students(batch)
-            with put_back(statistics(self.students), self.generated_statistics == "shared"):
-                divergent_logits = self.observe_students(generated)
-            terms = self.teach_each_other(batch, logits)
-            terms |= self.teach_on_divergent(generated, divergent_logits)
-            objective = self.objective(batch, terms)
-        self.update_students(tape, objective)
-        return logits
 
     def teach_each_other(self, batch, logits):
         """Returns what labels and peers teach on real images; see `MutualDistiller`."""
@@ -513,16 +524,17 @@ class ACN(MutualDistiller):
         batch = self.unpack(data)
         logits = self.observe_students(batch, training=False)
         # Of a fixed seed, so that evaluating draws nothing that training would miss.
-        noise = self._fixed_noise(batch.size)
-        divergent = self.from_range(self.generate(self.to_range(batch.inputs), noise))
-        generated = self.observe_students(dataclasses.replace(batch, inputs=divergent), False)
+        noise = self.draw_noise(batch, seed=0)
+        divergent = runtime.run_padded(
+            lambda tensors: self.from_range(self.generate(self.to_range(tensors[0]), tensors[1])),
+            (batch.inputs, noise),
+        )
+        generated = dataclasses.replace(batch, inputs=divergent, activity=[])
+        generated = self.observe_students(generated, training=False)
         self._track_divergence("real_divergence", batch, logits)
         self._track_divergence("generated_divergence", batch, generated)
         self.track_accuracies(batch, logits)
         return self.evaluated(batch, logits[0])
-
-    def _fixed_noise(self, size, seed=0):
-        return keras.random.normal((size, self.noise_size), seed=seed)
 
     # What people look at.
 
@@ -541,7 +553,8 @@ class ACN(MutualDistiller):
             `(classifiers, batch, classes)`.
         """
         images = self.to_range(inputs)
-        divergent = self.generate(images, self._fixed_noise(len(inputs), seed))
+        noise = keras.random.normal((len(inputs), self.noise_size), seed=seed)
+        divergent = self.generate(images, noise)
         found = {}
         for name, pictures in (("real", images), ("divergent", divergent)):
             logits = [one(self.from_range(pictures), training=False) for one in self.students]

@@ -3,12 +3,13 @@
 import dataclasses
 
 import keras
+import tensorflow as tf
 from keras import ops
 
-from tfkd import taps
-from tfkd.distillers.statistics import statistics
+from tfkd import runtime, taps
 from tfkd.errors import UsageError, unknown
 from tfkd.layers import Adapter
+from tfkd.training.statistics import statistics
 
 GRANULARITIES = ("stage", "unit")
 
@@ -37,18 +38,28 @@ class Block:
         """The adapters, as a list."""
         return [adapter for adapter in (self.enter, self.leave) if adapter is not None]
 
-    def run_student(self, features):
-        """Runs the student's part, in training mode."""
-        return self.student(features, training=True)
+    def run(self, kept, features):
+        """Runs the student's part in training mode, or the teacher's in inference mode.
 
-    def run_teacher(self, features):
-        """Runs the teacher's part, in inference mode, between adapters in training mode."""
+        The adapters around the teacher's run in training mode.
+
+        Args:
+            kept: Boolean, whether the student's part runs.
+            features: Tensor, what the block before returned.
+
+        Returns:
+            The tuple `(features, activity)` of the features and the activity regularization of
+            the student's part, 0.0 of the teacher's.
+        """
+        if kept:
+            features = self.student(features, training=True)
+            return features, runtime.take_activity_losses(self.student)
         if self.enter is not None:
             features = self.enter(features, training=True)
         features = self.teacher(features, training=False)
         if self.leave is not None:
             features = self.leave(features, training=True)
-        return ops.cast(features, self.student.outputs[0].dtype)
+        return ops.cast(features, self.student.outputs[0].dtype), tf.zeros(())
 
     def student_statistics(self):
         """Returns the variables that the student's part changes as it runs."""

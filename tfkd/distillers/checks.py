@@ -1,14 +1,15 @@
 """Finds what is wrong with models, losses and data before, or as, training starts."""
 
 import contextlib
+import inspect
 import re
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkd import taps
-from tfkd.errors import UsageError
+from tfkd import runtime, taps
+from tfkd.errors import UsageError, unknown
 
 _PROBABILITIES = (
     "{role} {name!r} outputs probabilities ({how}); tfkd needs logits: end it without an "
@@ -82,7 +83,23 @@ def check_students(students):
     return list(students)
 
 
-def one_is_there_twice(optimizers):
+def check_compile_arguments(cls, given):
+    """Raises a `UsageError` for arguments of `compile` that neither Keras nor a method has.
+
+    Args:
+        cls: The class of the distiller.
+        given: Dictionary of the further arguments.
+    """
+    known = [*cls.extra_optimizers]
+    for method in (cls.compile, keras.Model.compile):
+        names = [*inspect.signature(method).parameters][1:]
+        known += [name for name in names if name not in (*known, "args", "kwargs")]
+    for name in given:
+        if name not in known:
+            raise unknown(f"argument of {cls.__name__}.compile", name, known)
+
+
+def has_duplicates(optimizers):
     """Whether one Keras optimizer is there twice; names and settings make a new one each time.
 
     Args:
@@ -316,7 +333,7 @@ def check_label_shape(loss, labels, logits):
 
 @contextlib.contextmanager
 def clear_label_errors(student):
-    """Turns TensorFlow's complaint about a label outside the classes into one line.
+    """Turns TensorFlow's complaints about a batch into one line: a label outside the classes.
 
     Args:
         student: The `keras.Model` that is trained, for its number of classes.
@@ -324,6 +341,8 @@ def clear_label_errors(student):
     try:
         yield
     except tf.errors.InvalidArgumentError as error:
+        if runtime.NO_SAMPLE in str(error):
+            raise UsageError(f"{runtime.NO_SAMPLE}.") from None
         found = re.search(r"label value of (-?\d+) .*?range of \[0, (\d+)\)", str(error))
         if found is None:
             raise

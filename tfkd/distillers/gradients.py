@@ -1,7 +1,4 @@
-"""Gradients of the parts of a loss, taken by a training step that changes nothing."""
-
-import contextlib
-import threading
+"""Gradients of the parts of a loss, taken without a training step."""
 
 import numpy as np
 import tensorflow as tf
@@ -13,10 +10,9 @@ from tfkd.distillers.preflight import unchanged
 class PartGradients:
     """Measures which gradient each part of a distiller's objective has, on one batch.
 
-    It runs the distiller's own training step: what it hands to `objective` is what is measured,
-    whatever the method, in training mode and on the replicas that train. Optimizers, metrics and
-    the watch for divergence are not touched, and variables that the step itself changes (moving
-    statistics, random generators, memories) get their values back.
+    What `compute_losses` of the distiller returns is what is measured, in training mode and on the
+    replicas that train. No training step is taken, and the variables that the networks and losses
+    change as they run (moving statistics, random generators, memories) are restored.
 
     Args:
         distiller: A compiled and built `Distiller`.
@@ -27,10 +23,8 @@ class PartGradients:
     def __init__(self, distiller, data):
         self._distiller = distiller
         self._strategy = tf.distribute.get_strategy()
-        self._data, self._signature = runtime.shared_out(data)
+        self._data, self._signature = runtime.distribute_batch(data)
         self._steps = {}
-        # What the step hands over. Replicas are threads, which take turns wherever they meet.
-        self._terms = threading.local()
 
     def measure(self):
         """Runs the step.
@@ -43,7 +37,7 @@ class PartGradients:
             each is still to be multiplied by, `(parts,)`.
         """
         phase = self._distiller.phase
-        with unchanged(self._distiller), self._only_looking():
+        with unchanged(self._distiller):
             if phase not in self._steps:
                 self._steps[phase] = self._compile()
             parts, run = self._steps[phase]
@@ -56,11 +50,11 @@ class PartGradients:
         parts = []
 
         def step(data):
-            self._terms.given = {}
+            batch = self._distiller.unpack(data)
             with tf.GradientTape(persistent=True) as tape:
-                self._distiller.train_step(data)
+                terms = self._terms(batch)
             connected = {}
-            for name, (weight, value) in self._terms.given.items():
+            for name, (weight, value) in terms.items():
                 gradients = self._gradients(tape, value)
                 if gradients is not None:
                     connected[name] = weight, runtime.sum_over_replicas(gradients)
@@ -68,7 +62,6 @@ class PartGradients:
             weights = [tf.cast(weight, "float32") for weight, _ in connected.values()]
             return _products([one for _, one in connected.values()]), tf.stack(weights)
 
-        step = runtime.padded_step(step)
         if self._distiller.jit_compile:
             step = tf.function(step, jit_compile=True, autograph=False)
         run = tf.function(
@@ -77,6 +70,17 @@ class PartGradients:
             autograph=False,
         )
         return parts, run
+
+    def _terms(self, batch):
+        """Returns `{name: (weight still to be multiplied, value scaled for the replicas)}`."""
+        _, given = self._distiller.compute_losses(batch)
+        terms = {}
+        for name, (weight, value) in given.items():
+            if name != "student_loss":
+                weight, value = 1.0, weight * value
+            terms[name] = weight, batch.scaled(value)
+        terms["regularization"] = 1.0, batch.scaled(self._distiller.regularization(batch))
+        return terms
 
     def _gradients(self, tape, value):
         """Returns float32 gradients; None for what does not depend on the student."""
@@ -93,39 +97,6 @@ class PartGradients:
             zero if gradient is None else tf.cast(tf.convert_to_tensor(gradient), "float32") / scale
             for gradient, zero in zip(found, zeros)
         ]
-
-    @contextlib.contextmanager
-    def _only_looking(self):
-        """Lets a step hand over its terms, and do no more."""
-        distiller, terms = self._distiller, self._terms
-
-        def objective(batch, given):
-            for name, (weight, value) in given.items():
-                if name != "student_loss":
-                    weight, value = 1.0, weight * value
-                terms.given[name] = weight, distiller._scaled(batch, value)
-            value = distiller._regularization() / runtime.num_replicas()
-            terms.given["regularization"] = 1.0, value
-            return tf.zeros(())
-
-        hidden = {
-            "objective": objective,
-            "own_objective": lambda batch, given: tf.zeros(()),
-            "update": lambda *args, **kwargs: None,
-            "track": lambda *args: None,
-            "logs": lambda *args: {},
-        }
-        # Then no step is counted.
-        evaluating, distiller._evaluating = distiller._evaluating, True
-        for name, function in hidden.items():
-            # An instance attribute hides the method of the class until it is deleted again.
-            object.__setattr__(distiller, name, function)
-        try:
-            yield
-        finally:
-            distiller._evaluating = evaluating
-            for name in hidden:
-                object.__delattr__(distiller, name)
 
 
 def _products(gradients):

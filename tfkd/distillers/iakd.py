@@ -1,5 +1,7 @@
 """IAKD: random blocks of the student are the teacher's (Fu et al., 2021)."""
 
+import dataclasses
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -7,9 +9,9 @@ from keras import ops
 from tfkd import losses, optimizers, plots, runtime, schedules
 from tfkd.distillers.blocks import cut, cut_points
 from tfkd.distillers.distiller import Distiller
-from tfkd.distillers.reestimation import Reestimation
-from tfkd.distillers.statistics import put_back
 from tfkd.errors import UsageError, check_positive_integer, check_share, unknown
+from tfkd.training.reestimation import Reestimation
+from tfkd.training.statistics import restore_on_exit
 
 SCHEDULES = ("uniform", "linear", "review")
 SAMPLINGS = ("batch", "sample")
@@ -90,6 +92,8 @@ class IAKD(Distiller):
     """
 
     id = "iakd"
+    # A block that is swapped out goes on with its momentum and weight decay.
+    unconnected = "zero"
 
     def __init__(
         self,
@@ -142,34 +146,22 @@ class IAKD(Distiller):
             name="keep_probability",
         )
         self.start_epoch(0)
-        self.add_tracker("keep_probability")
-        for name in ("share", *(block.name for block in self.parts.blocks)):
-            self.add_tracker(f"swapped_{name}")
-        if self.kd.weight != 0:
-            self.add_tracker("student_loss")
-            self.add_tracker("kd_loss")
-        runtime.synchronize_batch_normalization(self)
-        self.built = True
 
-    def train_step(self, data):
+    def compute_losses(self, batch):
         """Sends a batch through the student, some of whose blocks are the teacher's."""
-        batch = self.unpack(data)
         kept = self.draw(batch.size)
-        with tf.GradientTape() as tape:
-            features = self.parts.stem(batch.inputs, training=True)
-            for block, keep in zip(self.parts.blocks, kept):
-                features = self.run_block(block, keep, features)
-            logits = self.parts.classifier(features, training=True)
-            terms = {"student_loss": (1.0, self.student_loss(batch, logits))}
-            if self.kd.weight != 0:
-                teacher = self.observe_teacher(batch)
-                value = self.distillation_loss(self.kd, batch, [logits], [teacher["logits"]])
-                terms["kd_loss"] = (self.kd.value_of(self.kd.weight), value)
-            objective = self.objective(batch, terms)
-        variables = self.trainable_variables
-        self.update(tape, objective, self.optimizer, variables, unconnected="zero")
+        features = self.run_student(batch, self.parts.stem, self.parts.stem)
+        for block, keep in zip(self.parts.blocks, kept):
+            features = self.run_block(batch, block, keep, features)
+        last, classifier = dataclasses.replace(batch, inputs=features), self.parts.classifier
+        logits = self.run_student(last, classifier, classifier)
+        terms = {"student_loss": (1.0, self.student_loss(batch, logits))}
+        if self.kd.weight != 0:
+            teacher = self.observe_teacher(batch)
+            value = self.distillation_loss(self.kd, batch, [logits], [teacher["logits"]])
+            terms["kd_loss"] = (self.kd.value_of(self.kd.weight), value)
         self._track_swaps(kept, batch)
-        return self.logs(batch, logits)
+        return logits, terms
 
     def draw(self, size):
         """Decides which blocks of this step are the student's; the same on all replicas.
@@ -194,31 +186,40 @@ class IAKD(Distiller):
         bits = tf.random.stateless_uniform(shape, seed, None, None, tf.uint32, alg="philox")
         return tf.cast(tf.bitwise.right_shift(bits, 8), "float32") * 2.0**-24
 
-    def run_block(self, block, keep, features):
+    def run_block(self, batch, block, keep, features):
         """Returns the student's features after a block, or the teacher's in their place.
 
         Args:
+            batch: The `Batch`, which notes the activity regularization of what runs.
             block: A `Block`.
             keep: Boolean, Python's or a scalar tensor, whether the student's runs; or a tensor
                 `(batch,)`.
             features: Tensor, what the block before returned.
         """
         if isinstance(keep, bool):
-            return block.run_student(features) if keep else block.run_teacher(features)
-        if self.sampling == "sample":
-            ours, theirs = block.run_student(features), block.run_teacher(features)
-            return tf.where(tf.reshape(keep, [-1] + [1] * (len(ours.shape) - 1)), ours, theirs)
-        if runtime.num_replicas() == 1:
-            return tf.cond(
-                keep, lambda: block.run_student(features), lambda: block.run_teacher(features)
+            outputs, activity = block.run(keep, features)
+        elif self.sampling == "sample":
+            (ours, of_ours), (theirs, of_theirs) = (
+                block.run(True, features),
+                block.run(False, features),
             )
-        # Replicas may not meet inside of a condition, as batch normalization makes them: both
-        # run, and what the swapped one changed is put back.
-        with put_back(block.student_statistics(), keep):
-            ours = block.run_student(features)
-        with put_back(block.teacher_statistics(), tf.logical_not(keep)):
-            theirs = block.run_teacher(features)
-        return tf.where(keep, ours, theirs)
+            outputs = tf.where(tf.reshape(keep, [-1] + [1] * (len(ours.shape) - 1)), ours, theirs)
+            activity = of_ours + of_theirs
+        elif runtime.num_replicas() == 1:
+            outputs, activity = tf.cond(
+                keep, lambda: block.run(True, features), lambda: block.run(False, features)
+            )
+        else:
+            # Replicas may not meet inside of a condition, as batch normalization makes them: both
+            # run, and what the swapped one changed is restored.
+            with restore_on_exit(block.student_statistics(), keep):
+                ours, of_ours = block.run(True, features)
+            with restore_on_exit(block.teacher_statistics(), tf.logical_not(keep)):
+                theirs, of_theirs = block.run(False, features)
+            outputs = tf.where(keep, ours, theirs)
+            activity = tf.where(keep, of_ours, of_theirs)
+        batch.activity.append(activity)
+        return outputs
 
     def _track_swaps(self, kept, batch):
         """Logs the probability, and how many blocks were swapped."""
@@ -296,7 +297,6 @@ class IAKD(Distiller):
                 nobody has told.
         """
         super().start_epoch(epoch)
-        self.kd.start_epoch(epoch)
         if epoch > 0 and None in self._by_epoch:
             raise UsageError(
                 "schedule='linear' and 'review' depend on how long training is, which fit tells: "
@@ -310,18 +310,15 @@ class IAKD(Distiller):
             check_share(f"The probability to keep a block, at epoch {epoch},", value)
         self.keep_probability.assign(values)
 
-    def fit(self, x=None, y=None, *, callbacks=None, **kwargs):
-        """Trains the student; the arguments are those of `keras.Model.fit`; see `Distiller`.
+    def own_callbacks(self, x, batch_size=None, epochs=1):
+        """Returns what recomputes batch-norm statistics, where it is asked for.
 
         Raises:
-            UsageError: If batch-norm statistics are to be measured anew and the data is neither a
-                `tf.data.Dataset` nor arrays, or the data is none of a `Distiller`'s.
+            UsageError: If it is, and the data is neither a `tf.data.Dataset` nor arrays.
         """
-        callbacks = keras.tree.flatten(callbacks or [])
-        if self._reestimates(kwargs.get("epochs", 1)):
-            reestimation = Reestimation(x, kwargs.get("batch_size"), self.reestimation_batches)
-            callbacks = [reestimation, *callbacks]
-        return super().fit(x, y, callbacks=callbacks, **kwargs)
+        if not self._reestimates(epochs):
+            return []
+        return [Reestimation(x, batch_size, self.reestimation_batches)]
 
     def _reestimates(self, epochs):
         """Whether statistics are measured anew: by default, where blocks are swapped to the end."""

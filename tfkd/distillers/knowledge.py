@@ -1,7 +1,5 @@
 """KnowledgeDistiller: one teacher, one student, any list of losses."""
 
-import tensorflow as tf
-
 from tfkd import taps
 from tfkd.distillers.losses_distiller import LossesDistiller
 from tfkd.errors import check_nonnegative
@@ -69,20 +67,13 @@ class KnowledgeDistiller(LossesDistiller):
             student_loss_weight = 0.1 if names == ["kd"] else 1.0
         check_nonnegative("student_loss_weight", student_loss_weight)
         self.student_loss_weight = student_loss_weight
-        if taps.output(student) is not None:
-            self.build(student.input_shape)
 
-    def train_step(self, data):
-        """Runs both models once and takes one step on the weighted sum of all losses."""
-        batch = self.unpack(data)
+    def compute_losses(self, batch):
+        """Runs both models once; the losses are those on the labels and of the list."""
         teacher = self.observe_teacher(batch)
-        with tf.GradientTape() as tape:
-            student = self.observe_student(batch)
-            student_loss = self.student_loss(batch, student["logits"])
-            terms = {
-                "student_loss": (self.student_loss_weight, student_loss),
-                **self.distillation_terms(batch, student, teacher),
-            }
-            objective = self.objective(batch, terms)
-        self.update(tape, objective, self.optimizer, self.trainable_variables)
-        return self.logs(batch, student["logits"])
+        student = self.observe_student(batch)
+        logits = student[taps.LOGITS]
+        return logits, {
+            "student_loss": (self.student_loss_weight, self.student_loss(batch, logits)),
+            **self.distillation_terms(batch, student, teacher),
+        }

@@ -1,7 +1,7 @@
 """LossesDistiller: what the methods share that distil by a list of losses."""
 
 from tfkd import losses as losses_module
-from tfkd import runtime, taps
+from tfkd import taps
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.preparation import Preparation
 from tfkd.errors import UsageError
@@ -9,9 +9,6 @@ from tfkd.errors import UsageError
 
 class LossesDistiller(Distiller):
     """Makes losses, finds their spots in both models, prepares them and computes their values.
-
-    A method calls `build(student.input_shape)` at the end of its constructor, where that shape
-    is known: from then on Keras takes no further parts.
 
     Args:
         student: A `keras.Model` that outputs logits `(batch, classes)`.
@@ -47,10 +44,6 @@ class LossesDistiller(Distiller):
         self._spots = [self._pair(loss) for loss in self.distillation_losses]
         for pairs in self._spots:
             self.watch([student for student, _ in pairs], [teacher for _, teacher in pairs])
-        if losses:
-            active = [loss.name for loss in self.distillation_losses if loss.weight != 0]
-            for part in ("student", "distillation", *active):
-                self.add_tracker(f"{part}_loss")
 
     def _pair(self, loss):
         """Returns `[(student tap, teacher tap), ...]`: where a loss distils.
@@ -78,8 +71,6 @@ class LossesDistiller(Distiller):
         for loss, pairs in self.distillation_parts():
             if not loss.built:
                 loss.build([student[tap] for tap, _ in pairs], [teacher[tap] for _, tap in pairs])
-        runtime.synchronize_batch_normalization(self)
-        self.built = True
 
     def distillation_parts(self):
         """Returns `[(loss, [(student tap, teacher tap), ...]), ...]`."""
@@ -89,53 +80,17 @@ class LossesDistiller(Distiller):
         """Returns what is to be trained before the student, as a list of `Preparation`.
 
         A loss that has been prepared, here or in the run whose weights were loaded, needs none.
-        """
-        return [
-            Preparation(self, loss, pairs)
-            for loss, pairs in self.distillation_parts()
-            if loss.preparation is not None and not float(loss.prepared)
-        ]
-
-    def prepare(self, x=None, y=None, epochs=None, verbose="auto", **kwargs):
-        """Runs the stage before training that some losses need; `fit` does it where it is due.
-
-        Args:
-            x: As in `fit`.
-            y: As in `fit`.
-            epochs: Integer, for how long; None for what each loss asks for.
-            verbose: As in `fit`.
-            **kwargs: Other arguments of `keras.Model.fit` that describe the data, such as
-                `batch_size` or `steps_per_epoch`.
 
         Raises:
             UsageError: If the shapes of the student's features are not known yet.
         """
-        if any(loss.preparation is not None for loss in self.distillation_losses):
-            if not self.built:
-                raise UsageError(
-                    f"Student {self.student.name!r} has not run yet, so its shapes are unknown: "
-                    "call the distiller on a batch first."
-                )
-            for preparation in self.preparations():
-                if verbose:
-                    print(f"Preparing loss {preparation.prepared_loss.name!r}")
-                preparation.fit(
-                    x, y, epochs=epochs or preparation.epochs, verbose=verbose, **kwargs
-                )
-                preparation.finish()
-
-    def fit(self, x=None, y=None, **kwargs):
-        """Trains the student, after the preparation that a loss may need; see `prepare`."""
-        of_data = ("batch_size", "sample_weight", "class_weight", "steps_per_epoch", "shuffle")
-        described = {name: kwargs[name] for name in of_data if name in kwargs}
-        self.prepare(x, y, verbose=kwargs.get("verbose", "auto"), **described)
-        return super().fit(x, y, **kwargs)
-
-    def start_epoch(self, epoch):
-        """Tells the losses, whose weights and temperatures may be schedules."""
-        super().start_epoch(epoch)
-        for loss in self.distillation_losses:
-            loss.start_epoch(epoch)
+        due = [part for part in self.distillation_parts() if part[0].preparation is not None]
+        if due and not self.built:
+            raise UsageError(
+                f"Student {self.student.name!r} has not run yet, so its shapes are unknown: call "
+                "the distiller on a batch first."
+            )
+        return [Preparation(self, *part) for part in due if not float(part[0].prepared)]
 
     def distillation_terms(self, batch, student, teacher, masks=None):
         """Computes every loss, at its spots.

@@ -3,12 +3,12 @@
 import math
 
 import keras
-import tensorflow as tf
 from keras import ops
 
-from tfkd import losses, plots, runtime, schedules, taps
+from tfkd import losses, plots, schedules, taps
 from tfkd.distillers import checks
-from tfkd.distillers.distiller import Distiller, Untracked
+from tfkd.distillers.distiller import Distiller
+from tfkd.distillers.trainer import Untracked
 from tfkd.errors import UsageError, unknown
 
 TARGETS = ("mean", "pairwise")
@@ -89,11 +89,6 @@ class MutualDistiller(Distiller):
     id = "mutual"
 
     def __init__(self, students, temperature=1.0, mutual_weight=1.0, targets="mean", name=None):
-        self._set_up(students, temperature, mutual_weight, targets, name)
-        self._build_if_known()
-
-    def _set_up(self, students, temperature, mutual_weight, targets, name):
-        """Is the constructor, but for building, after which Keras takes no more parts."""
         students = checks.check_students(students)
         super().__init__(students[0], name=name)
         if targets not in TARGETS:
@@ -104,19 +99,6 @@ class MutualDistiller(Distiller):
         schedules.number_or_schedule("mutual_weight", mutual_weight, nonnegative=True)
         self.mutual = losses.KnowledgeDistillation(temperature, weight=mutual_weight, name="mutual")
         self._ensemble = Untracked(model=None)
-        for part in ("student_loss", "peers_loss", "mutual_loss"):
-            self.add_tracker(part)
-        for learner in (*self.peer_names, "mean", ENSEMBLE):
-            self.add_tracker(f"{learner}_accuracy", evaluated=True)
-        runtime.synchronize_batch_normalization(self)
-
-    def _build_if_known(self):
-        """Builds where a student tells the shape of its inputs."""
-        shapes = [
-            student.input_shape for student in self.students if taps.output(student) is not None
-        ]
-        if shapes:
-            self.build(shapes[0])
 
     @property
     def students(self):
@@ -139,7 +121,6 @@ class MutualDistiller(Distiller):
                 )
         spots = len(shapes) * (len(self.peers) if self.targets == "pairwise" else 1)
         self.mutual.build(shapes[:1] * spots, shapes[:1] * spots)
-        self.built = True
 
     def compile(self, optimizer="sgd", loss=None, metrics=None, peer_optimizers=None, **kwargs):
         """Configures training.
@@ -165,15 +146,15 @@ class MutualDistiller(Distiller):
                 f"first; received {given!r}."
             )
         super().compile(optimizer, loss, metrics, **kwargs)
-        further = [kwargs.get(name) for name in self.further_optimizers]
-        if checks.one_is_there_twice([optimizer, *(given or ()), *further]):
-            names = ", ".join(["optimizer", *self.further_optimizers])
+        further = [kwargs.get(name) for name in self.extra_optimizers]
+        if checks.has_duplicates([optimizer, *(given or ()), *further]):
+            names = ", ".join(["optimizer", *self.extra_optimizers])
             raise UsageError(
                 f"{names} and peer_optimizers must be different objects: each keeps the state of "
                 "its own variables. Without peer_optimizers, optimizer updates all students."
             )
         self.peer_optimizers = given and [
-            self._own_optimizer(f"peer_optimizers[{position}]", one)
+            self._extra_optimizer(f"peer_optimizers[{position}]", one)
             for position, one in enumerate(given)
         ]
 
@@ -189,20 +170,11 @@ class MutualDistiller(Distiller):
         names = ["optimizer", *(f"{name}_optimizer" for name in self.peer_names)]
         return dict(zip(names, zip([self.optimizer, *self.peer_optimizers], variables)))
 
-    def start_epoch(self, epoch):
-        """Tells the loss, whose weight and temperature may be schedules."""
-        super().start_epoch(epoch)
-        self.mutual.start_epoch(epoch)
-
-    def train_step(self, data):
-        """Runs every classifier once, and lets each learn from the labels and from the others."""
-        batch = self.unpack(data)
-        with tf.GradientTape(persistent=self.peer_optimizers is not None) as tape:
-            logits = self.observe_students(batch)
-            objective = self.objective(batch, self.teach_each_other(batch, logits))
-        self.update_students(tape, objective)
+    def compute_losses(self, batch):
+        """Runs every classifier once; each learns from the labels and from the others."""
+        logits = self.observe_students(batch)
         self.track_accuracies(batch, logits)
-        return self.logs(batch, logits[0])
+        return logits[0], self.teach_each_other(batch, logits)
 
     def observe_students(self, batch, training=True):
         """Runs every classifier once.
@@ -210,7 +182,7 @@ class MutualDistiller(Distiller):
         Returns:
             A list of float32 logits `(batch, classes)`.
         """
-        outputs = [student(batch.inputs, training=training) for student in self.students]
+        outputs = [self.run_student(batch, one, one, training) for one in self.students]
         return [ops.cast(logits, "float32") for logits in outputs]
 
     def teach_each_other(self, batch, logits):
@@ -253,11 +225,6 @@ class MutualDistiller(Distiller):
         masks = None if sample_mask is None else [sample_mask] * len(pupils)
         value = self.distillation_loss(self.mutual, batch, pupils, teachers, masks)
         return value * len(logits) / len(pupils)
-
-    def update_students(self, tape, objective):
-        """Takes one step of every classifier."""
-        for optimizer, variables in self.student_optimizers().values():
-            self.update(tape, objective, optimizer, variables)
 
     def track_accuracies(self, batch, logits):
         """Logs the accuracies of all classifiers but the first, the mean and the ensemble's."""

@@ -1,7 +1,5 @@
 """The stage before training that some losses need."""
 
-import tensorflow as tf
-
 from tfkd.distillers.distiller import Distiller
 from tfkd.optimizers import SGD
 
@@ -32,10 +30,14 @@ class Preparation(Distiller):
         self.prepared_loss = loss
         self._pairs = pairs
         self.watch([student for student, _ in pairs], [teacher for _, teacher in pairs])
-        self.built = True
         settings = {**loss.preparation}
         self.epochs = settings.pop("epochs")
         self.compile(SGD(**settings), accumulation_steps=distiller.accumulation_steps)
+
+    def ensure_built(self):
+        """Notes that all parts are built: the distiller has done so."""
+        if not self.built:
+            self.build(None)
 
     def optimizers(self):
         """Returns `{name: (optimizer, variables it updates)}`."""
@@ -49,18 +51,14 @@ class Preparation(Distiller):
         """Notes that the loss is prepared; the note is saved with its weights."""
         self.prepared_loss.prepared.assign(1)
 
-    def train_step(self, data):
-        """Takes one step on what the loss minimises before training."""
+    def compute_losses(self, batch):
+        """Computes what the loss minimises before training."""
         loss = self.prepared_loss
-        batch = self.unpack(data)
         teacher = self.observe_teacher(batch)
-        with tf.GradientTape() as tape:
-            student = self.observe_student(batch, training=loss.prepares_student)
-            value = loss.preparation_loss(
-                [student[tap] for tap, _ in self._pairs],
-                [teacher[tap] for _, tap in self._pairs],
-                training=True,
-            )
-            objective = self.objective(batch, {"preparation_loss": (1.0, value)})
-        self.update(tape, objective, *self.optimizers()["optimizer"])
-        return self.get_metrics_result()
+        student = self.observe_student(batch, training=loss.prepares_student)
+        value = loss.preparation_loss(
+            [student[tap] for tap, _ in self._pairs],
+            [teacher[tap] for _, tap in self._pairs],
+            training=True,
+        )
+        return None, {"preparation_loss": (1.0, value)}

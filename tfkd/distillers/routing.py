@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from tfkd import taps
-from tfkd.distillers.distiller import Untracked
+from tfkd.distillers.trainer import Untracked
 from tfkd.layers import Adapter
 
 

@@ -140,7 +140,7 @@ class SAKD(LossesDistiller):
     """
 
     id = "sakd"
-    further_optimizers = {
+    extra_optimizers = {
         "policy_optimizer": {
             "name": "sgd",
             "relative_learning_rate": 0.5,
@@ -189,13 +189,9 @@ class SAKD(LossesDistiller):
             bias = 10.0 if homogeneous else 0.0
             self.policy = SpotPolicy(len(self.spots), bias, gumbel_temperature)
             self.routing = Routing(student, teacher, self.spots[:-1], dtype=self.dtype_policy)
-            self.add_tracker("routing_loss")
-            self.add_tracker("routing_accuracy")
         else:
-            self.further_optimizers = {}
+            self.extra_optimizers = {}
             self.seed_generator = keras.random.SeedGenerator()
-        for spot, _ in self.spots:
-            self.add_tracker(_share(spot))
         # Per class the samples distilled at each spot in this epoch, and in the last column all.
         self.counts = self.add_weight(
             shape=(student.output_shape[-1], len(self.spots) + 1),
@@ -205,7 +201,6 @@ class SAKD(LossesDistiller):
             aggregation="only_first_replica",
             name="counts",
         )
-        self.build(student.input_shape)
 
     def _spots_in_order(self):
         """Returns the different pairs of taps but the logits, from the first to the last."""
@@ -273,7 +268,7 @@ class SAKD(LossesDistiller):
         """
         shape = (len(self.spots),)
         if self.decisions == "always":
-            return ops.ones((batch.rows, *shape))
+            return ops.ones((batch.size, *shape))
         if self.policy is None:
             drawn = runtime.draw_per_sample(
                 lambda size: keras.random.uniform((size, *shape), seed=self.seed_generator),
@@ -288,7 +283,10 @@ class SAKD(LossesDistiller):
     def route(self, batch, teacher, decisions):
         """Returns the logits of the features that the decisions route through both networks."""
         _, first = self.spots[0]
-        return self.routing(batch.inputs, teacher[first], decisions, training=True)
+        routed = self.routing(batch.inputs, teacher[first], decisions, training=True)
+        # This pass does not train the student, whose regularizers it does not count for.
+        runtime.take_activity_losses(self.student)
+        return routed
 
     def routing_objective(self, batch, routed, decisions, student_loss):
         """Returns what policy and adapters minimise, `L_R` of the class.
@@ -310,8 +308,8 @@ class SAKD(LossesDistiller):
         # The whole batch counts: a replica must not be pushed for others to make up for.
         hinge = ops.where(runtime.sum_over_replicas(too_few) > 0, too_few, 0.0)
         self.track_accuracy("routing_accuracy", routed, batch)
-        terms = {"routing_loss": (1.0, factor * routing_loss + self.sum_as_mean(batch, hinge))}
-        return self.own_objective(batch, terms)
+        terms = {"routing_loss": (1.0, factor * routing_loss + batch.sum_as_mean(hinge))}
+        return self.auxiliary_objective(batch, terms)
 
     def selected(self, decisions):
         """Returns who is distilled where, `(batch, spots)` of zeros and ones, without gradient."""
@@ -324,7 +322,7 @@ class SAKD(LossesDistiller):
         """Decides, routes and distils; policy and adapters take their step before the student."""
         batch = self.unpack(data)
         teacher = self.observe_teacher(batch)
-        with tf.GradientTape(persistent=True) as tape:
+        with tf.GradientTape(persistent=self.policy is not None) as tape:
             student = self.observe_student(batch)
             student_loss = self.student_loss(batch, student["logits"])
             decisions = self.decide(batch, student, teacher)
@@ -332,17 +330,38 @@ class SAKD(LossesDistiller):
                 routed = self.route(batch, teacher, decisions)
                 routing_objective = self.routing_objective(batch, routed, decisions, student_loss)
             selected = self.selected(decisions)
-            masks = dict(zip(self.spots, ops.unstack(selected, axis=1)))
-            terms = {
-                "student_loss": (self.student_loss_weight, student_loss),
-                **self.distillation_terms(batch, student, teacher, masks),
-            }
+            terms = self.distil(batch, student, teacher, student_loss, selected)
             objective = self.objective(batch, terms)
         if self.policy is not None:
             self.update(tape, routing_objective, self.policy_optimizer, self.policy_variables)
         self.update(tape, objective, self.optimizer, self.student_variables)
         self.count(batch, selected)
         return self.logs(batch, student["logits"])
+
+    def compute_losses(self, batch):
+        """Decides and distils; the losses are the student's."""
+        teacher = self.observe_teacher(batch)
+        student = self.observe_student(batch)
+        logits = student["logits"]
+        selected = self.selected(self.decide(batch, student, teacher))
+        student_loss = self.student_loss(batch, logits)
+        return logits, self.distil(batch, student, teacher, student_loss, selected)
+
+    def distil(self, batch, student, teacher, student_loss, selected):
+        """Returns the terms of the student's objective.
+
+        Args:
+            batch: The `Batch`.
+            student: `{tap: tensor}`, from `observe_student`.
+            teacher: `{tap: tensor}`, from `observe_teacher`.
+            student_loss: Scalar, the student's loss on the labels.
+            selected: From `selected()`.
+        """
+        masks = dict(zip(self.spots, ops.unstack(selected, axis=1)))
+        return {
+            "student_loss": (self.student_loss_weight, student_loss),
+            **self.distillation_terms(batch, student, teacher, masks),
+        }
 
     def count(self, batch, selected):
         """Notes who is distilled where, for the logs and for the picture per class."""
@@ -423,8 +442,6 @@ def _vector(features):
 
 def _taking_part(batch):
     """Returns 1 for the samples of a batch that count and 0 for those of weight 0."""
-    # None of a replica that has no sample.
-    any_sample = ops.cast(batch.size > 0, "float32")
     if batch.sample_weight is None:
-        return any_sample * ops.ones((batch.rows,))
-    return any_sample * ops.cast(batch.sample_weight > 0, "float32")
+        return ops.ones((batch.size,))
+    return ops.cast(batch.sample_weight > 0, "float32")

@@ -17,7 +17,7 @@ def statistics(models):
 
 
 @contextlib.contextmanager
-def put_back(variables, keep=False):
+def restore_on_exit(variables, keep=False):
     """Gives variables at the end the values that they had at the beginning.
 
     Args:

@@ -41,16 +41,13 @@ class LossWatch:
         self._step.assign(0)
         self._first.assign([0] * _PARTS)
 
-    def count_step(self):
-        """Notes that a step begins."""
-        self._step.assign_add(1)
-
     def note(self, values):
-        """Notes which values are not finite.
+        """Counts a step, and notes which of its values are not finite.
 
         Args:
             values: `{part: scalar}`, of this replica.
         """
+        self._step.assign_add(1)
         for part in values:
             if part not in self._parts and len(self._parts) < _PARTS:
                 self._parts.append(part)
@@ -60,7 +57,7 @@ class LossWatch:
         found = runtime.sum_over_replicas(tf.cast(tf.logical_not(finite), tf.int64))
         found = tf.pad(found, [[0, _PARTS - len(self._parts)]])
         new = tf.logical_and(found > 0, self._first == 0)
-        self._first.assign(tf.where(new, tf.maximum(self._step.read_value(), 1), self._first))
+        self._first.assign(tf.where(new, self._step.read_value(), self._first))
 
     def found(self):
         """Returns `(step, [parts])`, the first step with parts that are not finite, or None."""

@@ -1,0 +1,443 @@
+"""Trainer: how Keras is told to train students, with several optimizers and on replicas."""
+
+import contextlib
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from tfkd import optimizers, runtime, taps
+from tfkd.distillers import checks
+from tfkd.errors import UsageError, check_positive_integer
+from tfkd.losses import DistillationLoss
+from tfkd.training.accumulation import Accumulation
+from tfkd.training.arguments import split_validation
+from tfkd.training.batch import Batch
+from tfkd.training.divergence import TOTAL, LossWatch, StopAtDivergence
+from tfkd.training.epoch_means import EpochMeans
+from tfkd.training.update import update
+
+
+class Untracked:
+    """Keeps models out of the distiller's variables, so out of its checkpoints and optimizers."""
+
+    def __init__(self, **values):
+        self.__dict__.update(values)
+
+
+class Trainer(keras.Model):
+    """What every `Distiller` does around its training step: the base class of that class.
+
+    It builds, compiles, fits, evaluates and saves; takes batches apart, lets optimizers take
+    their steps, and keeps the logs.
+
+    Args:
+        student: The `keras.Model` that is trained.
+        name: String, optional.
+    """
+
+    #: `{argument of compile: default settings}` of the optimizers beside the student's; settings
+    #: as `tfkd.optimizers.create` takes them.
+    extra_optimizers = {}
+
+    def __init__(self, student, name=None):
+        # The distiller only passes inputs on: casting them is up to each of the models.
+        super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
+        self.student = student
+        self.accumulation_steps = 1
+        self.distillation_sample_weight = True
+        # Not among what Keras tracks: logs are no part of saved weights.
+        self._means = Untracked(training=EpochMeans(), evaluation=EpochMeans())
+        self._evaluating = False
+        self._loss_watch = LossWatch()
+        self._accumulations = Untracked(by_optimizer={})
+        # As a variable, so that a compiled step sees it change.
+        self._epoch = self.add_weight(
+            shape=(),
+            initializer="zeros",
+            trainable=False,
+            dtype="float32",
+            aggregation="only_first_replica",
+            name="epoch",
+        )
+
+    @property
+    def students(self):
+        """All models that are trained as students, `student` first."""
+        return [self.student]
+
+    # Before training.
+
+    def build(self, input_shape):
+        """Creates the method's own weights; by default it has none.
+
+        Called once: by `compile`, or at the first batch where no student tells the shape of its
+        inputs before.
+
+        Args:
+            input_shape: Shape of the students' inputs, the batch included.
+        """
+
+    def ensure_built(self):
+        """Builds the distiller where a student tells the shape of its inputs."""
+        known = [student for student in self.students if taps.output(student) is not None]
+        if known and not self.built:
+            self.build(known[0].input_shape)
+
+    def compile(
+        self,
+        optimizer="sgd",
+        loss=None,
+        metrics=None,
+        weighted_metrics=None,
+        jit_compile="auto",
+        run_eagerly=False,
+        accumulation_steps=1,
+        distillation_sample_weight=True,
+        **kwargs,
+    ):
+        """Configures training, and builds the distiller.
+
+        Args:
+            optimizer: Optimizer of the student, and of connectors trained with it.
+            loss: The student's loss on the labels, a Keras loss of logits. Defaults to
+                `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`.
+            metrics: List of metrics of the student, as in `keras.Model.compile`.
+            weighted_metrics: The same, weighted by `sample_weight`.
+            jit_compile: Whether to compile with XLA; `"auto"` for what is faster on the device.
+            run_eagerly: Whether to run steps without compiling them, for debugging.
+            accumulation_steps: Integer, over how many batches every optimizer takes the mean of
+                its gradients before it takes one step: so a batch that does not fit into memory
+                is trained on in parts. Learning-rate schedules count the optimizer's steps.
+                What looks at a batch as a whole, such as batch normalization and relational
+                losses, sees the parts.
+            distillation_sample_weight: Whether `sample_weight` and `class_weight` of `fit`
+                multiply the distillation losses too. False: they are weights of the loss on the
+                labels alone, and every sample is distilled, those of weight 0 included, such as
+                images without a label.
+            **kwargs: Other arguments of `keras.Model.compile`, and the method's own optimizers:
+                each a Keras optimizer, its name, or a dictionary of settings as
+                `tfkd.optimizers.create` takes them.
+
+        Raises:
+            UsageError: If the loss expects probabilities, settings describe no optimizer, or a
+                distillation loss cannot compare the models' features.
+        """
+        checks.check_compile_arguments(type(self), kwargs)
+        check_positive_integer("accumulation_steps", accumulation_steps)
+        self.accumulation_steps = accumulation_steps
+        self.distillation_sample_weight = distillation_sample_weight
+        runtime.check_steps_per_execution(
+            kwargs.get("steps_per_execution", 1), self.distribute_strategy
+        )
+        extra = {
+            name: kwargs.pop(name, None) or default
+            for name, default in self.extra_optimizers.items()
+        }
+        self.label_loss = checks.label_loss(loss)
+        if jit_compile == "auto":
+            jit_compile = runtime.jit_compile() and not run_eagerly
+        with self._scope():
+            self.ensure_built()
+        super().compile(
+            optimizer=optimizer,
+            metrics=metrics,
+            weighted_metrics=weighted_metrics,
+            jit_compile=jit_compile,
+            run_eagerly=run_eagerly,
+            **kwargs,
+        )
+        for name, argument in extra.items():
+            setattr(self, name, self._extra_optimizer(name, argument))
+        if checks.has_duplicates([optimizer, *extra.values()]):
+            raise UsageError(
+                f"optimizer and {', '.join(extra)} must be different objects: each keeps the "
+                "state of its own variables."
+            )
+
+    def _extra_optimizer(self, name, argument):
+        """Returns an optimizer given to `compile`, for the distiller's precision."""
+        scales = self.dtype_policy.name == "mixed_float16"
+        return optimizers.resolve(name, argument, self.optimizer, scales)
+
+    def optimizers(self):
+        """Returns `{name: (optimizer, variables it updates)}`; what a resumed run restores."""
+        return {"optimizer": (self.optimizer, self.trainable_variables)}
+
+    def student_optimizers(self):
+        """Returns those of `optimizers()` that minimise the objective of `compute_losses`."""
+        return {
+            name: pair
+            for name, pair in self.optimizers().items()
+            if name not in self.extra_optimizers
+        }
+
+    def build_optimizers(self):
+        """Makes the optimizers' own variables, each for the variables that it updates.
+
+        Keras would make them for all trainable variables, of one optimizer only.
+        """
+        if not self.built:
+            return
+        runtime.synchronize_batch_normalization(self)
+        accumulations = self._accumulations.by_optimizer
+        for name, (optimizer, variables) in self.optimizers().items():
+            runtime.check_accumulation(
+                name, optimizer, self.accumulation_steps, self.distribute_strategy
+            )
+            # One that scales the loss would add its variables a second time.
+            if not optimizer.built:
+                optimizer.build(variables)
+            if self.accumulation_steps > 1:
+                if id(optimizer) not in accumulations:
+                    accumulations[id(optimizer)] = Accumulation(optimizer, variables)
+                accumulations[id(optimizer)].steps = self.accumulation_steps
+
+    def preparations(self):
+        """Returns the stages that must run before training, as distillers; by default none."""
+        return []
+
+    def prepare(self, x=None, y=None, epochs=None, verbose="auto", **kwargs):
+        """Runs the stage before training that some losses need; `fit` does it where it is due.
+
+        Args:
+            x: As in `fit`.
+            y: As in `fit`.
+            epochs: Integer, for how long; None for what each loss asks for.
+            verbose: As in `fit`.
+            **kwargs: Other arguments of `keras.Model.fit` that describe the data, such as
+                `batch_size` or `steps_per_epoch`.
+
+        Raises:
+            UsageError: If the shapes of the student's features are not known yet.
+        """
+        for preparation in self.preparations():
+            if verbose:
+                print(f"Preparing loss {preparation.prepared_loss.name!r}")
+            preparation.fit(x, y, epochs=epochs or preparation.epochs, verbose=verbose, **kwargs)
+            preparation.finish()
+
+    def own_callbacks(self, x, batch_size=None, epochs=1):
+        """Returns callbacks of the method itself, for `fit`; by default none.
+
+        Args:
+            x: What `fit` trains on, without the samples of `validation_split`.
+            batch_size: Integer, or None for Keras' default.
+            epochs: Integer, the last epoch.
+        """
+        return []
+
+    # Training and evaluation, as Keras calls them.
+
+    def start_training(self, epochs, steps):
+        """Tells what depends on it how long training is; `fit` calls it before the first step.
+
+        Args:
+            epochs: Integer, those of earlier calls that this one resumes included.
+            steps: Integer, the steps of an epoch; None where the data does not tell.
+        """
+
+    def start_epoch(self, epoch):
+        """Tells schedules and losses which epoch begins; `fit` calls it at every beginning.
+
+        Args:
+            epoch: Number, counted from 0.
+        """
+        self._epoch.assign(epoch)
+        for layer in self._flatten_layers():
+            if isinstance(layer, DistillationLoss):
+                layer.start_epoch(epoch)
+
+    def fit(self, x=None, y=None, *, callbacks=None, **kwargs):
+        """Trains the student; the arguments are those of `keras.Model.fit`.
+
+        They are keyword only from `batch_size` on. In the logs `val_loss` is the loss on the
+        labels alone, since validation runs the student alone. `sample_weight` and `class_weight`
+        multiply the distillation losses too, unless `compile` is told otherwise. Under several
+        replicas the samples of a batch that would leave a replica without one are left out.
+
+        Raises:
+            DivergenceError: If a part of the loss becomes NaN or infinite.
+            UsageError: If a label is outside the classes, or a model turns out to output
+                probabilities.
+        """
+        self._check_ready(y)
+        checks.check_first_batch(self.student, self.teacher, self.teacher_preprocessing, x)
+        x, y, kwargs = split_validation(x, y, kwargs)
+        of_data = ("batch_size", "sample_weight", "class_weight", "steps_per_epoch", "shuffle")
+        described = {name: kwargs[name] for name in of_data if name in kwargs}
+        self.prepare(x, y, verbose=kwargs.get("verbose", "auto"), **described)
+        if isinstance(x, tf.data.Dataset):
+            # Keras' default, which it warns that it ignores for a data set.
+            kwargs.setdefault("shuffle", False)
+        announce = keras.callbacks.LambdaCallback(
+            on_train_begin=lambda logs: self.start_training(
+                announce.params["epochs"], announce.params["steps"] or steps
+            ),
+            on_epoch_begin=lambda epoch, logs: self.start_epoch(epoch),
+        )
+        callbacks = [
+            announce,
+            StopAtDivergence(self._loss_watch),
+            *self.own_callbacks(x, kwargs.get("batch_size"), kwargs.get("epochs", 1)),
+            *keras.tree.flatten(callbacks or []),
+        ]
+        with self._scope(), checks.clear_label_errors(self.student):
+            self.build_optimizers()
+            x, y, kwargs, steps = runtime.drop_remainder(x, y, kwargs)
+            return super().fit(x, y, callbacks=callbacks, **kwargs)
+
+    def train_on_batch(self, *args, **kwargs):
+        """Takes one training step, as `keras.Model.train_on_batch`."""
+        self._check_ready()
+        with self._scope(), checks.clear_label_errors(self.student):
+            self.build_optimizers()
+            return super().train_on_batch(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        """Evaluates the student; the arguments are those of `keras.Model.evaluate`."""
+        return self._while_evaluating(super().evaluate, *args, **kwargs)
+
+    def test_on_batch(self, *args, **kwargs):
+        """Evaluates the student on one batch, as `keras.Model.test_on_batch`."""
+        return self._while_evaluating(super().test_on_batch, *args, **kwargs)
+
+    def _while_evaluating(self, function, *args, **kwargs):
+        # The values tracked in training have no meaning there: `metrics` leaves them out.
+        self._evaluating = True
+        try:
+            with self._scope(), checks.clear_label_errors(self.student):
+                return function(*args, **kwargs)
+        finally:
+            self._evaluating = False
+
+    def _scope(self):
+        """The scope that the distiller was built in, which `fit` may be called outside of."""
+        strategy = self._distribute_strategy
+        return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+    def _check_ready(self, labels=None):
+        """Raises a `UsageError` for what training would stumble over much later."""
+        if not self.compiled or self.optimizer is None:
+            raise UsageError("Compile the distiller with an optimizer before training it.")
+        runtime.check_scope(self._distribute_strategy)
+        if self.student.built and not self.student.trainable_variables:
+            raise UsageError(
+                f"Student {self.student.name!r} has nothing to train: set student.trainable = True."
+            )
+        checks.check_labels(labels)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        if iterator is not None and runtime.num_replicas() > 1:
+            _, _, batches = next(iter(iterator))
+            iterator, data_batch = None, runtime.of_one_replica(next(batches))
+        super()._maybe_symbolic_build(iterator, data_batch)
+
+    def _make_function(self, step_function):
+        make = super()._make_function
+        return runtime.function_of_step(make, step_function, self.distribute_strategy)
+
+    def save(self, filepath, **kwargs):
+        """Saves the plain student: see `keras.Model.save`.
+
+        The state of training (connectors, optimizers) is in `save_weights`; the teacher in
+        neither.
+        """
+        self.student.save(filepath, **kwargs)
+
+    def export(self, filepath, **kwargs):
+        """Exports the plain student: see `keras.Model.export`."""
+        self.student.export(filepath, **kwargs)
+
+    # The frame of a step: what it gets, how it updates, what it logs.
+
+    def unpack(self, data):
+        """Returns the `Batch` of what `fit` hands to `train_step`.
+
+        Labels may come as `{"label": ..., "index": ...}`, with the positions of the samples in
+        the training set, which some losses need.
+        """
+        inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if not self.built and hasattr(inputs, "shape"):
+            # A student whose shapes only data tells. Variables are made outside of the step.
+            with tf.init_scope():
+                self.build((None, *inputs.shape[1:]))
+                self.build_optimizers()
+        indices = None
+        if isinstance(labels, dict):
+            labels, indices = labels["label"], labels.get("index")
+        size = ops.shape(tf.nest.flatten(inputs)[0])[0]
+        if not self._evaluating:
+            runtime.check_samples(size)
+        share = runtime.share_of_batch(size)
+        return Batch(inputs, labels, sample_weight, indices, size, share)
+
+    def update(self, tape, objective, optimizer, variables, unconnected="none", clip_norm=None):
+        """Takes one step of one optimizer on its own variables, and on no others.
+
+        Args:
+            tape: The `tf.GradientTape` that recorded the objective.
+            objective: Scalar, from `objective()` or `auxiliary_objective()`.
+            optimizer: A Keras optimizer.
+            variables: List of the variables that it updates.
+            unconnected: What a variable gets on which the objective does not depend: `"none"`,
+                no update; `"zero"`, that of a gradient of zero, in which momentum and weight
+                decay go on.
+            clip_norm: Number, what the norm of the whole gradient, that of all replicas, is
+                clipped to; None for no clipping.
+
+        Where gradients are accumulated, the step is one on their mean, and only every
+        `accumulation_steps`-th call takes it.
+        """
+        accumulation = None
+        if self.accumulation_steps > 1:
+            accumulation = self._accumulations.by_optimizer[id(optimizer)]
+        update(tape, objective, optimizer, variables, unconnected, clip_norm, accumulation)
+
+    def declare_logs(self, names):
+        """Names values that only some epochs log; in the others they are 0.
+
+        Whatever else a step logs needs no declaration.
+
+        Args:
+            names: Iterable of strings.
+        """
+        self._means.training.declare(names)
+
+    def track(self, name, value, batch):
+        """Logs a value: in the logs of an epoch is its mean over the samples.
+
+        Args:
+            name: String.
+            value: Scalar, a mean over this replica's samples.
+            batch: The `Batch`.
+        """
+        batch.values[name] = value
+
+    def logs(self, batch, logits=None):
+        """Adds what the step has logged to the means of the epoch; called once, at its end.
+
+        Args:
+            batch: The `Batch`.
+            logits: The student's logits, for the metrics given to `compile`; None to leave these
+                out.
+
+        Returns:
+            All logs, `{name: scalar}`.
+        """
+        values = dict(batch.values)
+        means = self._means.evaluation if self._evaluating else self._means.training
+        self._loss_tracker.update_state(values.pop(TOTAL), sample_weight=batch.size)
+        means.update_state(values, batch.size)
+        if not self._evaluating:
+            self._loss_watch.note(batch.parts)
+        if logits is None:
+            return self.get_metrics_result()
+        logits = ops.cast(logits, "float32")
+        return self.compute_metrics(batch.inputs, batch.labels, logits, batch.sample_weight)
+
+    @property
+    def metrics(self):
+        """The metrics of the student, and the means of what the method logs."""
+        means = self._means.evaluation if self._evaluating else self._means.training
+        return [*super().metrics, means]

@@ -1,0 +1,1 @@
+"""What training steps are made of: batches, logs, updates, preparation, statistics."""
