@@ -98,6 +98,19 @@ def check_share(name, value):
         raise UsageError(f"{name} must be a number between 0 and 1; received {value!r}.")
 
 
+def raised_within(error):
+    """Returns the `UsageError` that was raised in a function that TensorFlow calls.
+
+    Args:
+        error: Exception in whose text TensorFlow has put it.
+
+    Returns:
+        A `UsageError`, to be raised by the caller; None if there is none in it.
+    """
+    told = re.search(r"\bUsageError: (.+)", str(error))
+    return told and UsageError(told[1])
+
+
 @contextlib.contextmanager
 def told_in_one_line():
     """Ends the process where a command finds a mistake: with one line, and exit code `MISTAKE`.
@@ -113,6 +126,8 @@ def told_in_one_line():
     except UsageError as error:
         _stop(error)
     except Exception as error:
+        if told := raised_within(error):
+            _stop(told)
         # Python's own error tells a number, those of TensorFlow (TensorBoard's files) only a text.
         full = re.search(rf"(?:(/\S+); *)?{os.strerror(errno.ENOSPC)}", str(error))
         if full:
