@@ -99,16 +99,20 @@ def check_share(name, value):
 
 
 def raised_within(error):
-    """Returns the `UsageError` that was raised in a function that TensorFlow calls.
+    """Returns the `UsageError` that a TensorFlow graph has raised, by `tf.debugging.Assert`.
 
     Args:
-        error: Exception in whose text TensorFlow has put it.
+        error: Exception in whose text TensorFlow has put `[UsageError: ...]`.
 
     Returns:
         A `UsageError`, to be raised by the caller; None if there is none in it.
     """
-    told = re.search(r"\bUsageError: (.+)", str(error))
-    return told and UsageError(told[1])
+    told = re.search(r"\[UsageError: (.+)\]", str(error))
+    if not told:
+        return None
+    # TensorFlow writes what is no plain ASCII as a C program would.
+    text = told[1].encode("ascii", "backslashreplace").decode("unicode_escape")
+    return UsageError(text.encode("latin-1").decode("utf-8", "replace"))
 
 
 @contextlib.contextmanager

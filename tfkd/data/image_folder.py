@@ -2,13 +2,11 @@
 
 import collections
 import concurrent.futures
-import io
 import os
 import random
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image
 
 from tfkd.errors import UsageError
 
@@ -19,8 +17,9 @@ SPLITS = {
     "test": ("test",),
 }
 
-#: What files of images are taken for, by their extension, in any case.
-FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+#: What is taken for an image, by its extension, in any case: what TensorFlow decodes, but BMP,
+#: where it takes the numbers of a palette for grey levels.
+FORMATS = (".gif", ".jpeg", ".jpg", ".png", ".webp")
 
 #: How many names a line lists before it breaks off.
 LISTED = 3
@@ -93,11 +92,16 @@ class ImageFolder:
         files, labels = (part[start:stop] for part in self._splits[split])
         # Bytes: a name need not be UTF-8.
         files = [os.fsencode(file) for file in files]
-        dataset = tf.data.Dataset.from_tensor_slices((files, labels))
-        return dataset.map(
-            lambda file, label: {"image": _decoded(file), "label": label},
+        dataset = tf.data.Dataset.from_tensor_slices((files, labels)).enumerate()
+        dataset = dataset.map(
+            lambda position, pair: {
+                "position": position,
+                "image": _decode(pair[0]),
+                "label": pair[1],
+            },
             num_parallel_calls=tf.data.AUTOTUNE,
         )
+        return _naming_the_broken(dataset, files)
 
     def describe(self, parts):
         """Returns what was found, left out and is missing, as lines of text.
@@ -140,9 +144,9 @@ class ImageFolder:
     def _whole(self, split, files):
         """Returns the files that can be decoded, and remembers the others."""
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            reasons = list(pool.map(lambda pair: _why_broken(pair[0]), files))
-        self._broken += [file for (file, _), reason in zip(files, reasons) if reason]
-        whole = [pair for pair, reason in zip(files, reasons) if not reason]
+            broken = list(pool.map(lambda pair: _is_broken(pair[0]), files))
+        self._broken += [file for (file, _), found in zip(files, broken) if found]
+        whole = [pair for pair, found in zip(files, broken) if not found]
         if files and not whole:
             raise UsageError(
                 f"None of the {len(files)} images in {self.directory}/{self._folders[split]} can "
@@ -205,48 +209,52 @@ def _files(folder, above=()):
             yield entry.path
 
 
-def _decoded(file):
-    """Returns the image in a file as a uint8 tensor `(height, width, 3)`.
-
-    TensorFlow's own operation in the graph would not tell which file it could not decode.
-    """
-    image = tf.numpy_function(_decode, [file], tf.uint8)
+def _decode(file):
+    """Returns the image in a file as a uint8 tensor `(height, width, 3)`; of several, the first."""
+    content = tf.io.read_file(file)
+    image = tf.io.decode_image(content, channels=3, expand_animations=False)
     image.set_shape((None, None, 3))
     return image
 
 
-def _decode(file):
-    """Returns the image in a file as an RGB array; of several, the first."""
-    file = os.fsdecode(file)
-    reason = "it is no whole image"
+def _is_broken(file):
     try:
-        with open(file, "rb") as stream:
-            content = stream.read()
-        if content.startswith((b"\xff\xd8", b"\x89PNG")):
-            with tf.device("CPU:0"):
-                return tf.io.decode_image(content, channels=3).numpy()
-        # TensorFlow takes the numbers of a palette in a BMP file for grey levels, and knows no
-        # animated WebP.
-        with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image.convert("RGB"))
-    except (tf.errors.OpError, Image.DecompressionBombError, SyntaxError, ValueError):
-        pass
-    except OSError as error:
-        # Pillow's have no number.
-        reason = error.strerror or ("it is empty" if not content else reason)
-    raise UsageError(
-        f"Image {file} cannot be decoded ({reason}): mend or remove it, or leave out all such "
-        "files by skip_broken=True (--config.data.skip_broken=True)."
+        with tf.device("CPU:0"):
+            _decode(os.fsencode(file))
+    except tf.errors.OpError:
+        return True
+    return False
+
+
+def _naming_the_broken(dataset, files):
+    """Makes a dataset of `{"position", ...}`, one for each file, tell which file it fails at.
+
+    The error of TensorFlow's decoder does not. A Python function around it would, but with
+    deterministic ops TensorFlow runs such a function for one file at a time. So a file that fails
+    is dropped, and what comes in its place has the wrong position.
+    """
+    names = tf.constant(files)
+    last = tf.nest.map_structure(
+        lambda spec: tf.zeros([size or 0 for size in spec.shape], spec.dtype), dataset.element_spec
     )
+    last["position"] = tf.constant(len(files), tf.int64)
 
+    def check(expected, example):
+        told = tf.strings.join(
+            [
+                "UsageError: Image ",
+                names[expected],
+                " cannot be decoded, it is empty, damaged or something else: mend or remove it, "
+                "or leave out all such files by skip_broken=True (--config.data.skip_broken=True).",
+            ]
+        )
+        right = tf.debugging.Assert(example["position"] == expected, [told])
+        with tf.control_dependencies([right]):
+            return tf.nest.map_structure(tf.identity, example)
 
-def _why_broken(file):
-    """Returns why a file cannot be decoded; None if it can."""
-    try:
-        _decode(file)
-    except UsageError as error:
-        return str(error)
-    return None
+    # Without an element behind the last, a dataset that fails there would end before it is seen.
+    dataset = dataset.ignore_errors().concatenate(tf.data.Dataset.from_tensors(last))
+    return dataset.enumerate().take(len(files)).map(check)
 
 
 def _number(count, one, several):
