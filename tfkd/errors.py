@@ -110,8 +110,8 @@ def raised_within(error):
     told = re.search(r"\[UsageError: (.+)\]", str(error))
     if not told:
         return None
-    # TensorFlow writes what is no plain ASCII as a C program would.
-    text = told[1].encode("ascii", "backslashreplace").decode("unicode_escape")
+    # TensorFlow escapes quotes, and bytes that are no UTF-8, as in C.
+    text = told[1].encode("utf-8", "replace").decode("unicode_escape")
     return UsageError(text.encode("latin-1").decode("utf-8", "replace"))
 
 
