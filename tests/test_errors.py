@@ -29,6 +29,19 @@ def test_a_full_disk_is_one_line(error, name, capsys):
     assert capsys.readouterr().err == f"{expected}goes on.\n"
 
 
+def test_what_a_graph_says_is_wrong_is_one_line(capsys):
+    """As of a file that a pipeline comes upon in the middle of an epoch."""
+    told = tf.constant("UsageError: Image it's \u00eatre[1].png cannot be decoded: mend it.")
+    numbers = tf.data.Dataset.range(3)
+    checked = numbers.map(lambda x: [tf.debugging.Assert(x < 2, [told]), x][1])
+    with pytest.raises(SystemExit) as stop, errors.told_in_one_line():
+        list(checked)
+    assert stop.value.code == errors.MISTAKE
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: Image it's \u00eatre[1].png cannot be decoded: mend it."
+    )
+
+
 @pytest.mark.parametrize("error", [RuntimeError("a defect"), OSError("another"), KeyError("x")])
 def test_defects_keep_their_traceback(error):
     with pytest.raises(type(error)), errors.told_in_one_line():

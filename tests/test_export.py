@@ -178,6 +178,8 @@ def test_an_exported_model_says_of_pixels_what_the_original_says(case, exported,
     assert found["bytes"] == sum(file.stat().st_size for file in files)
     assert not (path / "old").exists()
     assert not list(path.parent.glob(".*"))
+    names = path.with_name(f"{path.name}.labels.txt").read_text(encoding="utf-8")
+    assert names.splitlines() == list(data.class_names)
 
 
 @pytest.mark.parametrize(

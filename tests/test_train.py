@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import keras
 import mistakes
@@ -18,7 +19,8 @@ from commands import SMALL, call, refused
 
 import tfkd
 import tfkd.config
-from tfkd import checkpoint, command_line, compare, experiment, train, work_directory
+from tfkd import check, checkpoint, command_line, compare, experiment, train, work_directory
+from tfkd.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,60 @@ def test_a_run_leaves_its_artefacts(finished):
     assert list((finished / "tensorboard").rglob("events*"))
     assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert not list(finished.rglob("*.partial.*"))
+    assert (finished / "class_names.txt").read_text().split() == [*"0123456789"]
+
+
+@pytest.mark.parametrize(
+    "there, message",
+    [
+        ("cat\ndög\n", None),
+        ("cat\nfox\n", "changed: dög, fox"),
+        ("cat\n", "changed: dög"),
+        ("dög\ncat\n", "changed: their order"),
+    ],
+)
+def test_a_run_goes_on_with_the_classes_that_it_began_with(tmp_path, there, message):
+    data = types.SimpleNamespace(name="photos", class_names=("cat", "dög"))
+    work_directory.check_class_names(tmp_path, data)  # A run of before has none.
+    (tmp_path / "class_names.txt").write_text(there, encoding="utf-8")
+    if message is None:
+        work_directory.check_class_names(tmp_path, data)
+        work_directory.write_class_names(tmp_path / "again.txt", data.class_names)
+        assert (tmp_path / "again.txt").read_text(encoding="utf-8") == there
+        return
+    with pytest.raises(UsageError, match=message):
+        work_directory.check_class_names(tmp_path, data)
+
+
+def test_a_run_on_a_folder_says_what_it_found_and_names_a_broken_file(tmp_path, capsys):
+    for split in ("train", "val", "test"):
+        for shade, name in enumerate(("dark", "light")):
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for number in range(8):
+                image = np.full((8, 8, 3), 100 * shade + number, np.uint8)
+                keras.utils.save_img(folder / f"{number}.png", image)
+    broken = tmp_path / "photos/train/dark/3.png"
+    broken.write_bytes(broken.read_bytes()[:-30])
+    flags = [
+        SMALL[0].replace(":", ":method=alone,"),
+        f"--config.data.name={tmp_path / 'photos'}",
+        "--config.data.batch_size=5",
+        "--config.data.train_examples=10",
+        "--config.epochs=1",
+    ]
+    workdir = tmp_path / "run"
+    line = refused(capsys, check.check, *flags, needs_workdir=False)
+    assert line.startswith(f"error: Image {broken} cannot be decoded, ") and "skip_broken" in line
+    assert refused(capsys, train.train, *flags, f"--workdir={workdir}") == line
+    assert not workdir.exists()
+    call(train.train, *flags, "--config.data.skip_broken=True", f"--workdir={workdir}")
+    printed = capsys.readouterr().out
+    assert "train 15 (train/), validation 16 (val/), test 16 (test/); 2 classes\n" in printed
+    assert f"Left out: 1 broken file ({broken})\n" in printed
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["data"] == {"train": 10, "validation": 16, "test": 16}
+    assert (workdir / "class_names.txt").read_text() == "dark\nlight\n"
 
 
 def test_the_summary_tells_what_the_saved_student_does(finished, data_dir):

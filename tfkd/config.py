@@ -129,6 +129,11 @@ def default_config(method, teacher, student, settings=None):
                 "mixup": 0.0,
                 "cutmix": 0.0,
                 "image_size": config_dict.placeholder(int),
+                # False: pixels of 0 to 255, for models that bring their own preprocessing.
+                "normalize": True,
+                # Of folders of images, as in tfkd.data.load.
+                "test": 0.1,
+                "skip_broken": False,
             },
             "teacher": {
                 "model": "" if trained else teacher,

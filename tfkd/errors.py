@@ -98,6 +98,23 @@ def check_share(name, value):
         raise UsageError(f"{name} must be a number between 0 and 1; received {value!r}.")
 
 
+def raised_within(error):
+    """Returns the `UsageError` that a TensorFlow graph has raised, by `tf.debugging.Assert`.
+
+    Args:
+        error: Exception in whose text TensorFlow has put `[UsageError: ...]`.
+
+    Returns:
+        A `UsageError`, to be raised by the caller; None if there is none in it.
+    """
+    told = re.search(r"\[UsageError: (.+)\]", str(error))
+    if not told:
+        return None
+    # TensorFlow escapes quotes, and bytes that are no UTF-8, as in C.
+    text = told[1].encode("utf-8", "replace").decode("unicode_escape")
+    return UsageError(text.encode("latin-1").decode("utf-8", "replace"))
+
+
 @contextlib.contextmanager
 def told_in_one_line():
     """Ends the process where a command finds a mistake: with one line, and exit code `MISTAKE`.
@@ -113,6 +130,8 @@ def told_in_one_line():
     except UsageError as error:
         _stop(error)
     except Exception as error:
+        if told := raised_within(error):
+            _stop(told)
         # Python's own error tells a number, those of TensorFlow (TensorBoard's files) only a text.
         full = re.search(rf"(?:(/\S+); *)?{os.strerror(errno.ENOSPC)}", str(error))
         if full:

@@ -74,12 +74,14 @@ def run(config, workdir, data_dir=None, command=None):
 
     runtime.set_seed(config.seed)
     data = _load_data(config, data_dir)
+    work_directory.check_class_names(workdir, data)
     # Everything is built before anything is trained: a mistake in the method shows at once.
     teacher = get_teacher(config, data, workdir) if needs_teacher(config.method) else None
     distiller = build(config, data, teacher)
     student = distiller.student
     if not (workdir / "config.json").exists():
         checkpoint.write_text(workdir / "config.json", as_json(config))
+    work_directory.write_class_names(workdir / "class_names.txt", data.class_names)
 
     summary = {"command": command, "config": json.loads(as_json(config)), "data": data.sizes}
     if teacher is not None:

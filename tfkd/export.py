@@ -70,7 +70,8 @@ def export(
             some validation images, or training images where there are none; all test images are
             used to compare.
         path: Where to write. A file, or for `saved_model` a directory; what was there is replaced
-            once the new one is whole and agrees with the original.
+            once the new one is whole and agrees with the original. Beside it, `{path}.labels.txt`
+            has the names of the classes, one a line, in the order of the outputs.
         format: `"keras"`, `"saved_model"`, `"tflite"` or `"onnx"`.
         quantize: `"dynamic"`, `"float16"`, `"int8"` or None; only for `"tflite"`.
         probabilities: Boolean, whether to export a softmax of the logits.
@@ -125,7 +126,13 @@ def export(
             truth.check(exported, path)
 
     checkpoint.write(path, save)
+    work_directory.write_class_names(labels_path(path), data.class_names)
     return original, exported
+
+
+def labels_path(path):
+    """Returns the path of the file beside an exported model that names its classes."""
+    return path.with_name(f"{path.name}.labels.txt")
 
 
 def export_run(
@@ -589,7 +596,8 @@ def main(rest):
     print(table({f"{values.model}, as trained": original, name: exported}))
     if values.format == "keras" and (packages := needed_packages(exported["path"])):
         print(f"It has layers of {', '.join(packages)}: who loads it imports that first.")
-    print(f"Written: {exported['path']}, and export.json in {values.workdir}")
+    labels = labels_path(pathlib.Path(exported["path"])).name
+    print(f"Written: {exported['path']}, {labels} beside it, and export.json in {values.workdir}")
 
 
 if __name__ == "__main__":

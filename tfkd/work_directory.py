@@ -8,7 +8,7 @@ import zipfile
 import keras
 from ml_collections import ConfigDict
 
-from tfkd import data
+from tfkd import checkpoint, data
 from tfkd.config import needs_indices, teacher_preprocessing
 from tfkd.errors import UsageError
 
@@ -57,7 +57,9 @@ class WorkDirectory:
         Args:
             data_dir: Where TFDS keeps its data sets; None for its default.
         """
-        return load_data(self.config, data_dir)
+        data = load_data(self.config, data_dir, verbose=False)
+        check_class_names(self.path, data)
+        return data
 
     def models(self):
         """Returns the names of the run's models that classify: `student` first, no teacher."""
@@ -121,15 +123,54 @@ def history(path):
         return [{key: float(value) for key, value in row.items() if value} for row in rows]
 
 
-def load_data(config, data_dir=None):
+def load_data(config, data_dir=None, verbose=True):
     """Returns the `tfkd.data.Data` that a config describes.
 
     Args:
         config: `ConfigDict` of a run.
         data_dir: Where TFDS keeps its data sets; None for its default.
+        verbose: Boolean, as `tfkd.data.load` takes it.
     """
-    settings = config.data.to_dict()
-    return data.load(seed=config.seed, data_dir=data_dir, indices=needs_indices(config), **settings)
+    return data.load(
+        seed=config.seed,
+        data_dir=data_dir,
+        indices=needs_indices(config),
+        verbose=verbose,
+        **config.data.to_dict(),
+    )
+
+
+def write_class_names(path, names):
+    """Writes the names of the classes to a text file, one a line, in the order of the outputs.
+
+    Args:
+        path: Path of the file.
+        names: Iterable of strings.
+    """
+    checkpoint.write_text(path, "".join(f"{name}\n" for name in names))
+
+
+def check_class_names(workdir, data):
+    """Refuses data whose classes are not those that a run has begun with.
+
+    Args:
+        workdir: Path of the run's work directory.
+        data: A `tfkd.data.Data`.
+
+    Raises:
+        UsageError: If `class_names.txt` is there and has others.
+    """
+    path = pathlib.Path(workdir) / "class_names.txt"
+    if not path.exists():
+        return
+    there = tuple(path.read_text(encoding="utf-8").split("\n")[:-1])
+    if there != tuple(data.class_names):
+        changed = sorted(set(there) ^ set(data.class_names)) or ["their order"]
+        raise UsageError(
+            f"The classes of data set {data.name!r} are not those of the run (changed: "
+            f"{', '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}): restore them as in "
+            f"{path}, or choose another --workdir."
+        )
 
 
 def load_model(path, remedy="give a whole .keras file"):

@@ -66,7 +66,7 @@ class TinyUnclassified(Tiny):
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
 
-def write_folder(root, sizes, splits=("train", "val")):
+def write_folder(root, sizes, splits=("train", "test")):
     """Writes `split/class/number.png`: one colour image per size and class."""
     rng = np.random.default_rng(0)
     for split in splits:

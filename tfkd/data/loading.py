@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkd.data.augmentation import GEOMETRIC, Augmentation
+from tfkd.data.image_folder import ranks
 from tfkd.data.pipeline import (
     EpochCounter,
     InMemory,
@@ -19,6 +20,10 @@ from tfkd.errors import UsageError, unknown
 # Up to this size, in bytes, a decoded split is kept in memory; the buffer of the shuffle over a
 # larger one is kept to it.
 MEMORY = 2**30
+
+# `mean` and `std` of a channel that is not normalised. Pixels in [0, 1] divided by 1/255 are those
+# in [0, 255], so that whoever undoes or repeats the normalisation needs no case of its own.
+RAW = ((0.0,), (1 / 255,))
 
 
 class Data:
@@ -34,8 +39,9 @@ class Data:
         num_classes: Integer.
         class_names: Tuple of strings.
         sizes: Dict of the number of examples in `"train"`, `"validation"` and `"test"`.
-        mean: Tuple of floats in [0, 1], one per channel, subtracted from the images.
-        std: Tuple of floats in [0, 1], one per channel, that the images are then divided by.
+        mean: Tuple of floats in [0, 1], one per channel, subtracted from images in [0, 1].
+        std: Tuple of floats in [0, 1], one per channel, that the images are then divided by. With
+            `normalize=False` they are 0 and 1/255, which gives pixels of 0 to 255.
         batch_size: Integer.
         steps_per_epoch: Integer.
         augment: Tuple of strings.
@@ -143,11 +149,19 @@ def load(
     data_dir=None,
     cache="auto",
     indices=False,
+    normalize=True,
+    test=0.1,
+    skip_broken=False,
+    verbose=True,
 ):
     """Loads an image-classification data set, preparing it if that has not been done.
 
     Batches are pairs of float32 images `(batch, height, width, channels)`, normalised channel by
-    channel to a mean of 0 and a standard deviation of 1, and labels.
+    channel to a mean of 0 and a standard deviation of 1 unless `normalize` is false, and labels.
+
+    In a folder of images, `train/` is the training split, `val/`, `valid/` or `validation/` the
+    validation split, and `test/` the test split. A split that has no folder is set aside from
+    `train/`, class by class.
 
     Training batches are a pure function of `seed`, the epoch and the example's index. A run that
     resumes after `data.start_epoch(epoch)` sees what an uninterrupted one would have seen.
@@ -155,14 +169,16 @@ def load(
     Args:
         name: String, the name of a data set: one of `available()`, or any other of TFDS that has
             the features `image` and `label`, with its version or configuration if need be
-            (`"cifar10:3.0.2"`). A path (absolute, or one that starts with `.` or `~`) of images
-            in `split/class/image.png`, or of a data set as TFDS prepared it. Or a
-            `tfds.core.DatasetBuilder`. Defaults to `"digits"`, which needs no download.
+            (`"cifar10:3.0.2"`). A path of images in `split/class/image.png`, at any depth below
+            the class, or of a data set as TFDS prepared it; one that could be a name starts with
+            `./`. Or a `tfds.core.DatasetBuilder`. Defaults to `"digits"`, which needs no
+            download.
         batch_size: Positive integer. Training drops what remains after the last full batch of an
             epoch; validation and test do not.
         seed: Non-negative integer.
         validation: Number in [0, 1), the fraction of the training split to set aside, or an
-            integer number of examples: the last ones, whatever the seed.
+            integer number of examples: the last ones, whatever the seed. A folder of images that
+            has a validation split of its own needs none.
         train_examples: Integer, how many of the remaining training examples to keep: as near as
             possible as many of every class, the same ones whatever the seed. `None` keeps all.
         augment: Tuple of `"crop"` (a shift of up to an eighth of the size, black where the image
@@ -182,6 +198,15 @@ def load(
         indices: Boolean, whether the labels of training batches come as `{"label": labels,
             "index": indices}` with int64 indices `(batch,)`, the examples' positions in the
             training set. Losses that remember every example need it.
+        normalize: Boolean; false leaves pixels as they are, float32 in [0, 255], after the
+            augmentation: for models that bring their own preprocessing, such as those of
+            `keras.applications` with a `Rescaling` layer inside.
+        test: Number above 0, of a folder of images without `test/`: what to set aside for it, as
+            with `validation`.
+        skip_broken: Boolean, of a folder of images: whether files that cannot be decoded are left
+            out, for which all are decoded once. Otherwise such a file is an error.
+        verbose: Boolean, whether to print what was found in a folder of images: examples in each
+            split, files that are left out and why, and classes that a split lacks.
 
     Returns:
         A `Data`.
@@ -208,32 +233,42 @@ def load(
         raise UsageError("mixup and cutmix mix labels, which one_hot=False does not allow.")
     if cache not in ("auto", True, False):
         raise UsageError(f"cache must be 'auto', True or False; received {cache!r}.")
+    for key, value in {"normalize": normalize, "skip_broken": skip_broken}.items():
+        if value not in (True, False):
+            raise UsageError(f"{key} must be True or False; received {value!r}.")
     _check_augment(augment)
-    _check_validation(validation)
+    _check_share("validation", validation)
+    _check_share("test", test)
+    if test == 0:
+        raise UsageError("test must be above 0: every run is measured on its test split.")
     if train_examples is not None:
         train_examples = _check_integer("train_examples", train_examples, 1)
 
-    source = Source(name, data_dir, _check_image_size(image_size))
+    source = Source(name, data_dir, _check_image_size(image_size), skip_broken)
     if augment is None:
         augment = KNOWN[source.name].augment if source.name in KNOWN else ()
-    end = source.size("train")
-    start = end - _count_validation(validation, end)
-    size = start if train_examples is None else train_examples
-    if size > start:
+    parts = _parts(source, validation, test)
+    if verbose and (found := source.describe(parts)):
+        print(found, flush=True)
+    available = parts["train"][2]
+    size = available if train_examples is None else train_examples
+    if size > available:
         raise UsageError(
-            f"train_examples={size} is more than the {start} training examples of {source.name!r}."
+            f"train_examples={size} is more than the {available} training examples of "
+            f"{source.name!r}."
         )
     if batch_size > size:
         raise UsageError(
             f"batch_size={batch_size} is more than the {size} training examples: it must be at "
             f"most {size}."
         )
-    mean, std = source.statistics(start)
-    splits = {
-        "train": _open(source, "train", 0, start, cache, train_examples),
-        "validation": _open(source, "train", start, end, cache) if start < end else None,
-        "test": _open(source, source.test_split, 0, source.size(source.test_split), cache),
-    }
+    if normalize:
+        mean, std = source.statistics(available)
+    else:
+        mean, std = (values * source.image_shape[-1] for values in RAW)
+    splits = {"train": _open(source, *parts["train"], cache, train_examples)}
+    for split in ("validation", "test"):
+        splits[split] = _open(source, *parts[split], cache) if split in parts else None
     return Data(
         source,
         mean,
@@ -247,6 +282,33 @@ def load(
     )
 
 
+def _parts(source, validation, test):
+    """Returns what is read for what, `{"train": (split, start, stop), ...}`.
+
+    The training split begins with what is trained on. Then come the validation examples and the
+    test examples, where the source has no split of its own for them.
+    """
+    end = source.size("train")
+    held_out = {
+        "test": (source.test_split, test),
+        "validation": (source.validation_split, validation),
+    }
+    parts, stop = {}, end
+    for name, (split, share) in held_out.items():
+        if split is not None:
+            parts[name] = (split, 0, source.size(split))
+        elif count := _count(name, share, end):
+            parts[name] = ("train", stop - count, stop)
+            stop -= count
+    if stop < 1:
+        raise UsageError(
+            f"validation={validation!r} and test={test!r} set aside {end - stop} of the {end} "
+            "examples: none is left to train on."
+        )
+    parts["train"] = ("train", 0, stop)
+    return {name: parts[name] for name in ("train", "validation", "test") if name in parts}
+
+
 def _open(source, split, start, stop, cache, keep=None):
     """Returns a part of a split as examples in memory or streamed, `keep` of them if given."""
     size = in_memory_bytes(stop - start, source.image_shape)
@@ -258,7 +320,7 @@ def _open(source, split, start, stop, cache, keep=None):
         return InMemory(images, labels)
     dataset = source.read(split, start, stop)
     if keep is not None:
-        labels = np.fromiter(dataset.map(lambda _, label: label).as_numpy_iterator(), np.int32)
+        labels = source.labels(split, start, stop)
         dataset = _filter(dataset, balanced_subset(labels, keep), stop - start)
     count = stop - start if keep is None else keep
     buffer_size = max(1, MEMORY // in_memory_bytes(1, source.image_shape))
@@ -287,12 +349,7 @@ def balanced_subset(labels, count):
     Returns:
         An integer array `(count,)`, the ascending positions of the chosen examples.
     """
-    labels = np.asarray(labels)
-    ranks = np.empty(len(labels), np.int64)
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)
-        ranks[members] = np.arange(len(members))
-    return np.sort(np.argsort(ranks, kind="stable")[:count])
+    return np.sort(np.argsort(ranks(labels), kind="stable")[:count])
 
 
 def _check_integer(name, value, least):
@@ -326,26 +383,21 @@ def _check_image_size(image_size):
     return tuple(_check_integer("image_size", size, 1) for size in pair)
 
 
-def _check_validation(validation):
-    right = isinstance(validation, numbers.Real) and not isinstance(validation, bool)
-    if (
-        not right
-        or not 0 <= validation < float("inf")
-        or (validation >= 1 and int(validation) != validation)
-    ):
+def _check_share(name, value):
+    right = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not right or not 0 <= value < float("inf") or (value >= 1 and int(value) != value):
         raise UsageError(
-            "validation must be a fraction in [0, 1) or an integer number of examples; received "
-            f"{validation!r}."
+            f"{name} must be a fraction in [0, 1) or an integer number of examples; received "
+            f"{value!r}."
         )
 
 
-def _count_validation(validation, size):
+def _count(name, share, size):
     """Returns how many of `size` examples to set aside."""
-    integer = isinstance(validation, numbers.Integral)
-    count = int(validation) if integer else round(validation * size)
-    if validation and not 0 < count < size:
+    count = int(share) if isinstance(share, numbers.Integral) else round(share * size)
+    if share and not 0 < count < size:
         raise UsageError(
-            f"validation={validation!r} sets aside {count} of the {size} examples: both parts "
-            "need at least one."
+            f"{name}={share!r} sets aside {count} of the {size} examples: both parts need at "
+            "least one."
         )
     return count

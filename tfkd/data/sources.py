@@ -1,4 +1,4 @@
-"""Where images come from: TFDS data sets, prepared where need be, and what is known of them."""
+"""Where images come from: TFDS data sets, prepared where need be, and folders of images."""
 
 import collections
 import math
@@ -15,7 +15,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tfkd.data.digits import Digits
-from tfkd.errors import UsageError, unknown
+from tfkd.data.image_folder import ImageFolder
+from tfkd.errors import UsageError, raised_within, unknown
 
 # Mean and standard deviation of every channel in [0, 1], and the augmentation that is usual.
 Known = collections.namedtuple("Known", ["mean", "std", "augment"])
@@ -56,40 +57,54 @@ def available():
 
 
 class Source:
-    """An image-classification data set of TFDS, prepared for reading.
+    """An image-classification data set, prepared for reading.
 
     Args:
         name: String, `tfds.core.DatasetBuilder` or path, as `load` takes it.
         data_dir: String or path, where TFDS keeps data sets; `None` for its default.
         image_size: `None`, or integers `(height, width)` to resize images to.
+        skip_broken: Boolean, whether a folder of images may hold files that cannot be decoded.
+
+    Attributes:
+        name: String.
+        validation_split: String or `None`, the data set's own validation split.
+        test_split: String or `None`, its test split.
+        class_names: Tuple of strings.
+        num_classes: Integer.
+        image_shape: Tuple `(height, width, channels)`.
 
     Raises:
         UsageError: If there is no such data set, it cannot be prepared, has no images with
             class labels, lacks a split, or its images vary in size and `image_size` is `None`.
     """
 
-    def __init__(self, name, data_dir=None, image_size=None):
-        builder = _find(name, data_dir)
-        self.name = builder.name
-        self._check_features(builder)
-        self._builder = _prepare(builder)
+    def __init__(self, name, data_dir=None, image_size=None, skip_broken=False):
+        found = _find(name, data_dir)
+        if isinstance(found, pathlib.Path):
+            self._reader = ImageFolder(found, skip_broken)
+        elif skip_broken:
+            raise UsageError(f"skip_broken is for folders of images; {found.name!r} is none.")
+        else:
+            self._reader = _Prepared(found)
         self._image_size = image_size
-
-        splits = self._builder.info.splits
-        self.test_split = next((split for split in TEST_SPLITS if split in splits), None)
-        if "train" not in splits or self.test_split is None:
-            raise UsageError(
-                f"Data set {self.name!r} needs a split 'train' and one of "
-                f"{', '.join(map(repr, TEST_SPLITS))}; it has {', '.join(splits) or 'none'}."
-            )
-        label = self._builder.info.features["label"]
-        self.num_classes = label.num_classes
-        self.class_names = tuple(label.names)
+        self.name = self._reader.name
+        self.validation_split = self._reader.validation_split
+        self.test_split = self._reader.test_split
+        self.class_names = self._reader.class_names
+        self.num_classes = len(self.class_names)
         self.image_shape = self._find_image_shape()
 
     def size(self, split):
         """Returns the number of examples in a split."""
-        return self._builder.info.splits[split].num_examples
+        return self._reader.size(split)
+
+    def describe(self, parts):
+        """Returns what was found in a folder of images, as lines of text; `None` for others.
+
+        Args:
+            parts: `{name: (split, start, stop)}` of what is read.
+        """
+        return self._reader.describe(parts)
 
     def read(self, split, start, stop):
         """Reads a part of a split.
@@ -103,11 +118,15 @@ class Source:
             A `tf.data.Dataset` of pairs: a uint8 image of `image_shape` and an int32 label, in an
             order that never changes.
         """
-        dataset = self._read(split, start, stop).map(
+        dataset = self._reader.read(split, start, stop).map(
             lambda example: (self._fit(example["image"]), tf.cast(example["label"], tf.int32)),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         return dataset.apply(tf.data.experimental.assert_cardinality(stop - start))
+
+    def labels(self, split, start, stop):
+        """Returns the labels of a part of a split, an int32 array."""
+        return self._reader.labels(split, start, stop)
 
     def into_memory(self, split, start, stop):
         """Reads a part of a split into memory.
@@ -127,13 +146,10 @@ class Source:
         images = np.empty((stop - start, *self.image_shape), np.uint8)
         labels = np.empty(stop - start, np.int32)
         filled = 0
-        try:
-            for batch in self.read(split, start, stop).batch(500).as_numpy_iterator():
-                rows = slice(filled, filled + len(batch[1]))
-                images[rows], labels[rows] = batch
-                filled = rows.stop
-        except tf.errors.OpError as error:
-            raise self._unreadable(error) from error
+        for batch in self._iterate(self.read(split, start, stop).batch(500)):
+            rows = slice(filled, filled + len(batch[1]))
+            images[rows], labels[rows] = batch
+            filled = rows.stop
         if labels.min() < 0 or labels.max() >= self.num_classes:
             raise UsageError(
                 f"Labels of {self.name!r}, split {split!r}, must lie in 0 to "
@@ -154,7 +170,7 @@ class Source:
         if self.name in KNOWN:
             return KNOWN[self.name].mean, KNOWN[self.name].std
         count, total, squares = 0, 0.0, 0.0
-        for images, _ in self.read("train", 0, min(stop, 10_000)).batch(100).as_numpy_iterator():
+        for images, _ in self._iterate(self.read("train", 0, min(stop, 10_000)).batch(100)):
             pixels = images.reshape(-1, images.shape[-1]) / 255.0
             count, total = count + len(pixels), total + pixels.sum(0)
             squares = squares + np.square(pixels).sum(0)
@@ -163,6 +179,88 @@ class Source:
         # A channel that never changes is centred only.
         std = np.where(variance > 1e-12, np.sqrt(variance), 1.0)
         return tuple(mean.tolist()), tuple(std.tolist())
+
+    def _find_image_shape(self):
+        *size, channels = self._reader.shape
+        if self._image_size is not None:
+            return (*self._image_size, channels)
+        if None not in size:
+            return (*size, channels)
+        shown = self._reader.read("train", 0, min(PEEK, self.size("train")))
+        sizes = {example["image"].shape[:2] for example in self._iterate(shown)}
+        if len(sizes) > 1:
+            raise UsageError(f"Data set {self.name!r}: {VARYING}")
+        return (*sizes.pop(), channels)
+
+    def _fit(self, image):
+        """Brings an image to `image_shape`."""
+        if self._image_size is None:
+            same = tf.debugging.assert_equal(tf.shape(image), self.image_shape, message=VARYING)
+            with tf.control_dependencies([same]):
+                return tf.ensure_shape(image, self.image_shape)
+        if image.shape == self.image_shape:
+            return image
+        resized = tf.image.resize(image, self._image_size, method="bilinear", antialias=True)
+        return tf.ensure_shape(tf.saturate_cast(tf.round(resized), tf.uint8), self.image_shape)
+
+    def _iterate(self, dataset):
+        """Yields the elements of a dataset as arrays; a `UsageError` says what cannot be read."""
+        try:
+            yield from dataset.as_numpy_iterator()
+        except tf.errors.OpError as error:
+            told = raised_within(error)
+            if told is not None:
+                raise told from None
+            if VARYING in str(error):
+                raise UsageError(f"Data set {self.name!r}: {VARYING}") from None
+            raise UsageError(
+                f"Data set {self.name!r} in {self._reader.directory} cannot be read: "
+                f"{_describe(error)} If its files are damaged, delete that directory to have it "
+                "prepared anew."
+            ) from error
+
+
+class _Prepared:
+    """A data set of TFDS, as `ImageFolder` is a folder of images.
+
+    Args:
+        builder: `tfds.core.DatasetBuilder`.
+    """
+
+    # Splits that are published for both are kept for one: results compare by them.
+    validation_split = None
+
+    def __init__(self, builder):
+        self.name = builder.name
+        self._check_features(builder)
+        self._builder = _prepare(builder)
+        self.directory = self._builder.data_dir
+        splits = self._builder.info.splits
+        self.test_split = next((split for split in TEST_SPLITS if split in splits), None)
+        if "train" not in splits or self.test_split is None:
+            raise UsageError(
+                f"Data set {self.name!r} needs a split 'train' and one of "
+                f"{', '.join(map(repr, TEST_SPLITS))}; it has {', '.join(splits) or 'none'}."
+            )
+        features = self._builder.info.features
+        self.class_names = tuple(features["label"].names)
+        self.shape = features["image"].shape
+
+    def size(self, split):
+        return self._builder.info.splits[split].num_examples
+
+    def labels(self, split, start, stop):
+        labels = self.read(split, start, stop).map(lambda example: example["label"])
+        return np.fromiter(labels.as_numpy_iterator(), np.int32, stop - start)
+
+    def read(self, split, start, stop):
+        return self._builder.as_dataset(
+            split=f"{split}[{start}:{stop}]",
+            read_config=tfds.ReadConfig(try_autocache=False, skip_prefetch=True),
+        )
+
+    def describe(self, parts):
+        return None
 
     def _check_features(self, builder):
         features = builder.info.features
@@ -182,50 +280,6 @@ class Source:
         if not label.num_classes:
             raise UsageError(f"Data set {self.name!r} does not say how many classes it has.")
 
-    def _read(self, split, start, stop):
-        """Returns examples as TFDS decodes them."""
-        if isinstance(self._builder, tfds.ImageFolder):  # It knows no parts of splits.
-            return self._builder.as_dataset(split=split).skip(start).take(stop - start)
-        return self._builder.as_dataset(
-            split=f"{split}[{start}:{stop}]",
-            read_config=tfds.ReadConfig(try_autocache=False, skip_prefetch=True),
-        )
-
-    def _find_image_shape(self):
-        *size, channels = self._builder.info.features["image"].shape
-        if self._image_size is not None:
-            return (*self._image_size, channels)
-        if None not in size:
-            return (*size, channels)
-        shown = self._read("train", 0, min(PEEK, self.size("train")))
-        try:
-            sizes = {example["image"].shape[:2] for example in shown.as_numpy_iterator()}
-        except tf.errors.OpError as error:
-            raise self._unreadable(error) from error
-        if len(sizes) > 1:
-            raise UsageError(f"Data set {self.name!r}: {VARYING}")
-        return (*sizes.pop(), channels)
-
-    def _fit(self, image):
-        """Brings an image to `image_shape`."""
-        if self._image_size is None:
-            same = tf.debugging.assert_equal(tf.shape(image), self.image_shape, message=VARYING)
-            with tf.control_dependencies([same]):
-                return tf.ensure_shape(image, self.image_shape)
-        if image.shape == self.image_shape:
-            return image
-        resized = tf.image.resize(image, self._image_size, method="bilinear", antialias=True)
-        return tf.ensure_shape(tf.saturate_cast(tf.round(resized), tf.uint8), self.image_shape)
-
-    def _unreadable(self, error):
-        if VARYING in str(error):
-            return UsageError(f"Data set {self.name!r}: {VARYING}")
-        return UsageError(
-            f"Data set {self.name!r} in {self._builder.data_dir} cannot be read: "
-            f"{_describe(error)} If its files are damaged, delete that directory to have it "
-            "prepared anew."
-        )
-
 
 def in_memory_bytes(count, image_shape):
     """Returns how many bytes `count` decoded images take."""
@@ -233,39 +287,40 @@ def in_memory_bytes(count, image_shape):
 
 
 def _find(name, data_dir):
-    """Returns the builder of a data set, which need not be prepared."""
+    """Returns the builder of a data set, which need not be prepared, or the path of a folder."""
+    if isinstance(name, tfds.ImageFolder):
+        return pathlib.Path(name.data_dir)
     if isinstance(name, tfds.core.DatasetBuilder):
         return name
     if not isinstance(name, (str, os.PathLike)):
         raise UsageError(f"name must be the name of a data set; received {name!r}.")
     text = os.path.expanduser(os.fspath(name))
-    # `a/b` is configuration b of data set a, so paths have to look like paths.
+    # `a/b` is configuration b of data set a, so TFDS is asked first unless it looks like a path.
     if isinstance(name, os.PathLike) or os.path.isabs(text) or text.startswith("."):
         return _find_folder(pathlib.Path(text))
     try:
         return tfds.builder(text, data_dir=data_dir)
-    except tfds.core.DatasetNotFoundError as error:
+    except tfds.core.DatasetNotFoundError:
+        if os.path.isdir(text):
+            return _find_folder(pathlib.Path(text))
         known = [*available(), "any other image classification data set of TFDS", "a path"]
-        raise unknown("data set", text, known) from error
+        raise unknown("data set", text, known) from None
     except (AssertionError, ImportError, ValueError) as error:
+        if os.path.isdir(text):
+            return _find_folder(pathlib.Path(text))
         # So TFDS answers a version or configuration that does not exist, or a malformed name.
         # It puts the arguments in front of the reason.
         reason = _short(str(error).rpartition('}": ')[-1])
-        raise UsageError(f"Data set {text!r} cannot be opened: {reason}") from error
+        raise UsageError(f"Data set {text!r} cannot be opened: {reason}") from None
 
 
 def _find_folder(path):
+    """Returns the builder of a prepared data set, or the path if it may be a folder of images."""
     if not path.is_dir():
         raise UsageError(f"There is no directory {str(path)!r} to read a data set from.")
     if (path / "dataset_info.json").exists():
         return tfds.builder_from_directory(path)
-    builder = tfds.ImageFolder(str(path))
-    if not builder.info.splits:
-        raise UsageError(
-            f"Directory {str(path)!r} is no data set: it needs to hold split/class/image files, "
-            "such as train/cat/1.png, or a data set that TFDS has prepared."
-        )
-    return builder
+    return path
 
 
 def _prepare(builder):
@@ -274,8 +329,6 @@ def _prepare(builder):
     Returns:
         A builder that can read.
     """
-    if isinstance(builder, tfds.ImageFolder):
-        return builder
     if builder.is_prepared():
         # A builder made before that does not know what it can read.
         return builder if builder.info.splits else tfds.builder_from_directory(builder.data_dir)
