@@ -3,7 +3,7 @@
     python benchmarks/replicas.py [--losses=all] [--methods=kd,ackd]
 
 Trains each method from the same weights on 1, 2 and 4 logical CPUs, for a few steps on digits
-whose last batch divides unequally: one of four replicas gets nothing of it. Prints how far the
+whose last batch divides unequally. Prints how far the
 networks are from those of one device then, the student and all that is trained with it: per
 variable the largest difference over the largest value, and of these the largest.
 """
@@ -39,8 +39,8 @@ METHODS = {
 }
 #: The weights of configs/digits.py: as published, they are for maps with 16 times the positions.
 WEIGHTS = {"at": {"weight": 1000 / 16}, "ft": {"weight": 200 / 4}}
-#: 16, 16 and 6: on four replicas the last batch is shared out as 2, 2, 2 and none.
-EXAMPLES, BATCH_SIZE = 38, 16
+#: 16, 16 and 7: on four replicas the last batch is shared out as 2, 2, 2 and 1.
+EXAMPLES, BATCH_SIZE = 39, 16
 REPLICAS = (1, 2, 4)
 
 flags.DEFINE_list("methods", list(METHODS), "Methods, as in configs.")

@@ -89,7 +89,7 @@ def test_fit_may_be_called_outside_of_the_scope_it_was_built_in():
 
 def test_one_process_is_the_chief_and_waits_for_nobody(tmp_path):
     assert runtime.is_chief() and runtime.workers() == 1
-    assert runtime.of_all_workers(3) == [3]
+    assert runtime.all_gather_int(3) == [3]
     with runtime.chief_first(), runtime.folder_of_worker(tmp_path) as folder:
         assert folder == tmp_path
 
@@ -133,14 +133,27 @@ def test_one_replica_is_left_alone():
 
 
 def test_batch_normalization_is_synchronized_only_over_several_replicas():
-    def synchronized(strategy):
+    """And nothing of it is saved: Keras refuses to load `synchronized=True` elsewhere."""
+
+    def moments(strategy):
         with strategy.scope():
             model = keras.Sequential([keras.Input((2, 2, 1)), keras.layers.BatchNormalization()])
             runtime.synchronize_batch_normalization(model)
-        return model.layers[0].synchronized
+            assert not model.layers[0].get_config()["synchronized"]
+            # Two replicas with one pixel each, 0 and 1.
+            images = strategy.experimental_distribute_values_from_function(
+                lambda context: tf.fill((1, 1, 1, 1), float(context.replica_id_in_sync_group))
+            )
 
-    assert synchronized(runtime.strategy("mirrored", 2))
-    assert not synchronized(runtime.strategy("one_device"))
+            @tf.function
+            def run():
+                strategy.run(lambda x: model(x, training=True), (images,))
+
+            run()
+        return float(model.layers[0].moving_variance.numpy()[0])
+
+    assert moments(runtime.strategy("mirrored", 2)) == pytest.approx(0.99 + 0.01 * 0.25)
+    assert moments(runtime.strategy("one_device")) == pytest.approx(0.99)
 
 
 @pytest.mark.parametrize("replicas", [2, 4])

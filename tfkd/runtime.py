@@ -586,7 +586,7 @@ NO_SAMPLE = (
 
 
 def check_samples(size):
-    """Lets a training step fail where a replica has no sample; see `drop_remainder`.
+    """Lets a training step fail where a replica has no sample; see `share_out`.
 
     Args:
         size: Integer tensor, the number of this replica's samples.
@@ -624,13 +624,14 @@ def run_padded(function, inputs):
     return tf.nest.map_structure(lambda x: x[:size], outputs)
 
 
-def drop_remainder(x, y, arguments):
-    """Leaves out those training samples of a batch that cannot be shared out among the replicas.
+def share_out(x, y, arguments):
+    """Brings training batches to sizes that leave no replica without a sample.
 
     TensorFlow gives each replica `ceil(size / replicas)` samples as long as there are some: of 6
-    samples four replicas get 2, 2, 2 and none. Batch normalization has no statistics of none.
-    Such a batch is cut to a multiple of the number of replicas, and left out where nothing
-    remains.
+    samples four replicas get 2, 2, 2 and none, and batch normalization has no statistics of none.
+    Such a batch is cut to a multiple of the number of replicas. A batch of a data set that is
+    smaller than that number is filled up with its own samples, since Keras must know how many
+    batches there are: at an end of data that it has to find out, it runs part of a step more.
 
     Args:
         x: As `fit` takes it.
@@ -638,28 +639,26 @@ def drop_remainder(x, y, arguments):
         arguments: Dictionary of the other arguments of `fit`.
 
     Returns:
-        The tuple `(x, y, arguments, steps)`; `steps` is the number of batches of a data set that
-        tells it, or None.
+        The tuple `(x, y, arguments)`.
     """
-    replicas, steps = num_replicas(), None
+    replicas = num_replicas()
+    if replicas == 1:
+        return x, y, arguments
     if isinstance(x, tf.data.Dataset):
-        steps = int(x.cardinality())
-        steps = None if steps < 0 else steps
         sizes = {part.shape[0] for part in tf.nest.flatten(x.element_spec) if part.shape.rank}
-        if replicas > 1 and not all(size and _shared(size, replicas) == size for size in sizes):
-            x = x.map(lambda *batch: _cut(batch, replicas))
-            x = x.filter(lambda *batch: tf.shape(tf.nest.flatten(batch)[0])[0] > 0)
-        return x, y, arguments, steps
+        if not all(size and _shared(size, replicas) == size for size in sizes):
+            x = x.map(lambda *batch: _resized(batch, replicas))
+        return x, y, arguments
     parts = keras.tree.flatten((x, y))
-    if replicas > 1 and all(hasattr(part, "shape") for part in parts):
+    if all(hasattr(part, "shape") for part in parts):
         size, batch_size = len(parts[0]), arguments.get("batch_size") or 32
         remainder = size % batch_size
         kept = size - remainder + int(_shared(remainder, replicas))
-        if kept < size:
+        if 0 < kept < size:
             weight = arguments.get("sample_weight")
             x, y, weight = keras.tree.map_structure(lambda part: part[:kept], (x, y, weight))
             arguments = {**arguments, "sample_weight": weight}
-    return x, y, arguments, steps
+    return x, y, arguments
 
 
 def _shared(size, replicas):
@@ -670,11 +669,12 @@ def _shared(size, replicas):
     return tf.where(whole, size, even) if tf.is_tensor(size) else (size if whole else even)
 
 
-def _cut(batch, replicas):
-    size = _shared(tf.shape(tf.nest.flatten(batch)[0])[0], replicas)
+def _resized(batch, replicas):
+    size = tf.shape(tf.nest.flatten(batch)[0])[0]
+    rows = tf.range(tf.maximum(_shared(size, replicas), replicas)) % size
     # A data set of inputs alone has batches that are no tuple.
     batch = batch if len(batch) > 1 else batch[0]
-    return tf.nest.map_structure(lambda part: part[:size], batch)
+    return tf.nest.map_structure(lambda part: tf.gather(part, rows), batch)
 
 
 def take_activity_losses(model):

@@ -79,7 +79,7 @@ WRONG = [
 def test_wrong_arguments_are_one_line(arguments, message):
     arguments = {"students": students, **arguments}
     with pytest.raises(UsageError, match=message) as error:
-        tfkd.ACN(arguments.pop("students")(), **{**SMALL, **arguments})
+        tfkd.ACN(arguments.pop("students")(), **{**SMALL, **arguments}).compile()
     assert "\n" not in str(error.value)
 
 

@@ -310,21 +310,6 @@ def test_a_last_batch_that_divides_unequally_counts_right():
     assert logs == pytest.approx(expected_logs, rel=1e-4)
 
 
-@pytest.mark.slow
-def test_a_replica_may_get_nothing_of_a_last_batch():
-    """6 samples are shared out as 2, 2, 2 and none, by Keras; 1 as 1 and three times none."""
-    for examples in (22, 17):
-        run = {
-            "losses": lambda: ["kd", Relational(weight=0.1), Hint()],
-            "data": tiny.data(examples),
-            "batch_size": 16,
-        }
-        expected, expected_logs = one_step(1, **run)
-        found, logs = one_step(4, **run)
-        assert largest_difference(expected, found) < 1e-5
-        assert logs == pytest.approx(expected_logs, rel=1e-4)
-
-
 def test_relational_losses_can_stay_on_the_replica():
     run = {"losses": lambda: [Relational()], "data": tiny.data(16), "batch_size": 16}
     expected, _ = one_step(1, **run)

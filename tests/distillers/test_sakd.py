@@ -90,6 +90,7 @@ def test_pairs_of_different_families_are_routed(student, teacher):
     student = tfkd.models.create(student, 5, shape, seed=1)
     teacher = tfkd.models.create(teacher, 5, shape, seed=2)
     distiller = tfkd.SAKD(student, teacher, losses=["at"])
+    distiller.compile()
     images = np.random.default_rng(0).normal(size=(3, *shape)).astype("float32")
     batch = distiller.unpack((tf.constant(images), tf.zeros(3, "int32")))
     observed = distiller.observe_teacher(batch)
@@ -117,10 +118,10 @@ def test_a_teacher_with_other_inputs_is_routed():
         losses=[tfkd.losses.get("at", spots=[("stage2", "stage")])],
         teacher_preprocessing=preprocessing,
     )
+    distiller.compile("sgd", run_eagerly=True)
     batch, _, teacher = look(distiller)
     routed = distiller.route(batch, teacher, tf.ones((16, 2)))
     np.testing.assert_allclose(routed, teacher["logits"], rtol=1e-4, atol=1e-5)
-    distiller.compile("sgd", run_eagerly=True)
     calls.clear()
     distiller.train_on_batch(*tiny.data(8))
     assert len(calls) == 1

@@ -50,6 +50,7 @@ def step(request):
         losses=[loss],
         routing_scale=2.0,
     )
+    distiller.ensure_built()
     distiller.policy.dense.set_weights([case["policy/kernel"], case["policy/bias"]])
     for side, adapters in (
         ("adapter", distiller.routing.to_teacher),

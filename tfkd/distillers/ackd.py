@@ -436,6 +436,7 @@ class ACKD(Distiller):
         """
         if not self.collaborates:
             raise UsageError("There is no fused student without auxiliary learners.")
+        self.ensure_built()
         if self._fused_student.model is None:
             observer = self._observers.student
             if not isinstance(observer, keras.Model):

@@ -330,7 +330,7 @@ class ACN(MutualDistiller):
         if self.phase == WARM_UP:
             return super().train_step(data)
         batch = self.unpack(data)
-        noise = self.draw_noise(batch)
+        noise = self.draw_noise(batch.size)
         if self.phase in (SEARCH, BOTH):
             self.search(batch, noise)
         steps = self.student_optimizers().values()
@@ -359,7 +359,7 @@ class ACN(MutualDistiller):
             logits = self.observe_students(batch, training=False)
             self.track_accuracies(batch, logits)
             return logits[0], {"student_loss": (1.0, self.student_loss(batch, logits[0]))}
-        noise = self.draw_noise(batch) if noise is None else noise
+        noise = self.draw_noise(batch.size) if noise is None else noise
         # The generator does not learn here.
         divergent = self.from_range(
             tf.stop_gradient(self.generate(self.to_range(batch.inputs), noise))
@@ -375,16 +375,16 @@ class ACN(MutualDistiller):
 
     # The adversarial part.
 
-    def draw_noise(self, batch, seed=None):
-        """Returns noise `(samples, noise_size)`, the same whatever the number of replicas.
+    def draw_noise(self, size, seed=None):
+        """Returns noise `(size, noise_size)`, the same whatever the number of replicas.
 
         Args:
-            batch: The `Batch`.
+            size: Integer tensor, the number of this replica's samples.
             seed: Integer, for the same noise every time; None to draw on.
         """
         seed = self.seed_generator if seed is None else seed
         return runtime.draw_per_sample(
-            lambda total: keras.random.normal((total, self.noise_size), seed=seed), batch.size
+            lambda total: keras.random.normal((total, self.noise_size), seed=seed), size
         )
 
     def to_range(self, inputs):
@@ -524,7 +524,7 @@ class ACN(MutualDistiller):
         batch = self.unpack(data)
         logits = self.observe_students(batch, training=False)
         # Of a fixed seed, so that evaluating draws nothing that training would miss.
-        noise = self.draw_noise(batch, seed=0)
+        noise = self.draw_noise(batch.size, seed=0)
         divergent = runtime.run_padded(
             lambda tensors: self.from_range(self.generate(self.to_range(tensors[0]), tensors[1])),
             (batch.inputs, noise),

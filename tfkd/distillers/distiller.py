@@ -344,7 +344,11 @@ class Distiller(Trainer):
         if loss.relational and mask is not None:
             mask = ops.cast(mask > 0, "float32")
         if sample_masks is not None:
-            mask = sample_masks if mask is None else [ops.cast(own, mask.dtype) * mask for own in sample_masks]
+            mask = (
+                sample_masks
+                if mask is None
+                else [ops.cast(own, mask.dtype) * mask for own in sample_masks]
+            )
         labels = _class_numbers(batch.labels, loss) if loss.needs_labels else None
         arguments = {"labels": labels, "sample_mask": mask}
         if loss.needs_indices:

@@ -254,7 +254,8 @@ class Trainer(keras.Model):
         They are keyword only from `batch_size` on. In the logs `val_loss` is the loss on the
         labels alone, since validation runs the student alone. `sample_weight` and `class_weight`
         multiply the distillation losses too, unless `compile` is told otherwise. Under several
-        replicas the samples of a batch that would leave a replica without one are left out.
+        replicas a batch that would leave a replica without a sample is cut to a multiple of the
+        number of replicas.
 
         Raises:
             DivergenceError: If a part of the loss becomes NaN or infinite.
@@ -272,7 +273,7 @@ class Trainer(keras.Model):
             kwargs.setdefault("shuffle", False)
         announce = keras.callbacks.LambdaCallback(
             on_train_begin=lambda logs: self.start_training(
-                announce.params["epochs"], announce.params["steps"] or steps
+                announce.params["epochs"], announce.params["steps"]
             ),
             on_epoch_begin=lambda epoch, logs: self.start_epoch(epoch),
         )
@@ -284,7 +285,7 @@ class Trainer(keras.Model):
         ]
         with self._scope(), checks.clear_label_errors(self.student):
             self.build_optimizers()
-            x, y, kwargs, steps = runtime.drop_remainder(x, y, kwargs)
+            x, y, kwargs = runtime.share_out(x, y, kwargs)
             return super().fit(x, y, callbacks=callbacks, **kwargs)
 
     def train_on_batch(self, *args, **kwargs):
