@@ -1,6 +1,7 @@
 """Finds what is wrong with models, losses and data before, or as, training starts."""
 
 import contextlib
+import math
 import re
 
 import keras
@@ -9,6 +10,8 @@ import tensorflow as tf
 
 from tfkd import taps
 from tfkd.errors import UsageError
+from tfkd.losses import DistillationLoss
+from tfkd.losses.label_losses import BINARY, REGRESSION, kind_of, title_of
 
 _PROBABILITIES = (
     "{role} {name!r} outputs probabilities ({how}); tfkd needs logits: end it without an "
@@ -16,7 +19,7 @@ _PROBABILITIES = (
 )
 
 
-def check_models(student, teacher=None, teacher_preprocessing=None):
+def check_models(student, teacher=None, teacher_preprocessing=None, same_classes=True):
     """Checks that models can be student and teacher.
 
     Args:
@@ -24,6 +27,7 @@ def check_models(student, teacher=None, teacher_preprocessing=None):
         teacher: A `keras.Model`, or None.
         teacher_preprocessing: Layer or function that makes the teacher's inputs of the
             student's, or None.
+        same_classes: Whether both must have the same number of classes.
 
     Raises:
         UsageError: If either is no model, they share variables, differ in input shape or number
@@ -43,10 +47,11 @@ def check_models(student, teacher=None, teacher_preprocessing=None):
     _check_apart("Student and teacher", student, teacher)
     if None not in outputs.values():
         (classes, inputs), (teacher_classes, teacher_inputs) = outputs.values()
-        if classes != teacher_classes:
+        if same_classes and classes != teacher_classes:
             raise UsageError(
                 f"Student {student.name!r} has {classes} classes and teacher {teacher.name!r} "
-                f"{teacher_classes}: both must be built for the same classes."
+                f"{teacher_classes}: both must be built for the same classes. A teacher of others "
+                "can teach under tfkd.KnowledgeDistiller, by losses of features such as 'fitnet'."
             )
         _check_inputs(student, teacher, teacher_preprocessing, inputs, teacher_inputs)
 
@@ -241,9 +246,14 @@ def label_loss(loss):
         else "crossentropy" in getattr(loss, "__name__", "")
     )
     if of_probabilities:
+        name = type(loss).__name__
+        if not isinstance(loss, keras.losses.Loss):
+            name = "".join(word.title() for word in loss.__name__.split("_"))
+        if not hasattr(keras.losses, name):
+            name = "SparseCategoricalCrossentropy"
         raise UsageError(
             "The loss expects probabilities, and students output logits: use "
-            "keras.losses.SparseCategoricalCrossentropy(from_logits=True), or the like."
+            f"keras.losses.{name}(from_logits=True)."
         )
     return loss if isinstance(loss, keras.losses.Loss) else _FunctionLoss(loss)
 
@@ -255,17 +265,62 @@ class _FunctionLoss(keras.losses.Loss):
         name = getattr(function, "__name__", "loss")
         # A lambda's name, "<lambda>", is none that TensorFlow accepts.
         super().__init__(name=name if name.isidentifier() else "loss")
-        self.function = function
+        # The name that Keras' own loss objects have for it, so that both are told alike.
+        self.fn = function
 
     def call(self, y_true, y_pred):
-        return self.function(y_true, y_pred)
+        return self.fn(y_true, y_pred)
 
 
-def check_labels(labels):
+def match_labels(distiller):
+    """Tells the losses of a distiller what its loss on the labels says of the outputs.
+
+    Args:
+        distiller: A `Distiller` with its `label_loss`.
+
+    Raises:
+        UsageError: If the method, or one of its losses, has no meaning beside it.
+    """
+    label_loss = distiller.label_loss
+    if distiller.needs_classes and kind_of(label_loss) in (BINARY, REGRESSION):
+        raise UsageError(
+            f"{type(distiller).__name__} needs images of one class each, and "
+            f"{title_of(label_loss)} is for other labels: use a categorical cross-entropy, "
+            "or tfkd.KnowledgeDistiller."
+        )
+    for layer in distiller._flatten_layers():
+        # One of weight 0 is not computed.
+        if isinstance(layer, DistillationLoss) and layer.weight != 0:
+            layer.match_labels(label_loss)
+
+
+def metrics_of_logits(metrics, label_loss):
+    """Returns metrics for `keras.Model.compile`, of which "accuracy" means that of the logits.
+
+    Keras makes of it, beside yes-or-no labels, one that compares probabilities with 0.5, or the
+    largest of several outputs.
+
+    Args:
+        metrics: As `keras.Model.compile` takes them.
+        label_loss: The `keras.losses.Loss` on the labels.
+    """
+    if kind_of(label_loss) != BINARY:
+        return metrics
+
+    def of_logits(metric):
+        if metric in ("accuracy", "acc"):
+            return keras.metrics.BinaryAccuracy(name=metric, threshold=0.0)
+        return metric
+
+    return keras.tree.map_structure(of_logits, metrics, none_is_leaf=False)
+
+
+def check_labels(labels, loss):
     """Checks labels given as an array.
 
     Args:
         labels: What was given to `fit`.
+        loss: The `keras.losses.Loss` on them.
 
     Raises:
         UsageError: If it holds single numbers that are not whole, or no numbers.
@@ -275,6 +330,8 @@ def check_labels(labels):
     labels = np.asarray(labels)
     if labels.dtype.kind not in "biuf":
         raise UsageError(f"Labels must be numbers; received {labels.dtype}.")
+    if kind_of(loss) in (BINARY, REGRESSION):
+        return
     column = labels.ndim == 1 or labels.shape[-1] == 1
     if column and labels.dtype.kind == "f" and np.any(labels != np.round(labels)):
         raise UsageError("Labels must be whole numbers, the classes; received fractions.")
@@ -296,10 +353,19 @@ def check_label_shape(loss, labels, logits):
 
     Raises:
         UsageError: If there are none, or they are one-hot where the loss wants classes or the
-            other way round.
+            other way round; if there is not one for each output where the loss takes the
+            outputs one by one.
     """
     check_present(labels)
     rank = labels.shape.rank if isinstance(labels, tf.Tensor) else np.ndim(labels)
+    one_by_one = kind_of(loss) in (BINARY, REGRESSION)
+    if one_by_one and rank is not None and math.prod(labels.shape[1:]) != logits.shape[-1]:
+        # Keras would repeat the labels for all outputs.
+        raise UsageError(
+            f"{title_of(loss)} does not fit labels of shape {tuple(labels.shape)} and "
+            f"{logits.shape[-1]} outputs: it needs a label for each output, or, for the numbers "
+            "of classes, use keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
+        )
     one_hot = rank == 2 and labels.shape[1] == logits.shape[1] != 1
     wanted = {
         keras.losses.SparseCategoricalCrossentropy: False,
@@ -333,6 +399,12 @@ def clear_label_errors(student):
 
 def label_error(student, label, classes):
     """Returns the error for a label outside the classes of the student, to be raised."""
+    if classes == 1:
+        return UsageError(
+            f"The data has label {label}, and student {student.name!r} has a single logit: compile "
+            "with keras.losses.BinaryCrossentropy(from_logits=True), or make a student with one "
+            "logit per class."
+        )
     return UsageError(
         f"The data has label {label}, and student {student.name!r} has {classes} classes: labels "
         f"must be whole numbers from 0 to {classes - 1}."

@@ -13,6 +13,7 @@ from tfkd.distillers import checks, preflight
 from tfkd.distillers.accumulation import Accumulation
 from tfkd.distillers.divergence import TOTAL, LossWatch, StopAtDivergence
 from tfkd.errors import UsageError, check_positive_integer, unknown
+from tfkd.losses.label_losses import BINARY, kind_of
 
 
 @dataclasses.dataclass
@@ -91,6 +92,10 @@ class Distiller(keras.Model):
     further_optimizers = {}
     #: The names of those of `learners()` that are classifiers like the student.
     peer_names = ()
+    #: Whether the teacher must have the student's classes; the losses may ask for it where not.
+    same_classes = True
+    #: Whether every image must be of one class, so that other losses on the labels are refused.
+    needs_classes = False
     #: Which of its training steps the method takes in this epoch; None where it has but one.
     phase = None
 
@@ -103,7 +108,7 @@ class Distiller(keras.Model):
         name=None,
     ):
         runtime.check_strategy(tf.distribute.get_strategy())
-        checks.check_models(student, teacher, teacher_preprocessing)
+        checks.check_models(student, teacher, teacher_preprocessing, self.same_classes)
         # The distiller only passes inputs on: casting them is up to each of the two models.
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
         if relational_scope not in ("global", "replica"):
@@ -229,8 +234,12 @@ class Distiller(keras.Model):
         Args:
             optimizer: Optimizer of the student, and of connectors trained with it.
             loss: The student's loss on the labels, a Keras loss of logits. Defaults to
-                `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`.
-            metrics: List of metrics of the student, as in `keras.Model.compile`.
+                `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. Losses that
+                compare class probabilities follow it: beside
+                `keras.losses.BinaryCrossentropy(from_logits=True)` each logit is a yes or no of
+                its own.
+            metrics: List of metrics of the student, as in `keras.Model.compile`. "accuracy" is
+                that of logits whatever the loss.
             weighted_metrics: The same, weighted by `sample_weight`.
             jit_compile: Whether to compile with XLA; `"auto"` for what is faster on the device.
             run_eagerly: Whether to run steps without compiling them, for debugging.
@@ -244,7 +253,8 @@ class Distiller(keras.Model):
                 `tfkd.optimizers.create` takes them.
 
         Raises:
-            UsageError: If the loss expects probabilities, or settings describe no optimizer.
+            UsageError: If the loss expects probabilities, the method or one of its losses has no
+                meaning beside it, or settings describe no optimizer.
         """
         self._check_compile_arguments(kwargs)
         check_positive_integer("accumulation_steps", accumulation_steps)
@@ -257,6 +267,12 @@ class Distiller(keras.Model):
             for name, default in self.further_optimizers.items()
         }
         self.label_loss = checks.label_loss(loss)
+        checks.match_labels(self)
+        with self._scope():
+            metrics, weighted_metrics = (
+                checks.metrics_of_logits(some, self.label_loss)
+                for some in (metrics, weighted_metrics)
+            )
         if jit_compile == "auto":
             jit_compile = runtime.jit_compile() and not run_eagerly
         super().compile(
@@ -454,7 +470,7 @@ class Distiller(keras.Model):
             raise UsageError(
                 f"Student {self.student.name!r} has nothing to train: set student.trainable = True."
             )
-        checks.check_labels(labels)
+        checks.check_labels(labels, self.label_loss)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         if iterator is not None and runtime.num_replicas() > 1:
@@ -782,10 +798,15 @@ class Distiller(keras.Model):
         Args:
             name: String.
             logits: Tensor `(batch, classes)`.
-            batch: The `Batch`, whose labels are class numbers or one-hot.
+            batch: The `Batch`, whose labels are class numbers or one-hot; zeros and ones, one for
+                each logit, beside binary cross-entropy.
         """
         if name in self._trackers:
-            hits = ops.argmax(logits, axis=-1) == self.class_numbers(batch, logits.shape[-1])
+            if kind_of(self.label_loss) == BINARY:
+                labels = ops.reshape(batch.labels, ops.shape(logits))
+                hits = (logits > 0) == (labels > 0.5)
+            else:
+                hits = ops.argmax(logits, axis=-1) == self.class_numbers(batch, logits.shape[-1])
             self.track(name, ops.mean(ops.cast(hits, "float32")), batch)
 
     def class_numbers(self, batch, classes):

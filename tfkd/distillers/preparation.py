@@ -21,6 +21,8 @@ class Preparation(Distiller):
     Logs: `loss`, what is minimised.
     """
 
+    same_classes = False
+
     def __init__(self, distiller, loss, pairs):
         super().__init__(
             distiller.student,
@@ -35,7 +37,9 @@ class Preparation(Distiller):
         self.built = True
         settings = {**loss.preparation}
         self.epochs = settings.pop("epochs")
-        self.compile(SGD(**settings), accumulation_steps=distiller.accumulation_steps)
+        # The loss on the labels has no part in it, but the losses learn from it what outputs are.
+        labels = getattr(distiller, "label_loss", None)
+        self.compile(SGD(**settings), labels, accumulation_steps=distiller.accumulation_steps)
 
     def optimizers(self):
         """Returns `{name: (optimizer, variables it updates)}`."""
