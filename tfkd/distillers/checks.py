@@ -1,6 +1,7 @@
 """Finds what is wrong with models, losses and data before, or as, training starts."""
 
 import contextlib
+import inspect
 import math
 import re
 
@@ -8,15 +9,84 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfkd import losses as losses_module
 from tfkd import taps
-from tfkd.errors import UsageError
-from tfkd.losses import DistillationLoss
+from tfkd.errors import UsageError, unknown
 from tfkd.losses.label_losses import BINARY, REGRESSION, kind_of, title_of
+from tfkd.models.logits import activation_of
 
-_PROBABILITIES = (
-    "{role} {name!r} outputs probabilities ({how}); tfkd needs logits: end it without an "
-    "activation, and leave the softmax to the loss (from_logits=True)."
-)
+_PROBABILITIES = "{role} {name!r} outputs probabilities ({how}); tfkd needs logits: {remedy}"
+_CUT = "tfkd.models.logits_of(model) ends before it, with the same weights."
+_REWRITE = "end it without an activation, and leave the softmax to the loss (from_logits=True)."
+
+
+def check_constructor_arguments(cls, given):
+    """Raises a `UsageError` for arguments that the constructor of a distiller does not have.
+
+    Args:
+        cls: A subclass of `Distiller`.
+        given: `{name: value}` of the keyword arguments.
+    """
+    known = _constructor_arguments(cls)
+    for name, value in given.items():
+        if name not in known:
+            what = f"argument of {cls.__name__}"
+            raise unknown_argument(cls, what, name, value, known, given.get("losses"))
+
+
+def _constructor_arguments(cls):
+    """Returns the names that a constructor takes, those that it only passes on included."""
+    known = {}
+    for base in cls.__mro__:
+        if "__init__" in base.__dict__:
+            parameters = [*inspect.signature(base.__init__).parameters.values()][1:]
+            known |= {one.name: one.kind for one in parameters}
+            if inspect.Parameter.VAR_KEYWORD not in known.values():
+                break
+            known = {name: kind for name, kind in known.items() if kind not in _VARIADIC}
+    return list(known)
+
+
+_VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+
+
+def unknown_argument(cls, what, name, value, known, chosen=None):
+    """Returns the error for an argument that does not exist, to be raised.
+
+    Args:
+        cls: The subclass of `Distiller` that it was given to.
+        what: String, what the name should have been, such as `"argument of IAKD"`.
+        name: The name as given.
+        value: What was given.
+        known: Iterable of the names that exist.
+        chosen: The losses given beside it, where they were.
+    """
+    of_constructor = _constructor_arguments(cls)
+    if "losses" not in of_constructor:
+        return unknown(what, name, known)
+    if name == "alpha" and "student_loss_weight" in of_constructor and "dkd" not in _ids(chosen):
+        # What the Keras example of distillation, and many others, call the share of the labels.
+        return UsageError(
+            f"Unknown {what} {name!r}: the labels have the weight student_loss_weight=0.1, and "
+            "each loss its own, as in losses=[tfkd.losses.get('kd', weight=0.9)]."
+        )
+    available = losses_module.available()
+    for identifier in dict.fromkeys((*_ids(chosen), "kd", *available)):
+        parameters = inspect.signature(available[identifier]).parameters
+        if name in parameters and name != "kwargs":
+            return UsageError(
+                f"Unknown {what} {name!r}: it is one of a loss, as in "
+                f'losses=[tfkd.losses.get("{identifier}", {name}={value!r})].'
+            )
+    return unknown(what, name, known)
+
+
+def _ids(chosen):
+    """Returns the ids of losses as they were given to a distiller."""
+    if isinstance(chosen, (str, losses_module.DistillationLoss)):
+        chosen = [chosen]
+    found = [getattr(loss, "id", loss) for loss in chosen or ()]
+    return [one for one in found if one in losses_module.available()]
 
 
 def check_models(student, teacher=None, teacher_preprocessing=None, same_classes=True):
@@ -115,9 +185,9 @@ def _check_model(role, model):
     output = taps.output(model)
     if output is None:
         return None
-    how = _activation(output)
+    how = activation_of(output._keras_history.operation)
     if how is not None:
-        raise UsageError(_PROBABILITIES.format(role=role, name=model.name, how=how))
+        raise UsageError(_PROBABILITIES.format(role=role, name=model.name, how=how, remedy=_CUT))
     if len(output.shape) != 2:
         raise UsageError(
             f"{role} {model.name!r} outputs shape {tuple(output.shape)}; tfkd needs logits of "
@@ -175,15 +245,6 @@ def _agree(shape, other):
     )
 
 
-def _activation(output):
-    """Names the operation that makes probabilities of the last tensor, or returns None."""
-    operation = output._keras_history.operation
-    names = {"softmax": "a softmax", "sigmoid": "a sigmoid", "log_softmax": "a log-softmax"}
-    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(operation).__name__).lower()
-    activation = getattr(getattr(operation, "activation", None), "__name__", None)
-    return names.get(kind) or names.get(activation)
-
-
 def check_first_batch(student, teacher, teacher_preprocessing, x):
     """Looks for probabilities in the outputs of models whose graph cannot be looked at.
 
@@ -210,7 +271,9 @@ def check_first_batch(student, teacher, teacher_preprocessing, x):
         outputs = model(preprocessed(prepare, x[:8]), training=False)
         if are_probabilities(keras.ops.convert_to_numpy(outputs).astype("float32")):
             how = "rows that add up to 1"
-            raise UsageError(_PROBABILITIES.format(role="Model", name=model.name, how=how))
+            raise UsageError(
+                _PROBABILITIES.format(role="Model", name=model.name, how=how, remedy=_REWRITE)
+            )
 
 
 def are_probabilities(outputs):
@@ -290,7 +353,7 @@ def match_labels(distiller):
         )
     for layer in distiller._flatten_layers():
         # One of weight 0 is not computed.
-        if isinstance(layer, DistillationLoss) and layer.weight != 0:
+        if isinstance(layer, losses_module.DistillationLoss) and layer.weight != 0:
             layer.match_labels(label_loss)
 
 

@@ -12,7 +12,7 @@ from tfkd import optimizers, runtime, schedules, taps
 from tfkd.distillers import checks, preflight
 from tfkd.distillers.accumulation import Accumulation
 from tfkd.distillers.divergence import TOTAL, LossWatch, StopAtDivergence
-from tfkd.errors import UsageError, check_positive_integer, unknown
+from tfkd.errors import UsageError, check_positive_integer
 from tfkd.losses.label_losses import BINARY, kind_of
 
 
@@ -98,6 +98,11 @@ class Distiller(keras.Model):
     needs_classes = False
     #: Which of its training steps the method takes in this epoch; None where it has but one.
     phase = None
+
+    def __new__(cls, *args, **kwargs):
+        """Refuses arguments that the constructor does not have, before Python does."""
+        checks.check_constructor_arguments(cls, kwargs)
+        return super().__new__(cls, *args, **kwargs)
 
     def __init__(
         self,
@@ -297,9 +302,10 @@ class Distiller(keras.Model):
         for method in (type(self).compile, keras.Model.compile):
             names = [*inspect.signature(method).parameters][1:]
             known += [name for name in names if name not in (*known, "kwargs")]
-        for name in given:
+        for name, value in given.items():
             if name not in known:
-                raise unknown(f"argument of {type(self).__name__}.compile", name, known)
+                what = f"argument of {type(self).__name__}.compile"
+                raise checks.unknown_argument(type(self), what, name, value, known)
 
     def _own_optimizer(self, name, optimizer):
         """Returns a further optimizer, ready for the distiller's precision.

@@ -190,7 +190,7 @@ class _Seen:
         elif self.kind == BINARY and outputs.shape[-1] == self._classes():
             accuracy, chance = diagnosis.binary_accuracy(labels, outputs)
             # Those of a sigmoid do not add up to 1. What a student starts with may look like it.
-            probabilities = role == "teacher" and 0 <= outputs.min() and outputs.max() <= 1
+            probabilities = role == "teacher" and outputs.min() >= 0 and outputs.max() <= 1
         return {
             "name": model.name,
             "parameters": model.count_params(),
