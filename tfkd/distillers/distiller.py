@@ -809,7 +809,7 @@ class Distiller(keras.Model):
         """
         if name in self._trackers:
             if kind_of(self.label_loss) == BINARY:
-                labels = ops.reshape(batch.labels, ops.shape(logits))
+                labels = ops.cast(ops.reshape(batch.labels, ops.shape(logits)), "float32")
                 hits = (logits > 0) == (labels > 0.5)
             else:
                 hits = ops.argmax(logits, axis=-1) == self.class_numbers(batch, logits.shape[-1])
