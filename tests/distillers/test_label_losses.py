@@ -142,6 +142,17 @@ def test_ackd_counts_what_its_learners_get_right():
     assert evaluated == pytest.approx(np.mean(fused == y))
 
 
+def test_the_loss_of_a_method_follows_the_labels_too():
+    x, y = data((32, 1))
+    logs = [
+        make(1, method=tfkd.IAKD, start=1.0, kd_weight=weight).train_on_batch(
+            x, y, return_dict=True
+        )
+        for weight in (0.0, 1.0)
+    ]
+    assert "kd_loss" not in logs[0] and logs[1]["kd_loss"] > 1e-3
+
+
 @pytest.mark.parametrize(
     "loss",
     ["mse", "huber", keras.losses.MeanAbsoluteError(), keras.losses.Huber(), "log_cosh"],
