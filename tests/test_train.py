@@ -19,8 +19,18 @@ from commands import SMALL, call, refused
 
 import tfkd
 import tfkd.config
-from tfkd import check, checkpoint, command_line, compare, experiment, train, work_directory
+from tfkd import (
+    check,
+    checkpoint,
+    command_line,
+    compare,
+    evaluate,
+    experiment,
+    train,
+    work_directory,
+)
 from tfkd.errors import UsageError
+from tfkd.report import report
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +65,24 @@ def assert_same_run(one, other, models=("teacher", "student")):
     assert (one / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
     checks = [json.loads((run / "summary.json").read_text())["check"] for run in (one, other)]
     assert checks[0] == checks[1]
+
+
+@pytest.mark.slow
+def test_a_teacher_of_other_classes_teaches_features(tmp_path, data_dir, capsys):
+    teacher, workdir = tmp_path / "seven.keras", tmp_path / "run"
+    tfkd.models.create("resnet14", num_classes=7, input_shape=(8, 8, 1)).save(teacher)
+    config = SMALL[0].replace("teacher=resnet14", f"teacher={teacher},method=fitnet")
+    call(train.train, config, *SMALL[1:], data_dir, f"--workdir={workdir}")
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["teacher"]["test_accuracy"] is summary["check"]["teacher"]["accuracy"] is None
+    assert 0 <= summary["student"]["test_accuracy"] <= 1
+    scores, _ = evaluate.evaluate(workdir, data_dir=data_dir.partition("=")[2])
+    assert list(scores) == ["student"]
+    with pytest.raises(UsageError, match="'teacher' .* has 7 classes, and the data 10"):
+        evaluate.evaluate(workdir, model="teacher", data_dir=data_dir.partition("=")[2])
+    page = report([workdir], tmp_path / "page.html", data_dir.partition("=")[2])
+    text = page.read_text(encoding="utf-8")
+    assert "seven.keras" in text and "no teacher of the same classes" in text
 
 
 def test_a_run_leaves_its_artefacts(finished):

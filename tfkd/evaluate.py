@@ -43,7 +43,8 @@ def evaluate(workdir, split="test", model=None, data_dir=None):
     if split not in SPLITS:
         raise unknown("split", split, SPLITS)
     run = WorkDirectory(workdir)
-    names = [model] if model else [*run.models(), *["teacher"] * ("teacher" in run.summary)]
+    teaches = run.summary.get("teacher", {"test_accuracy": None})["test_accuracy"] is not None
+    names = [model] if model else [*run.models(), *["teacher"] * teaches]
     models = {name: run.model(name) for name in names}
     data = run.data(data_dir)
     dataset = data.test if split == "test" else data.validation
@@ -51,6 +52,11 @@ def evaluate(workdir, split="test", model=None, data_dir=None):
         raise UsageError(f"{run.path} was trained without a validation split: use --split=test.")
     scores = {}
     for name, one in models.items():
+        if one.output_shape[-1] != data.num_classes:
+            raise UsageError(
+                f"Model {name!r} of {run.path} has {one.output_shape[-1]} classes, and the data "
+                f"{data.num_classes}: it cannot be measured on them."
+            )
         prepare = run.preprocessing(name, one, data)
         scores[name] = measure.scores(*measure.predictions(one, dataset, prepare))
     return scores, data.class_names

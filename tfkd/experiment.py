@@ -88,7 +88,7 @@ def run(config, workdir, data_dir=None, command=None):
         train_teacher(config, data, teacher, workdir)
         summary["teacher"] = {
             **measure.cost(teacher, data, workdir / "teacher.keras", distiller.teacher_inputs),
-            "test_accuracy": measure.accuracy(teacher, data.test, distiller.teacher_inputs),
+            "test_accuracy": _teacher_accuracy(teacher, data, distiller),
         }
     if config.check and config.method.name != ALONE:
         report = distiller.check(data.validation or data.train)
@@ -137,6 +137,13 @@ def run(config, workdir, data_dir=None, command=None):
         _say(f"{name}: test accuracy {found['test_accuracy']:.2%} ({config.select} epoch)")
     _say(f"see {finished}")
     return summary
+
+
+def _teacher_accuracy(teacher, data, distiller):
+    """Returns the teacher's accuracy on the test set; None where it has other classes."""
+    if teacher.output_shape[-1] != data.num_classes:
+        return None
+    return measure.accuracy(teacher, data.test, distiller.teacher_inputs)
 
 
 def _test(config, data, distiller, progress, workdir):
@@ -355,7 +362,7 @@ def get_teacher(config, data, workdir):
         workdir: Path of the work directory; None where there is none.
 
     Raises:
-        UsageError: If the given file is missing, or holds no model of as many classes.
+        UsageError: If the given file is missing, or holds no model of one output.
     """
     own = workdir and workdir / "teacher.keras"
     given = config.teacher.path and pathlib.Path(config.teacher.path)
@@ -371,11 +378,6 @@ def get_teacher(config, data, workdir):
         if len(teacher.outputs) != 1:
             raise UsageError(
                 f"Teacher {path} has {len(teacher.outputs)} outputs: it must have one, the logits."
-            )
-        if teacher.output_shape[-1] != data.num_classes:
-            raise UsageError(
-                f"Teacher {path} has {teacher.output_shape[-1]} classes, and data set "
-                f"{data.name!r} {data.num_classes}."
             )
         return teacher
     if path:

@@ -124,6 +124,23 @@ def output(model):
     return None if graph is None else graph.output
 
 
+def last_operation(model):
+    """Returns what computes the output of a functional model, a nested model as one operation.
+
+    Args:
+        model: A functional `keras.Model` with one output.
+
+    Returns:
+        The tuple `(inputs, operation, tensors)`: the model's symbolic inputs, its last layer or
+        operation, and the symbolic tensors that this is run on.
+    """
+    function = _functional(model)
+    (output,) = function.outputs
+    nodes = [node for nodes in function._nodes_by_depth.values() for node in nodes]
+    (last,) = (node for node in nodes if any(tensor is output for tensor in node.outputs))
+    return function._inputs_struct, last.operation, list(last.input_tensors)
+
+
 def of(model):
     """Lists the taps of a model.
 

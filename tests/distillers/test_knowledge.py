@@ -40,7 +40,9 @@ def test_without_losses_it_trains_the_student_alone():
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     alone.compile(keras.optimizers.SGD(0.1), loss=loss, jit_compile=False)
     alone.fit(x, y, batch_size=8, shuffle=False, verbose=0)
-    distiller = tfkd.KnowledgeDistiller(distilled, tiny.model(seed=2), losses=[])
+    with pytest.warns(UserWarning, match="has a teacher and no loss that distils") as warned:
+        distiller = tfkd.KnowledgeDistiller(distilled, tiny.model(seed=2), losses=[])
+    assert [warning.filename for warning in warned] == [__file__]
     distiller.compile(keras.optimizers.SGD(0.1), loss=loss)
     distiller.fit(x, y, batch_size=8, shuffle=False, verbose=0)
     for a, b in zip(alone.get_weights(), distilled.get_weights(), strict=True):
@@ -102,3 +104,98 @@ def test_a_loss_of_class_numbers_refuses_mixtures():
 def test_a_single_loss_needs_no_list():
     distiller = tfkd.KnowledgeDistiller(tiny.model(), tiny.model(seed=1), losses="kd")
     assert [loss.id for loss in distiller.distillation_losses] == ["kd"]
+
+
+@pytest.mark.parametrize("losses", [None, ["kd"], ["ab"]])
+def test_nothing_is_said_where_a_loss_distils(losses, recwarn):
+    tfkd.KnowledgeDistiller(tiny.model(), tiny.model(seed=1), losses=losses)
+    tfkd.KnowledgeDistiller(tiny.model(), losses=[])
+    assert not [warning for warning in recwarn if "no loss that distils" in str(warning.message)]
+
+
+def test_a_loss_of_weight_0_does_not_distil():
+    with pytest.warns(UserWarning, match="no loss that distils"):
+        weightless = tfkd.losses.get("kd", weight=0.0)
+        tfkd.KnowledgeDistiller(tiny.model(), tiny.model(seed=1), losses=[weightless])
+
+
+class PassesOn(tfkd.KnowledgeDistiller):
+    """A method of a user's own."""
+
+    def __init__(self, *args, extra=1, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "method, arguments, message",
+    [
+        (
+            tfkd.KnowledgeDistiller,
+            {"temperature": 3},
+            r'"?losses=\[tfkd.losses.get\("kd", temperature=3\)\]',
+        ),
+        (
+            tfkd.KnowledgeDistiller,
+            {"losses": ["dkd"], "temperature": 3},
+            r'losses.get\("dkd", temperature=3\)',
+        ),
+        (tfkd.KnowledgeDistiller, {"alpha": 0.1}, "student_loss_weight=0.1, .*weight=0.9"),
+        (tfkd.KnowledgeDistiller, {"losses": "dkd", "alpha": 2}, r'get\("dkd", alpha=2\)'),
+        (tfkd.KnowledgeDistiller, {"loses": ["kd"]}, "'loses'.*student_loss_weight"),
+        (tfkd.SAKD, {"temperature": 3}, r'losses.get\("kd", temperature=3\)'),
+        (tfkd.ACKD, {"alpha": 3}, "Unknown argument of ACKD 'alpha'.*kd_weight"),
+        (tfkd.IAKD, {"alpha": 3}, "Unknown argument of IAKD 'alpha'.*kd_weight"),
+        (PassesOn, {"extra": 2, "temperature": 3}, r'losses.get\("kd", temperature=3\)'),
+    ],
+)
+def test_an_argument_that_a_distiller_does_not_have(method, arguments, message):
+    student, teacher = tiny.model(), tiny.model(8, seed=1)
+    with pytest.raises(UsageError, match=message):
+        method(student, teacher, **arguments)
+
+
+@pytest.mark.parametrize("method", [tfkd.MutualDistiller, tfkd.ACN])
+def test_an_argument_that_mutual_learning_does_not_have(method):
+    with pytest.raises(UsageError, match="Unknown argument of .* 'alpha'.*mutual_weight"):
+        method([tiny.model(), tiny.model(seed=1)], alpha=0.1)
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [("temperature", r'losses.get\("kd", temperature=3\)'), ("alpha", "student_loss_weight=0.1")],
+)
+def test_an_argument_of_the_keras_example_that_compile_does_not_have(argument, message):
+    distiller = tfkd.KnowledgeDistiller(tiny.model(), tiny.model(8, seed=1))
+    with pytest.raises(UsageError, match=message):
+        distiller.compile("sgd", **{argument: 3})
+
+
+def test_a_teacher_of_other_classes_teaches_features():
+    x, y = tiny.data()
+    teacher = tiny.model(8, seed=2, classes=9, name="teacher")
+    losses = ["fitnet", "ft"]
+    distiller = tfkd.KnowledgeDistiller(tiny.model(seed=1), teacher, losses=losses)
+    distiller.compile("sgd", metrics=["accuracy"])
+    report = distiller.check([(x, y)])
+    assert report.teacher["accuracy"] is report.teacher["reordered_accuracy"] is None
+    assert report.teacher["classes"] == 9 and report.student["accuracy"] is not None
+    assert "9 logits" in str(report)
+    assert not any("chance" in w or "order of classes" in w for w in report.warnings)
+    distiller.prepare(x, y, epochs=1, verbose=0)
+    look = tfkd.callbacks.Diagnostics([(x, y)], gradient_examples=8)
+    history = distiller.fit(x, y, verbose=0, callbacks=[look]).history
+    assert not {"agreement_top1", "teacher_kl", "teacher_calibration_error"} & history.keys()
+    assert {"entropy", "calibration_error", "cka/logits", "fitnet_loss"} <= history.keys()
+
+
+@pytest.mark.parametrize("losses", ["kd", "dkd", [tfkd.losses.get("kd", spots=[("logits",) * 2])]])
+def test_a_teacher_of_other_classes_cannot_be_compared_class_by_class(losses):
+    teacher = tiny.model(8, seed=2, classes=9)
+    with pytest.raises(UsageError, match="class by class, .*None, 5.*None, 9.*such as 'fitnet'"):
+        tfkd.KnowledgeDistiller(tiny.model(), teacher, losses=losses)
+
+
+@pytest.mark.parametrize("method", [tfkd.SAKD, tfkd.ACKD, tfkd.IAKD])
+def test_methods_that_compare_logits_want_the_same_classes(method):
+    with pytest.raises(UsageError, match="5 classes and teacher .* 9: both .*KnowledgeDistiller"):
+        method(tiny.model(), tiny.model(8, seed=2, classes=9))

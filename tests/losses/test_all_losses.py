@@ -56,6 +56,32 @@ def test_ids_weights_spots():
     assert relational == {"sp", "cc", "rkd", "pkt", "crd"}
 
 
+def test_a_subclass_without_an_id_does_not_take_its_parents_place():
+    class Softer(losses.KnowledgeDistillation):
+        pass
+
+    class Softest(Softer):
+        id = "softest"
+
+    assert losses.available()["kd"] is type(losses.get("kd")) is losses.KnowledgeDistillation
+    assert type(losses.get("softest")) is Softest
+    assert type(losses.get(Softer)) is Softer
+
+
+def test_arguments_of_a_loss_that_is_made_already_are_an_error():
+    loss = losses.get("kd", weight=2.0)
+    assert losses.get(loss) is loss
+    with pytest.raises(UsageError, match=r"'kd' is made already .*losses.get\('kd', weight=3\)"):
+        losses.get(loss, weight=3)
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd"])
+def test_vectors_of_different_widths_are_no_logits_of_the_same_classes(name):
+    loss = losses.get(name, spots=[("pooled", "pooled")])
+    with pytest.raises(UsageError, match="compares logits class by class"):
+        loss.build(shapes((3,)), shapes((4,)))
+
+
 @pytest.mark.parametrize("name", sorted(set(IDS) - {"crd"}))  # CRD: in its own file
 @pytest.mark.parametrize("rows", [[1], [0, 5], [1, 2, 4], [0, 1, 2, 3, 4, 5]])
 def test_mask_means_loss_on_the_selected_times_their_fraction(name, rows):
@@ -173,6 +199,8 @@ def shapes(*shapes):
         ("kd", shapes((3,)), shapes((4,)), "the same classes"),
         ("dkd", shapes((3,)), shapes((4,)), "the same classes"),
         ("dkd", shapes((2, 3)), shapes((2, 3)), "needs taps"),
+        ("kd", shapes((16, 3)), shapes((16, 3)), r"logits \(batch, classes\); student tap 0 has"),
+        ("kd", shapes((4, 4, 3)), shapes((4, 4, 3)), "take a loss of features, such as 'fitnet'"),
         ("fitnet", shapes((8, 8, 3)), shapes((3,)), "fitnet_adapter_0"),
         ("fitnet", shapes((8, 4, 3)), shapes((4, 8, 3)), "smaller along the other"),
         ("fsp", shapes((8, 8, 3)), shapes((8, 8, 3)), "at least two spots"),

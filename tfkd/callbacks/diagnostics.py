@@ -13,6 +13,7 @@ from tfkd import checkpoint, diagnostics, runtime, taps
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.gradients import PartGradients
 from tfkd.errors import UsageError, check_positive_integer
+from tfkd.losses.label_losses import CATEGORICAL, kind_of
 
 #: How many images are looked at together, and compared with each other for CKA.
 _BATCH = 128
@@ -53,7 +54,8 @@ class Diagnostics(keras.callbacks.Callback):
     ```
 
     Logs: `agreement_top1`, `agreement_top5`, `teacher_kl`, `entropy`, `teacher_entropy`,
-    `calibration_error`, `teacher_calibration_error`; `peer_agreement` where several classifiers
+    `calibration_error`, `teacher_calibration_error` (all of classes of which one is right; those
+    with the teacher where it has the same); `peer_agreement` where several classifiers
     learn together; `gradient_norm`, and with two parts or more `gradient_share/{part}` and
     `gradient_cosine/{part}`; `cka/{tap of the student}`; `diagnostics_seconds`, the time that
     all this took, in the first epoch with what is done once.
@@ -143,6 +145,8 @@ class _Look:
 
     def __init__(self, distiller, inputs, labels, gradient_batch):
         self.distiller = distiller
+        # What is measured by a softmax has no meaning for other outputs.
+        self.by_class = kind_of(distiller.label_loss) in (None, CATEGORICAL)
         self.labels = labels.argmax(-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels
         self.labels = self.labels.reshape(-1)
         parts = -(-len(inputs) // _BATCH)
@@ -165,10 +169,10 @@ class _Look:
     def measure(self):
         """Returns `{name of the log: number}`."""
         logits, similarities = _read(self.of_student, self.batches)
-        found = {
-            "entropy": diagnostics.entropy(logits),
-            "calibration_error": diagnostics.calibration_error(logits, self.labels),
-        }
+        found = {}
+        if self.by_class:
+            found["entropy"] = diagnostics.entropy(logits)
+            found["calibration_error"] = diagnostics.calibration_error(logits, self.labels)
         if self.teacher is not None:
             found |= self._compare(logits, similarities)
         if self.of_peers:
@@ -184,14 +188,16 @@ class _Look:
     def _compare(self, logits, similarities):
         """Returns what student and teacher have in common."""
         of_teacher, theirs = self.teacher
-        found = {"agreement_top1": diagnostics.agreement(of_teacher, logits)}
-        if logits.shape[-1] > 5:
-            found["agreement_top5"] = diagnostics.agreement(of_teacher, logits, top=5)
-        found |= {
-            "teacher_kl": diagnostics.divergence(of_teacher, logits),
-            "teacher_entropy": diagnostics.entropy(of_teacher),
-            "teacher_calibration_error": diagnostics.calibration_error(of_teacher, self.labels),
-        }
+        found = {}
+        if self.by_class and of_teacher.shape == logits.shape:
+            found["agreement_top1"] = diagnostics.agreement(of_teacher, logits)
+            if logits.shape[-1] > 5:
+                found["agreement_top5"] = diagnostics.agreement(of_teacher, logits, top=5)
+            found |= {
+                "teacher_kl": diagnostics.divergence(of_teacher, logits),
+                "teacher_entropy": diagnostics.entropy(of_teacher),
+                "teacher_calibration_error": diagnostics.calibration_error(of_teacher, self.labels),
+            }
         for (tap, _), ours, its in zip(self.pairs, similarities, theirs):
             found[f"cka/{tap}"] = diagnostics.centered_alignment(ours, its)
         return found

@@ -2,22 +2,94 @@
 
 import contextlib
 import inspect
+import math
 import re
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfkd import losses as losses_module
 from tfkd import runtime, taps
 from tfkd.errors import UsageError, unknown
+from tfkd.losses.label_losses import BINARY, REGRESSION, kind_of, title_of
+from tfkd.models.logits import activation_of
 
-_PROBABILITIES = (
-    "{role} {name!r} outputs probabilities ({how}); tfkd needs logits: end it without an "
-    "activation, and leave the softmax to the loss (from_logits=True)."
-)
+_PROBABILITIES = "{role} {name!r} outputs probabilities ({how}); tfkd needs logits: {remedy}"
+_CUT = "tfkd.models.logits_of(model) ends before it, with the same weights."
+_REWRITE = "end it without an activation, and leave the softmax to the loss (from_logits=True)."
 
 
-def check_models(student, teacher=None, teacher_preprocessing=None):
+def check_constructor_arguments(cls, given):
+    """Raises a `UsageError` for arguments that the constructor of a distiller does not have.
+
+    Args:
+        cls: A subclass of `Distiller`.
+        given: `{name: value}` of the keyword arguments.
+    """
+    known = _constructor_arguments(cls)
+    for name, value in given.items():
+        if name not in known:
+            what = f"argument of {cls.__name__}"
+            raise unknown_argument(cls, what, name, value, known, given.get("losses"))
+
+
+def _constructor_arguments(cls):
+    """Returns the names that a constructor takes, those that it only passes on included."""
+    known = {}
+    for base in cls.__mro__:
+        if "__init__" in base.__dict__:
+            parameters = [*inspect.signature(base.__init__).parameters.values()][1:]
+            known |= {one.name: one.kind for one in parameters}
+            if inspect.Parameter.VAR_KEYWORD not in known.values():
+                break
+            known = {name: kind for name, kind in known.items() if kind not in _VARIADIC}
+    return list(known)
+
+
+_VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+
+
+def unknown_argument(cls, what, name, value, known, chosen=None):
+    """Returns the error for an argument that does not exist, to be raised.
+
+    Args:
+        cls: The subclass of `Distiller` that it was given to.
+        what: String, what the name should have been, such as `"argument of IAKD"`.
+        name: The name as given.
+        value: What was given.
+        known: Iterable of the names that exist.
+        chosen: The losses given beside it, where they were.
+    """
+    of_constructor = _constructor_arguments(cls)
+    if "losses" not in of_constructor:
+        return unknown(what, name, known)
+    if name == "alpha" and "student_loss_weight" in of_constructor and "dkd" not in _ids(chosen):
+        # What the Keras example of distillation, and many others, call the share of the labels.
+        return UsageError(
+            f"Unknown {what} {name!r}: the labels have the weight student_loss_weight=0.1, and "
+            "each loss its own, as in losses=[tfkd.losses.get('kd', weight=0.9)]."
+        )
+    available = losses_module.available()
+    for identifier in dict.fromkeys((*_ids(chosen), "kd", *available)):
+        parameters = inspect.signature(available[identifier]).parameters
+        if name in parameters and name != "kwargs":
+            return UsageError(
+                f"Unknown {what} {name!r}: it is one of a loss, as in "
+                f'losses=[tfkd.losses.get("{identifier}", {name}={value!r})].'
+            )
+    return unknown(what, name, known)
+
+
+def _ids(chosen):
+    """Returns the ids of losses as they were given to a distiller."""
+    if isinstance(chosen, (str, losses_module.DistillationLoss)):
+        chosen = [chosen]
+    found = [getattr(loss, "id", loss) for loss in chosen or ()]
+    return [one for one in found if one in losses_module.available()]
+
+
+def check_models(student, teacher=None, teacher_preprocessing=None, same_classes=True):
     """Checks that models can be student and teacher.
 
     Args:
@@ -25,6 +97,7 @@ def check_models(student, teacher=None, teacher_preprocessing=None):
         teacher: A `keras.Model`, or None.
         teacher_preprocessing: Layer or function that makes the teacher's inputs of the
             student's, or None.
+        same_classes: Whether both must have the same number of classes.
 
     Raises:
         UsageError: If either is no model, they share variables, differ in input shape or number
@@ -44,10 +117,11 @@ def check_models(student, teacher=None, teacher_preprocessing=None):
     _check_apart("Student and teacher", student, teacher)
     if None not in outputs.values():
         (classes, inputs), (teacher_classes, teacher_inputs) = outputs.values()
-        if classes != teacher_classes:
+        if same_classes and classes != teacher_classes:
             raise UsageError(
                 f"Student {student.name!r} has {classes} classes and teacher {teacher.name!r} "
-                f"{teacher_classes}: both must be built for the same classes."
+                f"{teacher_classes}: both must be built for the same classes. A teacher of others "
+                "can teach under tfkd.KnowledgeDistiller, by losses of features such as 'fitnet'."
             )
         _check_inputs(student, teacher, teacher_preprocessing, inputs, teacher_inputs)
 
@@ -94,9 +168,9 @@ def check_compile_arguments(cls, given):
     for method in (cls.compile, keras.Model.compile):
         names = [*inspect.signature(method).parameters][1:]
         known += [name for name in names if name not in (*known, "args", "kwargs")]
-    for name in given:
+    for name, value in given.items():
         if name not in known:
-            raise unknown(f"argument of {cls.__name__}.compile", name, known)
+            raise unknown_argument(cls, f"argument of {cls.__name__}.compile", name, value, known)
 
 
 def has_duplicates(optimizers):
@@ -127,9 +201,9 @@ def _check_model(role, model):
     output = taps.output(model)
     if output is None:
         return None
-    how = _activation(output)
+    how = activation_of(output._keras_history.operation)
     if how is not None:
-        raise UsageError(_PROBABILITIES.format(role=role, name=model.name, how=how))
+        raise UsageError(_PROBABILITIES.format(role=role, name=model.name, how=how, remedy=_CUT))
     if len(output.shape) != 2:
         raise UsageError(
             f"{role} {model.name!r} outputs shape {tuple(output.shape)}; tfkd needs logits of "
@@ -187,15 +261,6 @@ def _agree(shape, other):
     )
 
 
-def _activation(output):
-    """Names the operation that makes probabilities of the last tensor, or returns None."""
-    operation = output._keras_history.operation
-    names = {"softmax": "a softmax", "sigmoid": "a sigmoid", "log_softmax": "a log-softmax"}
-    kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(operation).__name__).lower()
-    activation = getattr(getattr(operation, "activation", None), "__name__", None)
-    return names.get(kind) or names.get(activation)
-
-
 def check_first_batch(student, teacher, teacher_preprocessing, x):
     """Looks for probabilities in the outputs of models whose graph cannot be looked at.
 
@@ -222,7 +287,9 @@ def check_first_batch(student, teacher, teacher_preprocessing, x):
         outputs = model(preprocessed(prepare, x[:8]), training=False)
         if are_probabilities(keras.ops.convert_to_numpy(outputs).astype("float32")):
             how = "rows that add up to 1"
-            raise UsageError(_PROBABILITIES.format(role="Model", name=model.name, how=how))
+            raise UsageError(
+                _PROBABILITIES.format(role="Model", name=model.name, how=how, remedy=_REWRITE)
+            )
 
 
 def are_probabilities(outputs):
@@ -258,9 +325,14 @@ def label_loss(loss):
         else "crossentropy" in getattr(loss, "__name__", "")
     )
     if of_probabilities:
+        name = type(loss).__name__
+        if not isinstance(loss, keras.losses.Loss):
+            name = "".join(word.title() for word in loss.__name__.split("_"))
+        if not hasattr(keras.losses, name):
+            name = "SparseCategoricalCrossentropy"
         raise UsageError(
             "The loss expects probabilities, and students output logits: use "
-            "keras.losses.SparseCategoricalCrossentropy(from_logits=True), or the like."
+            f"keras.losses.{name}(from_logits=True)."
         )
     return loss if isinstance(loss, keras.losses.Loss) else _FunctionLoss(loss)
 
@@ -272,17 +344,62 @@ class _FunctionLoss(keras.losses.Loss):
         name = getattr(function, "__name__", "loss")
         # A lambda's name, "<lambda>", is none that TensorFlow accepts.
         super().__init__(name=name if name.isidentifier() else "loss")
-        self.function = function
+        # The name that Keras' own loss objects have for it, so that both are told alike.
+        self.fn = function
 
     def call(self, y_true, y_pred):
-        return self.function(y_true, y_pred)
+        return self.fn(y_true, y_pred)
 
 
-def check_labels(labels):
+def match_labels(distiller):
+    """Tells the losses of a distiller what its loss on the labels says of the outputs.
+
+    Args:
+        distiller: A `Distiller` with its `label_loss`.
+
+    Raises:
+        UsageError: If the method, or one of its losses, has no meaning beside it.
+    """
+    label_loss = distiller.label_loss
+    if distiller.needs_classes and kind_of(label_loss) in (BINARY, REGRESSION):
+        raise UsageError(
+            f"{type(distiller).__name__} needs images of one class each, and "
+            f"{title_of(label_loss)} is for other labels: use a categorical cross-entropy, "
+            "or tfkd.KnowledgeDistiller."
+        )
+    for layer in distiller._flatten_layers():
+        # One of weight 0 is not computed.
+        if isinstance(layer, losses_module.DistillationLoss) and layer.weight != 0:
+            layer.match_labels(label_loss)
+
+
+def metrics_of_logits(metrics, label_loss):
+    """Returns metrics for `keras.Model.compile`, of which "accuracy" means that of the logits.
+
+    Keras makes of it, beside yes-or-no labels, one that compares probabilities with 0.5, or the
+    largest of several outputs.
+
+    Args:
+        metrics: As `keras.Model.compile` takes them.
+        label_loss: The `keras.losses.Loss` on the labels.
+    """
+    if kind_of(label_loss) != BINARY:
+        return metrics
+
+    def of_logits(metric):
+        if metric in ("accuracy", "acc"):
+            return keras.metrics.BinaryAccuracy(name=metric, threshold=0.0)
+        return metric
+
+    return keras.tree.map_structure(of_logits, metrics, none_is_leaf=False)
+
+
+def check_labels(labels, loss):
     """Checks labels given as an array.
 
     Args:
         labels: What was given to `fit`.
+        loss: The `keras.losses.Loss` on them.
 
     Raises:
         UsageError: If it holds single numbers that are not whole, or no numbers.
@@ -292,6 +409,8 @@ def check_labels(labels):
     labels = np.asarray(labels)
     if labels.dtype.kind not in "biuf":
         raise UsageError(f"Labels must be numbers; received {labels.dtype}.")
+    if kind_of(loss) in (BINARY, REGRESSION):
+        return
     column = labels.ndim == 1 or labels.shape[-1] == 1
     if column and labels.dtype.kind == "f" and np.any(labels != np.round(labels)):
         raise UsageError("Labels must be whole numbers, the classes; received fractions.")
@@ -313,10 +432,19 @@ def check_label_shape(loss, labels, logits):
 
     Raises:
         UsageError: If there are none, or they are one-hot where the loss wants classes or the
-            other way round.
+            other way round; if there is not one for each output where the loss takes the
+            outputs one by one.
     """
     check_present(labels)
     rank = labels.shape.rank if isinstance(labels, tf.Tensor) else np.ndim(labels)
+    one_by_one = kind_of(loss) in (BINARY, REGRESSION)
+    if one_by_one and rank is not None and math.prod(labels.shape[1:]) != logits.shape[-1]:
+        # Keras would repeat the labels for all outputs.
+        raise UsageError(
+            f"{title_of(loss)} does not fit labels of shape {tuple(labels.shape)} and "
+            f"{logits.shape[-1]} outputs: it needs a label for each output, or, for the numbers "
+            "of classes, use keras.losses.SparseCategoricalCrossentropy(from_logits=True)."
+        )
     one_hot = rank == 2 and labels.shape[1] == logits.shape[1] != 1
     wanted = {
         keras.losses.SparseCategoricalCrossentropy: False,
@@ -352,6 +480,12 @@ def clear_label_errors(student):
 
 def label_error(student, label, classes):
     """Returns the error for a label outside the classes of the student, to be raised."""
+    if classes == 1:
+        return UsageError(
+            f"The data has label {label}, and student {student.name!r} has a single logit: compile "
+            "with keras.losses.BinaryCrossentropy(from_logits=True), or make a student with one "
+            "logit per class."
+        )
     return UsageError(
         f"The data has label {label}, and student {student.name!r} has {classes} classes: labels "
         f"must be whole numbers from 0 to {classes - 1}."

@@ -48,11 +48,13 @@ def _margin(accuracy, examples):
 
 
 def _near_chance(report):
-    if report.teacher is None or _class_order(report):
+    if report.teacher is None or report.teacher["accuracy"] is None or _class_order(report):
         return None
-    accuracy, chance = report.teacher["accuracy"], 1 / report.teacher["classes"]
-    # Twice chance where there are many classes, a tenth above it where there are few.
-    if accuracy < chance + max(min(chance, 0.1), _margin(chance, report.data["examples"])):
+    accuracy, chance = report.teacher["accuracy"], report.teacher["chance"]
+    # Twice chance where there are many classes, a tenth above it where there are few, a fifth of
+    # the rest where nearly all labels are alike.
+    clear = min(chance, 0.1, (1 - chance) / 5)
+    if accuracy < chance + max(clear, _margin(chance, report.data["decisions"])):
         return (
             f"teacher {report.teacher['name']!r} is right in {accuracy:.1%} of these examples, "
             f"which is near chance ({chance:.1%}): load its trained weights, give it the "
@@ -65,6 +67,8 @@ def _class_order(report):
     if report.teacher is None:
         return None
     accuracy, reordered = report.teacher["accuracy"], report.teacher["reordered_accuracy"]
+    if reordered is None:
+        return None
     clear = max(0.1, _margin(0.5, report.data["examples"]))
     if reordered >= 0.5 and reordered - accuracy > clear:
         return (
@@ -139,6 +143,23 @@ def _balance(report):
         f"take part: bring its weight from {report.losses[largest]['weight']:.4g} down to about "
         f"{report.losses[largest]['weight'] / ratio:.2g}."
     )
+
+
+def binary_accuracy(labels, logits):
+    """Returns how often yes-or-no predictions are right, and how often they would be by chance.
+
+    Args:
+        labels: Array `(examples, classes)`, above 0.5 for yes.
+        logits: Array `(examples, classes)`, above 0 for yes.
+
+    Returns:
+        The tuple `(accuracy, chance)`, means over examples and classes. `chance` is what the same
+        predictions would reach for examples that they do not belong to: most of it where nearly
+        all labels of a class are alike.
+    """
+    truth, predicted = labels > 0.5, logits > 0
+    yes, said = truth.mean(axis=0), predicted.mean(axis=0)
+    return np.mean(truth == predicted), np.mean(yes * said + (1 - yes) * (1 - said))
 
 
 def reordered_accuracy(labels, predictions, classes):

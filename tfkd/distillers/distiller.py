@@ -8,6 +8,7 @@ from tfkd import runtime, schedules, taps
 from tfkd.distillers import checks, preflight
 from tfkd.distillers.trainer import Trainer, Untracked
 from tfkd.errors import UsageError
+from tfkd.losses.label_losses import BINARY, kind_of
 from tfkd.training.divergence import TOTAL
 
 
@@ -57,10 +58,19 @@ class Distiller(Trainer):
     student_loss_weight = 1.0
     #: The names of those of `learners()` that are classifiers like the student.
     peer_names = ()
+    #: Whether the teacher must have the student's classes; the losses may ask for it where not.
+    same_classes = True
+    #: Whether every image must be of one class, so that other losses on the labels are refused.
+    needs_classes = False
     #: Which of its training steps the method takes in this epoch; None where it has but one.
     phase = None
     #: What a variable gets on which the objective does not depend; see `update`.
     unconnected = "none"
+
+    def __new__(cls, *args, **kwargs):
+        """Refuses arguments that the constructor does not have, before Python does."""
+        checks.check_constructor_arguments(cls, kwargs)
+        return super().__new__(cls, *args, **kwargs)
 
     def __init__(
         self,
@@ -71,7 +81,7 @@ class Distiller(Trainer):
         name=None,
     ):
         runtime.check_strategy(tf.distribute.get_strategy())
-        checks.check_models(student, teacher, teacher_preprocessing)
+        checks.check_models(student, teacher, teacher_preprocessing, self.same_classes)
         super().__init__(student, name=name)
         if relational_scope not in ("global", "replica"):
             raise UsageError(
@@ -460,9 +470,14 @@ class Distiller(Trainer):
         Args:
             name: String.
             logits: Tensor `(batch, classes)`.
-            batch: The `Batch`, whose labels are class numbers or one-hot.
+            batch: The `Batch`, whose labels are class numbers or one-hot; zeros and ones, one for
+                each logit, beside binary cross-entropy.
         """
-        hits = ops.argmax(logits, axis=-1) == self.class_numbers(batch, logits.shape[-1])
+        if kind_of(self.label_loss) == BINARY:
+            labels = ops.cast(ops.reshape(batch.labels, ops.shape(logits)), "float32")
+            hits = (logits > 0) == (labels > 0.5)
+        else:
+            hits = ops.argmax(logits, axis=-1) == self.class_numbers(batch, logits.shape[-1])
         self.track(name, ops.mean(ops.cast(hits, "float32")), batch)
 
     def class_numbers(self, batch, classes):

@@ -13,7 +13,7 @@ class KnowledgeDistiller(LossesDistiller):
     Args:
         student: A `keras.Model` that outputs logits `(batch, classes)`.
         teacher: A trained `keras.Model` that outputs logits `(batch, classes)`; None trains the
-            student on its labels alone.
+            student on its labels alone. Its classes may be others where no loss compares logits.
         losses: List of `tfkd.losses.DistillationLoss` objects or ids such as `"kd"`. Each is
             multiplied by its own `weight`. Defaults to `["kd"]` where there is a teacher.
         student_loss_weight: Number, the weight of the loss on the labels. Defaults to 0.1 where
@@ -48,6 +48,8 @@ class KnowledgeDistiller(LossesDistiller):
         - Protocol and default weights: the
           [CRD benchmark](https://arxiv.org/abs/1910.10699).
     """
+
+    same_classes = False
 
     def __init__(
         self,

@@ -1,10 +1,16 @@
 """LossesDistiller: what the methods share that distil by a list of losses."""
 
+import warnings
+
 from tfkd import losses as losses_module
 from tfkd import taps
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.preparation import Preparation
 from tfkd.errors import UsageError
+
+
+def _takes_part(loss):
+    return loss.weight != 0 or loss.preparation is not None
 
 
 class LossesDistiller(Distiller):
@@ -38,6 +44,12 @@ class LossesDistiller(Distiller):
         if losses and teacher is None:
             raise UsageError("Distillation losses need a teacher: pass one, or losses=[].")
         self.distillation_losses = [losses_module.get(loss) for loss in losses]
+        if teacher is not None and not any(map(_takes_part, self.distillation_losses)):
+            warnings.warn(
+                f"{type(self).__name__} has a teacher and no loss that distils: it trains the "
+                "student on its labels alone. Leave losses out for kd, or pass no teacher.",
+                stacklevel=3,
+            )
         names = [loss.name for loss in self.distillation_losses]
         if len(set(names)) < len(names):
             raise UsageError(f"Losses need different names to be logged; received {names}.")

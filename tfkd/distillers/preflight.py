@@ -12,6 +12,7 @@ from tfkd import taps
 from tfkd.distillers import checks, diagnosis
 from tfkd.distillers.report import Report
 from tfkd.errors import UsageError, check_positive
+from tfkd.losses.label_losses import BINARY, CATEGORICAL, REGRESSION, kind_of, title_of
 
 
 def check(distiller, dataset, batches=20):
@@ -68,7 +69,7 @@ class _Seen:
     def __init__(self, distiller):
         self.distiller = distiller
         self.normalization = _FirstNormalization.of(distiller.teacher)
-        self.look = tf.function(self._look, reduce_retracing=True)
+        self.look = tf.function(self._look, reduce_retracing=True, autograph=False)
         self.labels, self.sizes = [], []
         self.inputs, self.outputs, self.values, self.moments = [], [], [], []
         self.input_shape = None
@@ -85,17 +86,10 @@ class _Seen:
         batch = self.distiller.unpack(data)
         if not isinstance(batch.inputs, tf.Tensor):
             raise UsageError("check takes one tensor of images per batch; received several.")
-        labels = np.array(batch.labels)
-        if labels.ndim == 2:
-            labels = labels.argmax(-1) if labels.shape[1] > 1 else labels[:, 0]
         with checks.clear_label_errors(self.distiller.student):
             outputs, values, moments = self.look(data)
-        # On a GPU TensorFlow does not complain, and the loss is no number.
-        classes = outputs["student"].shape[-1]
-        for label in (labels.min(), labels.max()):
-            if not 0 <= label < classes:
-                raise checks.label_error(self.distiller.student, label, classes)
-        self.labels.append(labels.astype("int64"))
+        labels = self._labels(np.array(batch.labels), outputs["student"].shape[-1])
+        self.labels.append(labels)
         self.sizes.append(len(labels))
         self.input_shape = tuple(batch.inputs.shape[1:])
         self.warnings = self.warnings or self.distiller.warnings(batch.inputs)
@@ -104,6 +98,27 @@ class _Seen:
         self.outputs.append({role: np.array(logits) for role, logits in outputs.items()})
         self.values.append({name: float(value) for name, value in values.items()})
         self.moments.append([np.array(moment, "float64") for moment in moments])
+
+    def _labels(self, labels, outputs):
+        """Returns the numbers of the classes; one label per output where these stand alone."""
+        student, label_loss = self.distiller.student, self.distiller.label_loss
+        self.kind = kind_of(label_loss) or (CATEGORICAL if outputs > 1 else REGRESSION)
+        if self.kind != CATEGORICAL:
+            labels = labels.reshape(-1, outputs)
+            if self.kind == BINARY and not (labels.min() >= 0 and labels.max() <= 1):
+                wrong = labels.max() if labels.max() > 1 else labels.min()
+                raise UsageError(
+                    f"The data has label {wrong}, and {title_of(label_loss)} takes labels from 0 "
+                    "(no) to 1 (yes)."
+                )
+            return labels
+        if labels.ndim == 2:
+            labels = labels.argmax(-1) if labels.shape[1] > 1 else labels[:, 0]
+        # On a GPU TensorFlow does not complain, and the loss is no number.
+        for label in (labels.min(), labels.max()):
+            if not 0 <= label < outputs:
+                raise checks.label_error(student, label, outputs)
+        return labels.astype("int64")
 
     def _look(self, data):
         """Runs both models on one batch, in inference mode, and every loss on what they say."""
@@ -138,7 +153,8 @@ class _Seen:
         return Report(
             data={
                 "examples": len(labels),
-                "labels": (int(labels.min()), int(labels.max())),
+                "decisions": labels.size,
+                "labels": tuple(_plain(label) for label in (labels.min(), labels.max())),
                 "inputs": self._inputs(),
             },
             student={
@@ -166,25 +182,39 @@ class _Seen:
     def _model(self, role, labels):
         model = getattr(self.distiller, role)
         outputs = np.concatenate([outputs[role] for outputs in self.outputs])
+        probabilities = checks.are_probabilities(outputs)
+        accuracy = chance = None
+        # A teacher of other classes says nothing of these.
+        if self.kind == CATEGORICAL and outputs.shape[-1] == self._classes():
+            accuracy, chance = np.mean(outputs.argmax(-1) == labels), 1 / outputs.shape[-1]
+        elif self.kind == BINARY and outputs.shape[-1] == self._classes():
+            accuracy, chance = diagnosis.binary_accuracy(labels, outputs)
+            # Those of a sigmoid do not add up to 1. What a student starts with may look like it.
+            probabilities = role == "teacher" and outputs.min() >= 0 and outputs.max() <= 1
         return {
             "name": model.name,
             "parameters": model.count_params(),
             "classes": outputs.shape[-1],
-            "accuracy": float(np.mean(outputs.argmax(-1) == labels)),
-            "outputs": "probabilities" if checks.are_probabilities(outputs) else "logits",
+            "accuracy": None if accuracy is None else float(accuracy),
+            "chance": None if chance is None else float(chance),
+            "outputs": "probabilities" if probabilities else "logits",
         }
+
+    def _classes(self):
+        return self.outputs[0]["student"].shape[-1]
 
     def _teacher(self, labels):
         values = self._model("teacher", labels)
         predictions = np.concatenate([outputs["teacher"].argmax(-1) for outputs in self.outputs])
+        reordered = None
+        if self.kind == CATEGORICAL and values["classes"] == self._classes():
+            reordered = diagnosis.reordered_accuracy(labels, predictions, values["classes"])
         seen = None
         if self.normalization is not None:
             seen = self.normalization.compare(*(self._mean(x) for x in zip(*self.moments)))
         return {
             **values,
-            "reordered_accuracy": diagnosis.reordered_accuracy(
-                labels, predictions, values["classes"]
-            ),
+            "reordered_accuracy": reordered,
             "normalization": seen,
         }
 
@@ -210,6 +240,11 @@ class _Seen:
                 "spots": spots[name],
             }
         return found
+
+
+def _plain(number):
+    """Returns a number of NumPy as Python's, an integer where it is whole."""
+    return int(number) if number == int(number) else float(number)
 
 
 def _normalizes(model):

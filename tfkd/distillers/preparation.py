@@ -19,6 +19,8 @@ class Preparation(Distiller):
     Logs: `loss`, what is minimised.
     """
 
+    same_classes = False
+
     def __init__(self, distiller, loss, pairs):
         super().__init__(
             distiller.student,
@@ -32,7 +34,9 @@ class Preparation(Distiller):
         self.watch([student for student, _ in pairs], [teacher for _, teacher in pairs])
         settings = {**loss.preparation}
         self.epochs = settings.pop("epochs")
-        self.compile(SGD(**settings), accumulation_steps=distiller.accumulation_steps)
+        # The loss on the labels has no part in it, but the losses learn from it what outputs are.
+        labels = getattr(distiller, "label_loss", None)
+        self.compile(SGD(**settings), labels, accumulation_steps=distiller.accumulation_steps)
 
     def ensure_built(self):
         """Notes that all parts are built: the distiller has done so."""

@@ -10,14 +10,18 @@ class Report:
 
     Attributes:
         warnings: List of strings, one line each: what looks wrong and what would be right.
-        data: `{"examples", "labels", "inputs"}`: how many were looked at; the smallest and
-            largest label; `{"shape", "mean", "std", "min", "max"}` of the student's inputs.
-        student: `{"name", "parameters", "classes", "accuracy", "outputs", "normalizes"}`;
-            `outputs` is `"logits"` or `"probabilities"`, and `normalizes` whether it rescales or
-            normalises its inputs itself.
-        teacher: The first five, with `"reordered_accuracy"`, the accuracy with the best
+        data: `{"examples", "decisions", "labels", "inputs"}`: how many were looked at; as many, or
+            that times the classes where each is decided by itself; the smallest and largest
+            label; `{"shape", "mean", "std", "min", "max"}` of the student's inputs.
+        student: `{"name", "parameters", "classes", "accuracy", "chance", "outputs",
+            "normalizes"}`; `accuracy` is the mean over the classes where each is decided by
+            itself (binary cross-entropy), and None where outputs are not the classes of the data;
+            `chance` is what guesses would reach; `outputs` is `"logits"` or `"probabilities"`,
+            and `normalizes` whether it rescales or normalises its inputs itself.
+        teacher: The first six, with `"reordered_accuracy"`, the accuracy with the best
             assignment of its classes to the labels (measured on other examples than it was
-            chosen from), and
+            chosen from; None where each image may be of several, or the teacher's classes are
+            others), and
             `"normalization"`, `{"layer", "shift", "spread"}`: how far the mean of what its first
             batch normalization receives is from the one in training, in standard deviations,
             and how many times the standard deviation in training the one here is; None where
@@ -40,7 +44,7 @@ class Report:
 
     def __str__(self):
         data, inputs = self.data, self.data["inputs"]
-        low, high = data["labels"]
+        low, high = (x if isinstance(x, int) else f"{x:.4g}" for x in data["labels"])
         title = (
             f"check on {data['examples']} examples: labels {low} to {high}, inputs "
             f"{_shape(inputs['shape'])} from {inputs['min']:.3g} to {inputs['max']:.3g} "
@@ -54,7 +58,7 @@ class Report:
                         role,
                         model["name"],
                         f"{model['parameters']:,}",
-                        f"{model['accuracy']:.2%}",
+                        "-" if model["accuracy"] is None else f"{model['accuracy']:.2%}",
                         f"{model['classes']} {model['outputs']}",
                     )
                 )

@@ -140,6 +140,7 @@ class SAKD(LossesDistiller):
     """
 
     id = "sakd"
+    needs_classes = True
     extra_optimizers = {
         "policy_optimizer": {
             "name": "sgd",

@@ -101,8 +101,12 @@ class Trainer(keras.Model):
         Args:
             optimizer: Optimizer of the student, and of connectors trained with it.
             loss: The student's loss on the labels, a Keras loss of logits. Defaults to
-                `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`.
-            metrics: List of metrics of the student, as in `keras.Model.compile`.
+                `keras.losses.SparseCategoricalCrossentropy(from_logits=True)`. Losses that
+                compare class probabilities follow it: beside
+                `keras.losses.BinaryCrossentropy(from_logits=True)` each logit is a yes or no of
+                its own.
+            metrics: List of metrics of the student, as in `keras.Model.compile`. "accuracy" is
+                that of logits whatever the loss.
             weighted_metrics: The same, weighted by `sample_weight`.
             jit_compile: Whether to compile with XLA; `"auto"` for what is faster on the device.
             run_eagerly: Whether to run steps without compiling them, for debugging.
@@ -120,8 +124,9 @@ class Trainer(keras.Model):
                 `tfkd.optimizers.create` takes them.
 
         Raises:
-            UsageError: If the loss expects probabilities, settings describe no optimizer, or a
-                distillation loss cannot compare the models' features.
+            UsageError: If the loss expects probabilities, the method or one of its losses has no
+                meaning beside it, settings describe no optimizer, or a distillation loss cannot
+                compare the models' features.
         """
         checks.check_compile_arguments(type(self), kwargs)
         check_positive_integer("accumulation_steps", accumulation_steps)
@@ -135,10 +140,15 @@ class Trainer(keras.Model):
             for name, default in self.extra_optimizers.items()
         }
         self.label_loss = checks.label_loss(loss)
+        checks.match_labels(self)
         if jit_compile == "auto":
             jit_compile = runtime.jit_compile() and not run_eagerly
         with self._scope():
             self.ensure_built()
+            metrics, weighted_metrics = (
+                checks.metrics_of_logits(some, self.label_loss)
+                for some in (metrics, weighted_metrics)
+            )
         super().compile(
             optimizer=optimizer,
             metrics=metrics,
@@ -326,7 +336,7 @@ class Trainer(keras.Model):
             raise UsageError(
                 f"Student {self.student.name!r} has nothing to train: set student.trainable = True."
             )
-        checks.check_labels(labels)
+        checks.check_labels(labels, self.label_loss)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         if iterator is not None and runtime.num_replicas() > 1:

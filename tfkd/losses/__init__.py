@@ -30,7 +30,8 @@ def available():
     while classes:
         for cls in classes.pop().__subclasses__():
             classes.append(cls)
-            if cls.id is not None:
+            # A loss's own subclass inherits its id and does not take its place.
+            if cls.__dict__.get("id") is not None:
                 found[cls.id] = cls
     return dict(sorted(found.items()))
 
@@ -47,7 +48,8 @@ def get(identifier, **arguments):
         A `DistillationLoss`.
 
     Raises:
-        UsageError: If the id is unknown or an argument is not one of the loss's.
+        UsageError: If the id is unknown, an argument is not one of the loss's, or arguments are
+            given beside a loss that is made already.
 
     Example:
     ```python
@@ -55,6 +57,13 @@ def get(identifier, **arguments):
     ```
     """
     if isinstance(identifier, DistillationLoss):
+        if arguments:
+            given = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+            raise UsageError(
+                f"Loss {identifier.name!r} is made already and takes no further arguments; "
+                f"received {given}: give them with its id or class, as in "
+                f"tfkd.losses.get({identifier.id!r}, {given})."
+            )
         return identifier
     if isinstance(identifier, keras.distillation.DistillationLoss):
         return KerasDistillationLoss(identifier, **arguments)

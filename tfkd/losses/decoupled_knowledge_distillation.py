@@ -80,7 +80,7 @@ class DecoupledKnowledgeDistillation(DistillationLoss):
     id = "dkd"
     spots = "logits"
     needs_labels = True
-    tap_rank = 2
+    compares_classes = True
 
     def __init__(self, alpha=1.0, beta=8.0, temperature=4.0, weight=1.0, **kwargs):
         super().__init__(weight=weight, **kwargs)

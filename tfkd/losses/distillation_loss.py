@@ -6,6 +6,7 @@ from keras import ops
 from tfkd import schedules
 from tfkd.errors import UsageError
 from tfkd.losses.keras_interface import KerasInterface
+from tfkd.losses.label_losses import BINARY, REGRESSION, kind_of, title_of
 
 #: Where a loss can ask to distil, in the words of the design: see `tfkd.taps.at_spots`.
 SPOTS = ("stages", "hint", "last_map", "pooled", "logits")
@@ -46,6 +47,7 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         needs_indices: Whether `call()` takes and needs `indices`, the positions of the samples
             in the training set.
         tap_rank: Integer, the rank that taps must have: 2 for vectors, 4 for maps; None for any.
+        compares_classes: Whether both taps are logits `(batch, classes)` of the same classes.
         relational: Whether samples are compared with each other, so that the value depends on
             which samples share a batch. Distillers then pass the global batch of all replicas.
         preparation: None, or a dictionary with the defaults of the stage before training:
@@ -59,6 +61,7 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
     needs_labels = False
     needs_indices = False
     tap_rank = None
+    compares_classes = False
     relational = False
     preparation = None
     prepares_student = False
@@ -118,11 +121,13 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
             student_shape, teacher_shape = map(tuple, shapes)
             for side, shape in (("student", student_shape), ("teacher", teacher_shape)):
                 self._check_shape(f"{side} tap {spot}", shape)
-            if self.spots == "logits" and student_shape[1:] != teacher_shape[1:]:
+            by_class = self.compares_classes or self.spots == "logits"
+            if by_class and student_shape[1:] != teacher_shape[1:]:
                 raise UsageError(
                     f"Loss {self.name!r} compares logits class by class, and received student "
                     f"logits {student_shape} and teacher logits {teacher_shape}: both models need "
-                    "the same classes."
+                    "the same classes. A teacher of others can teach by losses of features, such "
+                    "as 'fitnet'."
                 )
             self.build_spot(spot, student_shape, teacher_shape)
         if self.preparation is not None:
@@ -138,10 +143,32 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         form = {None: "(batch, ...)", 2: "(batch, features)"}.get(
             self.tap_rank, "(batch, height, width, channels)"
         )
+        if self.compares_classes and len(shape) != 2:
+            raise UsageError(
+                f"Loss {self.name!r} needs taps that are logits (batch, classes); {what} has "
+                f"shape {shape}: leave spots out, or take a loss of features, such as 'fitnet'."
+            )
         if len(shape) < 2 or len(shape) != (self.tap_rank or len(shape)) or None in shape[1:]:
             raise UsageError(
                 f"Loss {self.name!r} needs taps {form}, of which all but the batch is known; "
                 f"{what} has shape {shape}."
+            )
+
+    def match_labels(self, label_loss):
+        """Learns from the loss on the labels what the outputs mean; distillers call it.
+
+        Args:
+            label_loss: The `keras.losses.Loss` that the distiller is compiled with.
+
+        Raises:
+            UsageError: If this loss has no meaning beside it. By default, if it needs the class
+                of each sample and the labels tell none.
+        """
+        if self.needs_labels and kind_of(label_loss) in (BINARY, REGRESSION):
+            raise UsageError(
+                f"Loss {self.name!r} needs the one class of each sample, and the labels of "
+                f"{title_of(label_loss)} tell none: compile with a categorical "
+                "cross-entropy, or take a loss that needs no labels."
             )
 
     def build_spot(self, spot, student_shape, teacher_shape):

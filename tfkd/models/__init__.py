@@ -11,6 +11,7 @@ import keras
 
 from tfkd.errors import UsageError, unknown
 from tfkd.models.families import FAMILIES
+from tfkd.models.logits import logits_of
 from tfkd.models.multiply_adds import multiply_adds
 from tfkd.models.torch_checkpoint import load_torch_weights
 
@@ -117,4 +118,4 @@ def _check_family_arguments(identifier, build, fixed, given):
             )
 
 
-__all__ = ["available", "create", "load_torch_weights", "multiply_adds"]
+__all__ = ["available", "create", "load_torch_weights", "logits_of", "multiply_adds"]

@@ -274,10 +274,11 @@ def _confusions(section, predictions):
         one = {"label": group.label, "changes": None, "reason": None}
         found.append(one)
         alone = section.baseline(group)
-        if alone is None and "teacher" not in group.first.summary:
+        teacher = group.first.summary.get("teacher", {"test_accuracy": None})
+        if alone is None and teacher["test_accuracy"] is None:
             one["reason"] = (
-                "Nothing to compare with: the method has no teacher, and no run of the same "
-                "student on the same data alone is among the directories."
+                "Nothing to compare with: the method has no teacher of the same classes, and no "
+                "run of the same student on the same data alone is among the directories."
             )
             continue
         print(f"comparing predictions: {group.label}", flush=True)

@@ -121,7 +121,8 @@ def _row(role, model, method, measured):
         role,
         model,
         method,
-        test=[float(one["test_accuracy"]) for one in measured],
+        # A teacher of other classes has none.
+        test=[float(one["test_accuracy"]) for one in measured if one["test_accuracy"] is not None],
         validation=[] if None in validation else [float(one) for one in validation],
         parameters=_over_runs(np.mean, measured, "parameters"),
         bytes=_over_runs(np.mean, measured, "bytes"),
@@ -149,6 +150,7 @@ def strips(rows):
         The tuple `(ticks, lines)`: a list of `(position, accuracy)`, and a list of `(row,
         positions of its runs, position of its mean)`.
     """
+    rows = [row for row in rows if row.test]
     everything = [one for row in rows for one in row.test]
     low, high = min(everything), max(everything)
     margin = max(0.1 * (high - low), 0.002)
