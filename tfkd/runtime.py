@@ -655,9 +655,9 @@ def share_out(x, y, arguments):
         remainder = size % batch_size
         kept = size - remainder + int(_shared(remainder, replicas))
         if 0 < kept < size:
-            weight = arguments.get("sample_weight")
-            x, y, weight = keras.tree.map_structure(lambda part: part[:kept], (x, y, weight))
-            arguments = {**arguments, "sample_weight": weight}
+            x, y = keras.tree.map_structure(lambda part: part[:kept], (x, y))
+            if arguments.get("sample_weight") is not None:
+                arguments = {**arguments, "sample_weight": arguments["sample_weight"][:kept]}
     return x, y, arguments
 
 

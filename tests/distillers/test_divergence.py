@@ -105,7 +105,7 @@ def test_the_replica_does_not_matter():
 
 
 def test_a_network_of_a_method_is_named_by_its_loss(monkeypatch):
-    """What a method's own network minimises goes through `own_objective`."""
+    """What a method's own network minimises goes through `auxiliary_objective`."""
     students = [tiny.model(seed=seed, name=f"student{seed}") for seed in (1, 2)]
     made = tfkd.ACN(students, 0.0, 1.0, warm_up=0, generator_width=4, generator_blocks=1)
     made.compile(tfkd.optimizers.SGD(0.001))

@@ -475,10 +475,3 @@ def test_statistics_are_averages_over_batches_of_any_size():
 def test_statistics_are_measured_anew_where_swaps_do_not_end(schedule, again):
     logs = fit(make(schedule=schedule, compile_arguments=EAGER), 2, BATCH)
     assert ("reestimation_seconds" in logs) == again
-
-
-def test_activity_regularizers_in_a_block_are_refused():
-    model = tiny.model()
-    model.get_layer("stage2").activity_regularizer = keras.regularizers.L2(0.1)
-    with pytest.raises(UsageError, match="'stage2' of student 'tiny' regularizes its activity"):
-        tfkd.IAKD(model, tiny.model(seed=2))

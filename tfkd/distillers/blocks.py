@@ -183,7 +183,6 @@ def cut(student, teacher, cuts, dtype):
     for (student_start, teacher_start), (student_end, teacher_end) in zip(cuts, cuts[1:]):
         ours = taps.segment(student, student_start, student_end)
         theirs = taps.segment(teacher, teacher_start, teacher_end)
-        _check_layers(ours, student)
         enter = _adapter(ours.inputs[0], theirs.inputs[0], student_start, dtype)
         leave = _adapter(theirs.outputs[0], ours.outputs[0], student_end, dtype)
         blocks.append(Block(student_end, ours, theirs, enter, leave))
@@ -204,12 +203,3 @@ def _adapter(source, target, place, dtype):
     adapter = Adapter(target, activation=None, use_bias=False, dtype=dtype)
     adapter.build((None, *source))
     return adapter
-
-
-def _check_layers(segment, student):
-    for layer in segment._flatten_layers():
-        if getattr(layer, "activity_regularizer", None) is not None:
-            raise UsageError(
-                f"Layer {layer.name!r} of student {student.name!r} regularizes its activity, which "
-                "has no value in steps that run the teacher's block in its place."
-            )
