@@ -549,7 +549,7 @@ class Distiller(keras.Model):
         the training set, which some losses need.
         """
         if not self._evaluating:
-            self._loss_watch.count_step()
+            self._loss_watch.start_step(data)
         inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         rows = ops.shape(tf.nest.flatten(inputs)[0])[0]
         if not self.built and hasattr(inputs, "shape"):
