@@ -164,9 +164,10 @@ def _normalization(report):
         return None
     if _prepares_twice(report.teacher):
         return None
-    # Statistics also differ where moving averages had no time to settle, or come from an earlier
-    # task. Then others in this one layer do not help; against wrong images they do. No short
-    # training explains a factor of ten.
+    if seen["on_the_way"]:
+        return None
+    # Statistics also differ where they are those of an earlier task, frozen. Then others in this
+    # one layer do not help; against wrong images they do. Nothing else explains a factor of ten.
     accuracy, restored = report.teacher["accuracy"], seen["accuracy"]
     clear = max(0.1, _margin(0.5, report.data["examples"]))
     if restored - accuracy <= clear and max(seen["shift"], seen["spread"]) <= 10:

@@ -343,7 +343,13 @@ class _Entrance:
         """Returns a tensor of three numbers, as in `Report`."""
         inputs = ops.cast(inputs, "float32")
         left = inputs if self.run is None else ops.cast(self.run(inputs), "float32")
-        return ops.stack([ops.max(ops.abs(inputs)), ops.std(inputs), ops.std(left)])
+        return ops.stack([ops.max(ops.abs(inputs)), _deviation(inputs), _deviation(left)])
+
+
+def _deviation(x):
+    """Returns the standard deviation of a batch, around the mean of each channel."""
+    axes = tuple(range(len(x.shape) - 1))
+    return ops.sqrt(ops.mean(ops.var(x, axis=axes)))
 
 
 class _FirstNormalization:
@@ -377,17 +383,44 @@ class _FirstNormalization:
             return mean, square, self.model(inputs, training=False)
 
     def compare(self, mean, square):
-        """Returns `{"layer", "shift", "spread"}` as in `Report`, from the moments of the data."""
+        """Returns what `Report` tells of the layer, without accuracy, from the data's moments."""
         layer = self.layer
         gamma = np.ones(mean.shape) if layer.gamma is None else np.abs(np.array(layer.gamma))
         # A channel that is switched off tells nothing.
         open_ = gamma > 0.01 * gamma.max()
-        moving_mean, variance = np.array(layer.moving_mean), np.array(layer.moving_variance)
-        deviation = np.sqrt(variance + layer.epsilon)[open_]
-        shift = (mean - moving_mean)[open_] / deviation
-        spread = np.sqrt(np.maximum(square - mean**2, 0.0))[open_] / deviation
-        return {
-            "layer": self.path,
-            "shift": float(np.sqrt(np.mean(shift**2))),
-            "spread": float(np.median(spread)),
-        }
+        here = mean[open_], np.maximum(square - mean**2, 0.0)[open_]
+        moving = [
+            np.array(variable, "float64")[open_]
+            for variable in (layer.moving_mean, layer.moving_variance)
+        ]
+        # Of data that is not finite all of it is NaN.
+        with np.errstate(invalid="ignore"):
+            shift, spread = _differences(*here, *moving, layer.epsilon)
+            return {
+                "layer": self.path,
+                "shift": float(np.sqrt(np.mean(shift**2))),
+                "spread": float(np.median(spread)),
+                "on_the_way": _on_the_way(*here, *moving, layer.epsilon),
+            }
+
+
+def _differences(mean, variance, moving_mean, moving_variance, epsilon):
+    """Returns by how many deviations means are off, and how many times the deviations are."""
+    deviation = np.sqrt(moving_variance + epsilon)
+    return (mean - moving_mean) / deviation, np.sqrt(variance + epsilon) / deviation
+
+
+def _on_the_way(mean, variance, moving_mean, moving_variance, epsilon):
+    """Whether moving averages are on their way from 0 and 1, where they start, to the data.
+
+    After few steps they are `(1 - left) * statistics + left * start` with one `left` for all
+    channels: other images do not make that of means and variances at once.
+    """
+    weights = np.concatenate([(variance + epsilon) ** -0.5, 1 / (variance + epsilon)])
+    to_start = np.concatenate([-mean, 1 - variance]) * weights
+    to_moving = np.concatenate([moving_mean - mean, moving_variance - variance]) * weights
+    left = np.clip(to_start @ to_moving / max(to_start @ to_start, 1e-12), 0, 0.999)
+    settled = moving_mean / (1 - left), np.maximum(moving_variance - left, 0) / (1 - left)
+    shift, spread = _differences(mean, variance, *settled, epsilon)
+    near = np.abs(np.log(spread)) < np.log(1.25)
+    return bool(np.sqrt(np.mean(shift**2)) < 0.2 and np.mean(near) >= 0.75)

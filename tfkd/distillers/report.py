@@ -26,11 +26,12 @@ class Report:
         teacher: The first six, with `"reordered_accuracy"`, the accuracy with the best
             assignment of its classes to the labels (measured on other examples than it was
             chosen from), and
-            `"normalization"`, `{"layer", "shift", "spread", "accuracy"}`: how far the mean of
-            what its first batch normalization receives is from the one in training, in standard
-            deviations, how many times the standard deviation in training the one here is, and
-            the accuracy with the statistics of these batches in that layer; None where there is
-            no such layer. None where there is no teacher.
+            `"normalization"`, `{"layer", "shift", "spread", "on_the_way", "accuracy"}`: how far
+            the mean of what its first batch normalization receives is from the one in training,
+            in standard deviations, how many times the standard deviation in training the one here
+            is, whether both are so because its moving averages have not settled yet, and the
+            accuracy with the statistics of these batches in that layer; None where there is no
+            such layer. None where there is no teacher.
         losses: `{name: {"value", "weight", "weighted", "spots"}}` for the student's loss on its
             labels and each distillation loss. `spots` lists `(student tap, shape, teacher tap,
             shape)`. A value is None where a loss needs the positions of the samples and the
