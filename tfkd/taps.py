@@ -428,6 +428,46 @@ def units(model, start, end):
     return [*found[:-1], end]
 
 
+def before(model, tap):
+    """Cuts the part of a functional model in front of the layer at a tap.
+
+    Args:
+        model: A functional `keras.Model`, nested models included.
+        tap: The path of a layer.
+
+    Returns:
+        A `keras.Model` from the model's input to what the layer takes, or takes first.
+    """
+    graph = _graph(model)
+    return keras.Model(graph.inputs, dict(graph.edges)[tap][0])
+
+
+def entrance(model):
+    """Finds what a model does to its inputs before its first weights that mix them.
+
+    Args:
+        model: A `keras.Model`.
+
+    Returns:
+        A callable `(inputs, training=False) -> tensor`: what reaches the first such weights. Of a
+        subclassed model what its last layer that rescales or normalises inputs returns. None
+        where there is neither.
+    """
+    kinds = (keras.layers.Rescaling, keras.layers.Normalization)
+    graph = _graph(model)
+    if graph is not None:
+        for path, _ in graph.edges:
+            tensor = graph.taps[path]
+            if _has_kernel(tensor) and not isinstance(tensor._keras_history.operation, kinds):
+                return before(model, path)
+        return None
+    found = [path for path, layer in _sublayers(model).items() if isinstance(layer, kinds)]
+    if not found:
+        return None
+    observe = extractor(model, found[-1:])
+    return lambda inputs, training=False: observe(inputs, training=training)[found[-1]]
+
+
 def _listing(names, limit=12):
     names = list(names)
     text = ", ".join(names[:limit])

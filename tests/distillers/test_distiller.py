@@ -441,6 +441,41 @@ def test_probabilities_are_an_error(make_model, role):
         tfkd.KnowledgeDistiller(**models)
 
 
+def two_inputs(form):
+    """A classifier of an image and a vector, which it takes as a list or a dictionary."""
+    inputs = {"image": keras.Input(tiny.SHAPE, name="image"), "age": keras.Input((2,), name="age")}
+    x = keras.layers.GlobalAveragePooling2D()(inputs["image"])
+    outputs = keras.layers.Dense(5)(keras.layers.Concatenate()([x, inputs["age"]]))
+    return keras.Model(inputs if form is dict else [*inputs.values()], outputs, name="two")
+
+
+@pytest.mark.parametrize("form", [list, dict])
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_model_of_two_inputs_is_refused_in_one_line(role, form):
+    models = {"student": tiny.model(), "teacher": tiny.model(8, seed=1), role: two_inputs(form)}
+    with pytest.raises(UsageError, match=rf"{role.title()} 'two' takes 2 inputs .*age.* one input"):
+        tfkd.KnowledgeDistiller(**models)
+
+
+@pytest.mark.parametrize("dataset", [False, True])
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        (lambda x: {"image": x}, r"a dict of 1 \(image\); the student takes one tensor"),
+        (lambda x: (x, x[:, 0, 0]), "a tuple of 2; the student takes one tensor"),
+    ],
+)
+def test_data_of_several_inputs_is_refused_in_one_line(inputs, message, dataset):
+    x, y = tiny.data(8)
+    distiller = tfkd.KnowledgeDistiller(tiny.model(), tiny.model(8, seed=1))
+    distiller.compile("sgd")
+    data = (inputs(x), y)
+    if dataset:
+        data = (tf.data.Dataset.from_tensor_slices(data).batch(4),)
+    with pytest.raises(UsageError, match=message):
+        distiller.fit(*data, verbose=0)
+
+
 def test_probabilities_of_a_subclassed_model_are_an_error_at_the_first_batch():
     distiller = make(teacher=Softmaxed())
     x, y = tiny.data()

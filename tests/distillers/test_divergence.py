@@ -136,3 +136,62 @@ def test_weights_that_are_not_finite_are_found():
     variable = made.student.trainable_variables[0]
     variable.assign(np.full(variable.shape, np.inf))
     assert checkpoint.not_finite(made) == variable.path
+
+
+def spoiled(part, value, step=7, batches=20, dtype="float32"):
+    """Batches `(images, one-hot labels, sample weights)`, with one value that is not finite."""
+    images, labels = tiny.data(4 * batches)
+    arrays = {
+        "inputs": images.astype(dtype),
+        "labels": np.eye(tiny.CLASSES, dtype="float32")[labels],
+        "sample weights": np.ones(4 * batches, "float32"),
+    }
+    arrays[part][4 * (step - 1) + 3] = value
+    return tf.data.Dataset.from_tensor_slices(tuple(arrays.values())).batch(4)
+
+
+def of_one_hot(**settings):
+    made = tfkd.KnowledgeDistiller(tiny.model(seed=1), tiny.model(8, seed=2), ["kd"])
+    made.compile(
+        tfkd.optimizers.SGD(0.001),
+        keras.losses.CategoricalCrossentropy(from_logits=True),
+        **settings,
+    )
+    return made
+
+
+@pytest.mark.parametrize(
+    "part, value",
+    [
+        ("inputs", float("nan")),
+        ("inputs", float("inf")),
+        ("labels", float("nan")),
+        ("sample weights", float("nan")),
+    ],
+)
+def test_data_that_is_not_finite_is_to_blame(part, value):
+    told = message(of_one_hot(), spoiled(part, value))
+    assert told.startswith(f"The {part} of the training data hold NaN or infinite values")
+    assert "in epoch 1, step 7 of 20" in told and "earning rate" not in told
+
+
+def test_data_after_the_divergence_is_not_to_blame():
+    marked = data(3, 20).concatenate(
+        spoiled("inputs", float("nan")).map(lambda x, y, w: (x, tf.argmax(y, -1)))
+    )
+    told = message(distiller(), marked)
+    assert "Training diverged: poisoned_for_tests_loss became NaN" in told and "step 3" in told
+
+
+def test_large_float16_images_are_finite():
+    """Their sum is not, in float16."""
+    made = of_one_hot()
+    made.fit(spoiled("inputs", 3e4, dtype="float16"), verbose=0)
+
+
+def test_data_of_any_replica_is_to_blame():
+    with tfkd.runtime.strategy("mirrored", replicas=2).scope():
+        made = of_one_hot()
+        # The last sample is the second replica's.
+        told = message(made, spoiled("inputs", float("nan"), step=2, batches=3))
+    assert told.startswith("The inputs of the training data") and "step 2 of 3" in told

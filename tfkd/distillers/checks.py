@@ -201,6 +201,13 @@ def _check_model(role, model):
     output = taps.output(model)
     if output is None:
         return None
+    if len(model.inputs) != 1:
+        names = ", ".join(tensor.name for tensor in model.inputs)
+        raise UsageError(
+            f"{role} {model.name!r} takes {len(model.inputs)} inputs ({names}); tfkd distils "
+            "models of one input, a tensor of images: keep the others inside of the model, or "
+            "join all in one tensor that it splits."
+        )
     how = activation_of(output._keras_history.operation)
     if how is not None:
         raise UsageError(_PROBABILITIES.format(role=role, name=model.name, how=how, remedy=_CUT))
@@ -272,8 +279,11 @@ def check_first_batch(student, teacher, teacher_preprocessing, x):
             left alone, since looking at it would use it up.
 
     Raises:
-        UsageError: If the outputs for some of the data are probabilities.
+        UsageError: If the outputs for some of the data are probabilities, or the data has several
+            inputs, or one in a dictionary, where the student takes one tensor.
     """
+    if taps.output(student) is not None:
+        _check_one_input(x)
     models = {student: None} if teacher is None else {student: None, teacher: teacher_preprocessing}
     hidden = {model: prepare for model, prepare in models.items() if taps.output(model) is None}
     if not hidden:
@@ -290,6 +300,18 @@ def check_first_batch(student, teacher, teacher_preprocessing, x):
             raise UsageError(
                 _PROBABILITIES.format(role="Model", name=model.name, how=how, remedy=_REWRITE)
             )
+
+
+def _check_one_input(x):
+    if isinstance(x, tf.data.Dataset):
+        element = x.element_spec
+        x = element[0] if isinstance(element, tuple) else element
+    if isinstance(x, dict) or (isinstance(x, (list, tuple)) and len(x) > 1):
+        names = f" ({', '.join(map(str, x))})" if isinstance(x, dict) else ""
+        raise UsageError(
+            f"The data has inputs as a {type(x).__name__} of {len(x)}{names}; the student takes "
+            "one tensor of images."
+        )
 
 
 def are_probabilities(outputs):

@@ -15,17 +15,100 @@ def warnings(report):
     Returns:
         A list of strings, each of which says what is wrong and what would be right.
     """
-    tests = (
-        _probabilities,
-        _class_order,
-        _near_chance,
-        _normalization,
-        _raw_inputs,
-        _size,
-        _not_finite,
-        _balance,
-    )
+    tests = (_own_steps, _augmentations, _size)
+    if report.data["not_finite"]:
+        # What is measured on such data follows from it.
+        tests = (_data_not_finite, *tests)
+    else:
+        tests += (
+            _probabilities,
+            _class_order,
+            _near_chance,
+            _student_preprocessing,
+            _teacher_preprocessing,
+            _normalization,
+            _raw_inputs,
+            _not_finite,
+            _balance,
+        )
     return [warning for test in tests if (warning := test(report)) is not None]
+
+
+def _data_not_finite(report):
+    examples = report.data["examples"]
+    guilty = [
+        f"the {name} of {count} of {examples} examples"
+        for name, count in report.data["not_finite"].items()
+    ]
+    return (
+        f"{' and '.join(guilty)} hold NaN or infinite values, which make every loss NaN: correct "
+        "the data. Nothing else of it was judged."
+    )
+
+
+def _of_models(found):
+    return " and ".join(f"{name!r} ({', '.join(parts)})" for name, parts in found.items())
+
+
+def _own_steps(report):
+    found = report.student["own_steps"]
+    if not found:
+        return None
+    return (
+        f"student {_of_models(found)} brings code for its own training that is not run, since the "
+        "distiller's train_step trains it: add losses with add_loss in its layers, or make a "
+        "method of it, a subclass of tfkd.Distiller."
+    )
+
+
+def _augmentations(report):
+    found = report.student["augments"]
+    # A student alone shares its images with nobody.
+    if not found or (report.teacher is None and not report.student["peers"]):
+        return None
+    return (
+        f"student {_of_models(found)} alters its images at random, and no other model sees them "
+        "altered: move these layers into the data, in front of all models, as in "
+        "dataset.map(lambda x, y: (layer(x, training=True), y))."
+    )
+
+
+def _shrinks(model):
+    """Whether a model scales its inputs as one does with pixels from 0 to 255."""
+    return 20 * model["entrance"]["std_at_weights"] < model["entrance"]["std"]
+
+
+def _prepares_twice(model):
+    return _shrinks(model) and model["entrance"]["largest"] <= 10
+
+
+def _prepared_twice(role, model, remedy):
+    seen = model["entrance"]
+    return (
+        f"{role} {model['name']!r} scales pixels from 0 to 255 by itself, and gets images that are "
+        f"normalised already: of a standard deviation of {seen['std']:.2g} it leaves "
+        f"{seen['std_at_weights']:.2g} to its first weights. {remedy}"
+    )
+
+
+def _student_preprocessing(report):
+    if not _prepares_twice(report.student):
+        return None
+    remedy = (
+        "Give it pixels, as tfkd.data.load(..., normalize=False) does, or build it without its "
+        "own preprocessing."
+    )
+    return _prepared_twice("student", report.student, remedy)
+
+
+def _teacher_preprocessing(report):
+    if report.teacher is None or not _prepares_twice(report.teacher):
+        return None
+    remedy = (
+        "Give it pixels: teacher_preprocessing=tfkd.layers.TeacherPreprocessing(scale=255, "
+        "student_mean=..., student_std=...)."
+    )
+    return _prepared_twice("teacher", report.teacher, remedy)
 
 
 def _probabilities(report):
@@ -83,17 +166,38 @@ def _normalization(report):
     seen = None if report.teacher is None else report.teacher["normalization"]
     if seen is None or (seen["shift"] <= 1 and 0.5 <= seen["spread"] <= 2):
         return None
+    if _prepares_twice(report.teacher):
+        return None
+    if seen["on_the_way"]:
+        return None
+    # Statistics also differ where they are those of an earlier task, frozen. Then others in this
+    # one layer do not help; against wrong images they do. Nothing else explains a factor of ten.
+    accuracy, restored = report.teacher["accuracy"], seen["accuracy"]
+    clear, found = max(0.1, _margin(0.5, report.data["examples"])), ""
+    if accuracy is not None:
+        if restored - accuracy <= clear and max(seen["shift"], seen["spread"]) <= 10:
+            return None
+        found = (
+            f"It is right in {accuracy:.1%} of these examples, and in {restored:.1%} with their "
+            "own statistics there. "
+        )
     return (
         f"teacher {report.teacher['name']!r} gets other images than in its training: at its first "
         f"batch normalization, {seen['layer']!r}, the mean is {seen['shift']:.2g} standard "
         f"deviations off and the standard deviation {seen['spread']:.2g} times that of training. "
-        "Give it the normalisation it was trained with (teacher_preprocessing), and its weights."
+        f"{found}Give it the normalisation it was trained with (teacher_preprocessing), and its "
+        "weights."
     )
 
 
 def _raw_inputs(report):
     inputs = report.data["inputs"]
-    if report.student["normalizes"] or inputs["max"] <= 10 or inputs["min"] < 0:
+    if (
+        report.student["normalizes"]
+        or _shrinks(report.student)
+        or inputs["max"] <= 10
+        or inputs["min"] < 0
+    ):
         return None
     return (
         f"the student gets values from {inputs['min']:.3g} to {inputs['max']:.3g}, which look "

@@ -200,15 +200,19 @@ class Distiller(Trainer):
         """Returns a list of lines on what looks wrong in some inputs; `check` reports them."""
         return []
 
-    def check(self, dataset, batches=20):
+    def check(self, x, y=None, sample_weight=None, *, batch_size=32, batches=20):
         """Looks for what would spoil training, before it: one pass over some data.
 
         Nothing changes by it: no variable, no metric, no random state.
 
         Args:
-            dataset: `tf.data.Dataset`, or another iterable, of batches `(inputs, labels)` or
-                `(inputs, labels, sample weights)`, as the student will see them. Validation data
-                serves best.
+            x: Data as the student will see it; validation data serves best. As in `fit`, an array
+                of inputs, or a `tf.data.Dataset`, `keras.utils.PyDataset` or other iterable of
+                batches `(inputs, labels)` or `(inputs, labels, sample weights)`. Such a tuple of
+                arrays is taken too.
+            y: Array of labels, where `x` is an array.
+            sample_weight: Array of sample weights, where `x` is an array, or None.
+            batch_size: Integer, of arrays; they are looked at in a fixed random order.
             batches: Integer, how many batches to look at at most.
 
         Returns:
@@ -218,14 +222,15 @@ class Distiller(Trainer):
 
         Raises:
             UsageError: If the distiller is not compiled, or its student has never run and cannot
-                tell its shapes; if the data has no labels, or some outside the classes.
+                tell its shapes; if the data has no labels, some outside the classes, or other
+                inputs than one tensor of images.
 
         Example:
         ```python
         print(distiller.check(data.validation))
         ```
         """
-        return preflight.check(self, dataset, batches)
+        return preflight.check(self, preflight.batches_of(x, y, sample_weight, batch_size), batches)
 
     # Steps.
 

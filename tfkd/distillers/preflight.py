@@ -11,7 +11,7 @@ from keras import ops
 from tfkd import taps
 from tfkd.distillers import checks, diagnosis
 from tfkd.distillers.report import Report
-from tfkd.errors import UsageError, check_positive
+from tfkd.errors import UsageError, check_positive, check_positive_integer
 from tfkd.losses.label_losses import BINARY, CATEGORICAL, REGRESSION, kind_of, title_of
 
 
@@ -47,6 +47,53 @@ def check(distiller, dataset, batches=20):
     return report
 
 
+def batches_of(x, y=None, sample_weight=None, batch_size=32):
+    """Returns an iterable of batches of what `Distiller.check` takes, its first four arguments.
+
+    Raises:
+        UsageError: If arrays do not belong together, or there are labels beside a data set.
+    """
+    together = isinstance(x, (tuple, list)) and 2 <= len(x) <= 3
+    # The first part of a list of batches is a batch, so no array.
+    if y is None and together and not isinstance(x[0], (tuple, list)):
+        x, y, sample_weight = (*x, None)[:3]
+    if isinstance(x, keras.utils.PyDataset):
+        return (x[number] for number in range(len(x)))
+    if y is None:
+        return x
+    check_positive_integer("batch_size", batch_size)
+    if not (hasattr(x, "__array__") or isinstance(x, (list, tuple, dict))):
+        raise UsageError(
+            f"check takes y beside an array; {type(x).__name__} brings its labels with it. The "
+            "number of batches to look at is batches=..."
+        )
+    checks.check_labels(y)
+    given = {"inputs": x, "labels": y, "sample weights": sample_weight}
+    arrays = {name: _array(name, part) for name, part in given.items() if part is not None}
+    sizes = {name: len(array) for name, part in arrays.items() for array in tf.nest.flatten(part)}
+    if len(set(sizes.values())) > 1:
+        raise UsageError(f"check needs as many labels as inputs; received {sizes}.")
+    # Arrays are often sorted by class, and their beginning would be one class only.
+    order = np.random.default_rng(0).permutation(sizes["inputs"])
+
+    def at(positions):
+        return tf.nest.map_structure(lambda array: array[positions], tuple(arrays.values()))
+
+    return (at(order[start : start + batch_size]) for start in range(0, len(order), batch_size))
+
+
+def _array(name, part):
+    if isinstance(part, dict):
+        return {key: _array(name, value) for key, value in part.items()}
+    try:
+        part = np.asarray(part)
+    except ValueError:
+        part = np.array(None)
+    if part.ndim == 0:
+        raise UsageError(f"check takes one array of {name}; received no rows of equal shape.")
+    return part
+
+
 @contextlib.contextmanager
 def unchanged(distiller):
     """Puts back what a distiller draws or remembers within, so that looking changes nothing.
@@ -69,9 +116,13 @@ class _Seen:
     def __init__(self, distiller):
         self.distiller = distiller
         self.normalization = _FirstNormalization.of(distiller.teacher)
+        models = {"student": distiller.student, "teacher": distiller.teacher}
+        self.entrances = {role: _Entrance(model) for role, model in models.items() if model}
         self.look = tf.function(self._look, reduce_retracing=True, autograph=False)
         self.labels, self.sizes = [], []
         self.inputs, self.outputs, self.values, self.moments = [], [], [], []
+        self.spreads = []
+        self.not_finite = dict.fromkeys(("inputs", "labels", "sample weights"), 0)
         self.input_shape = None
         self.warnings = []
 
@@ -86,8 +137,9 @@ class _Seen:
         batch = self.distiller.unpack(data)
         if not isinstance(batch.inputs, tf.Tensor):
             raise UsageError("check takes one tensor of images per batch; received several.")
+        self._count_not_finite(batch)
         with checks.clear_label_errors(self.distiller.student):
-            outputs, values, moments = self.look(data)
+            outputs, values, moments, spreads = self.look(data)
         labels = self._labels(np.array(batch.labels), outputs["student"].shape[-1])
         self.labels.append(labels)
         self.sizes.append(len(labels))
@@ -98,6 +150,15 @@ class _Seen:
         self.outputs.append({role: np.array(logits) for role, logits in outputs.items()})
         self.values.append({name: float(value) for name, value in values.items()})
         self.moments.append([np.array(moment, "float64") for moment in moments])
+        self.spreads.append({role: np.array(spread) for role, spread in spreads.items()})
+
+    def _count_not_finite(self, batch):
+        """Counts the samples with values that are not finite."""
+        parts = (batch.inputs, batch.labels, batch.sample_weight)
+        for name, part in zip(self.not_finite, parts):
+            if part is not None and part.dtype.is_floating:
+                finite = np.isfinite(np.array(part, "float64"))
+                self.not_finite[name] += int(np.sum(~finite.reshape(len(finite), -1).all(axis=1)))
 
     def _labels(self, labels, outputs):
         """Returns the numbers of the classes; one label per output where these stand alone."""
@@ -136,13 +197,15 @@ class _Seen:
                 training=False,
                 **distiller.loss_arguments(loss, batch),
             )
-        moments = []
-        if self.normalization is not None:
-            moments = self.normalization.moments(distiller.teacher_inputs(batch.inputs))
-        outputs = {"student": student["logits"]}
+        inputs, outputs, moments = {"student": batch.inputs}, {"student": student["logits"]}, []
         if teacher:
+            inputs["teacher"] = distiller.teacher_inputs(batch.inputs)
             outputs["teacher"] = teacher["logits"]
-        return {role: ops.cast(x, "float32") for role, x in outputs.items()}, values, moments
+        if self.normalization is not None:
+            *moments, outputs["restored"] = self.normalization.look(inputs["teacher"])
+        spreads = {role: entrance.look(inputs[role]) for role, entrance in self.entrances.items()}
+        outputs = {role: ops.cast(x, "float32") for role, x in outputs.items()}
+        return outputs, values, moments, spreads
 
     def report(self):
         """Returns the `Report`, still without warnings."""
@@ -156,10 +219,14 @@ class _Seen:
                 "decisions": labels.size,
                 "labels": tuple(_plain(label) for label in (labels.min(), labels.max())),
                 "inputs": self._inputs(),
+                "not_finite": {name: count for name, count in self.not_finite.items() if count},
             },
             student={
                 **self._model("student", labels),
                 "normalizes": _normalizes(self.distiller.student),
+                "peers": [model.name for model in _trained(self.distiller)[1:]],
+                "own_steps": _own_steps(self.distiller),
+                "augments": _augmentations(self.distiller),
             },
             teacher=None if teacher is None else self._teacher(labels),
             losses=self._losses(),
@@ -171,10 +238,12 @@ class _Seen:
     def _inputs(self):
         means, squares, smallest, largest = zip(*self.inputs)
         mean = float(self._mean(means))
+        with np.errstate(invalid="ignore"):
+            variance = max(self._mean(squares) - mean**2, 0.0)
         return {
             "shape": self.input_shape,
             "mean": mean,
-            "std": float(np.sqrt(max(self._mean(squares) - mean**2, 0.0))),
+            "std": float(np.sqrt(variance)),
             "min": float(min(smallest)),
             "max": float(max(largest)),
         }
@@ -183,25 +252,38 @@ class _Seen:
         model = getattr(self.distiller, role)
         outputs = np.concatenate([outputs[role] for outputs in self.outputs])
         probabilities = checks.are_probabilities(outputs)
-        accuracy = chance = None
-        # A teacher of other classes says nothing of these.
-        if self.kind == CATEGORICAL and outputs.shape[-1] == self._classes():
-            accuracy, chance = np.mean(outputs.argmax(-1) == labels), 1 / outputs.shape[-1]
-        elif self.kind == BINARY and outputs.shape[-1] == self._classes():
-            accuracy, chance = diagnosis.binary_accuracy(labels, outputs)
+        accuracy, chance = self._accuracy(labels, outputs)
+        if self.kind == BINARY and accuracy is not None:
             # Those of a sigmoid do not add up to 1. What a student starts with may look like it.
             probabilities = role == "teacher" and outputs.min() >= 0 and outputs.max() <= 1
         return {
             "name": model.name,
             "parameters": model.count_params(),
             "classes": outputs.shape[-1],
-            "accuracy": None if accuracy is None else float(accuracy),
-            "chance": None if chance is None else float(chance),
+            "accuracy": accuracy,
+            "chance": chance,
             "outputs": "probabilities" if probabilities else "logits",
+            "entrance": self._entrance(role),
         }
+
+    def _accuracy(self, labels, outputs):
+        """Returns the accuracy of outputs and that of guesses, None where they have none."""
+        # A teacher of other classes says nothing of these.
+        if self.kind == REGRESSION or outputs.shape[-1] != self._classes():
+            return None, None
+        if self.kind == BINARY:
+            accuracy, chance = diagnosis.binary_accuracy(labels, outputs)
+            return float(accuracy), float(chance)
+        return float(np.mean(outputs.argmax(-1) == labels)), 1 / outputs.shape[-1]
 
     def _classes(self):
         return self.outputs[0]["student"].shape[-1]
+
+    def _entrance(self, role):
+        spreads = [spreads[role] for spreads in self.spreads]
+        largest = float(np.max([spread[0] for spread in spreads]))
+        std, std_at_weights = self._mean([spread[1:] for spread in spreads])
+        return {"largest": largest, "std": float(std), "std_at_weights": float(std_at_weights)}
 
     def _teacher(self, labels):
         values = self._model("teacher", labels)
@@ -212,6 +294,8 @@ class _Seen:
         seen = None
         if self.normalization is not None:
             seen = self.normalization.compare(*(self._mean(x) for x in zip(*self.moments)))
+            restored = np.concatenate([outputs["restored"] for outputs in self.outputs])
+            seen["accuracy"], _ = self._accuracy(labels, restored)
         return {
             **values,
             "reordered_accuracy": reordered,
@@ -252,6 +336,63 @@ def _normalizes(model):
     return any(isinstance(layer, kinds) for layer in model._flatten_layers())
 
 
+def _trained(distiller):
+    """Returns the models that are trained to classify: the student and its peers."""
+    return [distiller.student, *distiller.learners().values()]
+
+
+def _own_steps(distiller):
+    """Returns `{model: [methods]}`: what models bring for their own `fit`, which is not called."""
+    methods = ("train_step", "compute_loss")
+    found = {
+        model.name: [
+            f"{type(model).__name__}.{name}"
+            for name in methods
+            if getattr(type(model), name) is not getattr(keras.Model, name)
+        ]
+        for model in _trained(distiller)
+    }
+    return {name: steps for name, steps in found.items() if steps}
+
+
+def _augmentations(distiller):
+    """Returns `{model: [layers]}`: the layers inside that alter images at random."""
+    others = ("AugMix", "CutMix", "MixUp", "RandAugment")
+    kinds = tuple(
+        kind
+        for name, kind in vars(keras.layers).items()
+        if name.startswith("Random") or name in others
+    )
+    found = {}
+    for model in _trained(distiller):
+        layers = [layer for layer in model._flatten_layers() if isinstance(layer, kinds)]
+        # RandAugment and its like consist of others.
+        parts = {id(part) for one in layers for part in one._flatten_layers(include_self=False)}
+        names = [layer.name for layer in layers if id(layer) not in parts]
+        if names:
+            found[model.name] = names
+    return found
+
+
+class _Entrance:
+    """Measures what a model's own preprocessing leaves of its inputs."""
+
+    def __init__(self, model):
+        self.run = taps.entrance(model)
+
+    def look(self, inputs):
+        """Returns a tensor of three numbers, as in `Report`."""
+        inputs = ops.cast(inputs, "float32")
+        left = inputs if self.run is None else ops.cast(self.run(inputs), "float32")
+        return ops.stack([ops.max(ops.abs(inputs)), _deviation(inputs), _deviation(left)])
+
+
+def _deviation(x):
+    """Returns the standard deviation of a batch, around the mean of each channel."""
+    axes = tuple(range(len(x.shape) - 1))
+    return ops.sqrt(ops.mean(ops.var(x, axis=axes)))
+
+
 class _FirstNormalization:
     """Compares what a model's first batch normalization gets with what it got in training."""
 
@@ -262,29 +403,65 @@ class _FirstNormalization:
         return cls(model, *found[0]) if found else None
 
     def __init__(self, model, path, layer):
-        self.path, self.layer = path, layer
-        self.run = taps.segment(model, end=path)
+        self.model, self.path, self.layer = model, path, layer
+        self.run = taps.before(model, path)
 
-    def moments(self, inputs):
-        """Returns mean and mean square of each channel of its output for a batch."""
-        outputs = ops.cast(self.run(inputs, training=False), "float32")
-        axis = self.layer.axis % len(outputs.shape)
-        axes = [number for number in range(len(outputs.shape)) if number != axis]
-        return ops.mean(outputs, axis=axes), ops.mean(outputs**2, axis=axes)
+    def look(self, inputs):
+        """Looks at a batch.
+
+        Returns:
+            Mean and mean square of each channel of what the layer gets, and the logits of the
+            model with these as the layer's statistics, in place of those of its training.
+        """
+        x = ops.cast(self.run(inputs, training=False), "float32")
+        axis = self.layer.axis % len(x.shape)
+        axes = [number for number in range(len(x.shape)) if number != axis]
+        mean, square = ops.mean(x, axis=axes), ops.mean(x**2, axis=axes)
+        variance = ops.maximum(square - mean**2, 0.0)
+        own = [(self.layer.moving_mean, mean), (self.layer.moving_variance, variance)]
+        # Nothing is assigned: within the scope these are the values of the variables.
+        with keras.StatelessScope(own):
+            return mean, square, self.model(inputs, training=False)
 
     def compare(self, mean, square):
-        """Returns `{"layer", "shift", "spread"}` as in `Report`, from the moments of the data."""
-        gamma, beta = (
-            default if weight is None else np.array(weight, "float64")
-            for weight, default in ((self.layer.gamma, 1.0), (self.layer.beta, 0.0))
-        )
-        gamma, beta = np.broadcast_to(gamma, mean.shape), np.broadcast_to(beta, mean.shape)
-        # A channel that is switched off tells nothing of its input.
-        open_ = np.abs(gamma) > 0.01 * np.abs(gamma).max()
-        shift = (mean - beta)[open_] / gamma[open_]
-        variance = (square - mean**2)[open_] / gamma[open_] ** 2
-        return {
-            "layer": self.path,
-            "shift": float(np.sqrt(np.mean(shift**2))),
-            "spread": float(np.sqrt(np.median(np.maximum(variance, 0.0)))),
-        }
+        """Returns what `Report` tells of the layer, without accuracy, from the data's moments."""
+        layer = self.layer
+        gamma = np.ones(mean.shape) if layer.gamma is None else np.abs(np.array(layer.gamma))
+        # A channel that is switched off tells nothing.
+        open_ = gamma > 0.01 * gamma.max()
+        here = mean[open_], np.maximum(square - mean**2, 0.0)[open_]
+        moving = [
+            np.array(variable, "float64")[open_]
+            for variable in (layer.moving_mean, layer.moving_variance)
+        ]
+        # Of data that is not finite all of it is NaN.
+        with np.errstate(invalid="ignore"):
+            shift, spread = _differences(*here, *moving, layer.epsilon)
+            return {
+                "layer": self.path,
+                "shift": float(np.sqrt(np.mean(shift**2))),
+                "spread": float(np.median(spread)),
+                "on_the_way": _on_the_way(*here, *moving, layer.epsilon),
+            }
+
+
+def _differences(mean, variance, moving_mean, moving_variance, epsilon):
+    """Returns by how many deviations means are off, and how many times the deviations are."""
+    deviation = np.sqrt(moving_variance + epsilon)
+    return (mean - moving_mean) / deviation, np.sqrt(variance + epsilon) / deviation
+
+
+def _on_the_way(mean, variance, moving_mean, moving_variance, epsilon):
+    """Whether moving averages are on their way from 0 and 1, where they start, to the data.
+
+    After few steps they are `(1 - left) * statistics + left * start` with one `left` for all
+    channels: other images do not make that of means and variances at once.
+    """
+    weights = np.concatenate([(variance + epsilon) ** -0.5, 1 / (variance + epsilon)])
+    to_start = np.concatenate([-mean, 1 - variance]) * weights
+    to_moving = np.concatenate([moving_mean - mean, moving_variance - variance]) * weights
+    left = np.clip(to_start @ to_moving / max(to_start @ to_start, 1e-12), 0, 0.999)
+    settled = moving_mean / (1 - left), np.maximum(moving_variance - left, 0) / (1 - left)
+    shift, spread = _differences(mean, variance, *settled, epsilon)
+    near = np.abs(np.log(spread)) < np.log(1.25)
+    return bool(np.sqrt(np.mean(shift**2)) < 0.2 and np.mean(near) >= 0.75)

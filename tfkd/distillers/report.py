@@ -10,22 +10,32 @@ class Report:
 
     Attributes:
         warnings: List of strings, one line each: what looks wrong and what would be right.
-        data: `{"examples", "decisions", "labels", "inputs"}`: how many were looked at; as many, or
-            that times the classes where each is decided by itself; the smallest and largest
-            label; `{"shape", "mean", "std", "min", "max"}` of the student's inputs.
-        student: `{"name", "parameters", "classes", "accuracy", "chance", "outputs",
-            "normalizes"}`; `accuracy` is the mean over the classes where each is decided by
-            itself (binary cross-entropy), and None where outputs are not the classes of the data;
-            `chance` is what guesses would reach; `outputs` is `"logits"` or `"probabilities"`,
-            and `normalizes` whether it rescales or normalises its inputs itself.
-        teacher: The first six, with `"reordered_accuracy"`, the accuracy with the best
+        data: `{"examples", "decisions", "labels", "inputs", "not_finite"}`: how many were looked at;
+            as many, or that times the classes where each is decided by itself; the smallest and
+            largest label; `{"shape", "mean", "std", "min", "max"}` of the student's inputs; of
+            `"inputs"`, `"labels"` and `"sample weights"` those that hold NaN or infinite values,
+            with the number of examples that do.
+        student: `{"name", "parameters", "classes", "accuracy", "chance", "outputs", "entrance",
+            "normalizes", "peers", "own_steps", "augments"}`; `accuracy` is the mean over the
+            classes where each is decided by itself (binary cross-entropy), and None where outputs
+            are not the classes of the data; `chance` is what guesses would reach; `outputs` is
+            `"logits"` or `"probabilities"`; `entrance` is `{"largest", "std", "std_at_weights"}`,
+            the largest absolute value of its inputs, their standard deviation and the one that its
+            own preprocessing leaves at its first weights; `normalizes` is whether it has a layer
+            that rescales or normalises; `peers` are the names of what else is trained to
+            classify; `own_steps` and `augments` list, by the name of the student and of its
+            peers, the methods for their own training that they bring, and their layers that alter
+            images at random.
+        teacher: The first seven, with `"reordered_accuracy"`, the accuracy with the best
             assignment of its classes to the labels (measured on other examples than it was
             chosen from; None where each image may be of several, or the teacher's classes are
             others), and
-            `"normalization"`, `{"layer", "shift", "spread"}`: how far the mean of what its first
-            batch normalization receives is from the one in training, in standard deviations,
-            and how many times the standard deviation in training the one here is; None where
-            there is no such layer. None where there is no teacher.
+            `"normalization"`, `{"layer", "shift", "spread", "on_the_way", "accuracy"}`: how far
+            the mean of what its first batch normalization receives is from the one in training,
+            in standard deviations, how many times the standard deviation in training the one here
+            is, whether both are so because its moving averages have not settled yet, and the
+            accuracy with the statistics of these batches in that layer; None where there is no
+            such layer. None where there is no teacher.
         losses: `{name: {"value", "weight", "weighted", "spots"}}` for the student's loss on its
             labels and each distillation loss. `spots` lists `(student tap, shape, teacher tap,
             shape)`. A value is None where a loss needs the positions of the samples and the

@@ -441,7 +441,7 @@ class Trainer(keras.Model):
         self._loss_tracker.update_state(values.pop(TOTAL), sample_weight=batch.size)
         means.update_state(values, batch.size)
         if not self._evaluating:
-            self._loss_watch.note(batch.parts)
+            self._loss_watch.note(batch.parts, batch)
         if logits is None:
             return self.get_metrics_result()
         logits = ops.cast(logits, "float32")
