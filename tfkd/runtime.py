@@ -399,6 +399,30 @@ def assign_on_replicas(variables, values):
     )
 
 
+def assign_rows(variable, positions, rows):
+    """Assigns some rows of a variable; on all replicas those that the first one has.
+
+    Assigning the variable would send all of it from replica to replica, in every step.
+
+    Args:
+        variable: A Keras variable.
+        positions: Integer tensor `(rows,)`. One may be there several times, with the same row.
+        rows: Tensor `(rows, ...)`.
+    """
+
+    def assign_one(one, positions, rows):
+        # Not one.scatter_nd_update: after it TensorFlow copies the whole variable at every read.
+        one.assign(tf.tensor_scatter_nd_update(one, positions, rows))
+
+    def assign(strategy, *values):
+        first = tuple(strategy.experimental_local_results(value)[0] for value in values)
+        strategy.extended.update(variable.value, assign_one, args=first, group=False)
+
+    tf.__internal__.distribute.interim.maybe_merge_call(
+        assign, tf.distribute.get_strategy(), positions[:, None], rows
+    )
+
+
 def draw_per_sample(draw, local_size):
     """Draws random numbers for samples, the same whatever the number of replicas.
 
