@@ -263,7 +263,7 @@ def test_a_given_teacher_may_take_other_images(tmp_path, data_dir, capsys):
     path = f"teacher={tmp_path / 'teacher.keras'}"
     given = [SMALL[0].replace("teacher=resnet14", path), *SMALL[1:], "--config.epochs=1", data_dir]
     line = refused(capsys, train.train, *given, f"--workdir={tmp_path / 'refused'}")
-    assert "teacher_preprocessing" in line
+    assert "set --config.teacher.image_size=16" in line
     own = ["--config.teacher.image_size=16", "--config.teacher.scale=255.0"]
     call(train.train, *given, *own, f"--workdir={tmp_path / 'run'}")
     printed = capsys.readouterr().out
