@@ -63,7 +63,10 @@ MISTAKES = {
     "no such flag": ([CONFIG, "--epochs=3"], "set as --config.epochs="),
     "flag with a slip": ([CONFIG, "--wrokdir=x"], "'wrokdir'; did you mean --workdir.$"),
     "flag of nothing": ([CONFIG, "--lr=1"], "'lr': --help shows all; .* set as --config.KEY="),
-    "flag of a device": ([CONFIG, "--gpu=0"], "--strategy and --replicas, .*CUDA_VISIBLE_DEVICES=0"),
+    "flag of a device": (
+        [CONFIG, "--gpu=0"],
+        "--strategy and --replicas, .*CUDA_VISIBLE_DEVICES=0",
+    ),
     "key of a device": ([CONFIG, "--config.gpus=2"], "gpus; devices are .*CUDA_VISIBLE_DEVICES=0"),
     "flag of a method": ([CONFIG, "--method=at"], "picked after the colon of --config.*method=kd"),
     "flag of a part": (

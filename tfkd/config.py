@@ -487,6 +487,8 @@ def _check_size_of_images(config, student, teacher):
         given = [set_to, set_to, wanted[-1]]
     if wanted[0] != wanted[1] or all(b is None or a == b for a, b in zip(given, wanted)):
         return
+    if shapes[0][-1] not in (1, wanted[-1]):
+        return  # Only one channel can become another number of them.
     size = wanted[0] or given[0]
     made = f", and --config.teacher.image_size={set_to} makes" if set_to else ", the student"
     raise UsageError(

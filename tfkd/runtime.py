@@ -306,7 +306,12 @@ def describe_devices():
         A string, such as `"devices: 1 CPU (no GPU that TensorFlow can use)"` or
         `"devices: 2 GPUs (NVIDIA H100), 2 replicas, mixed_bfloat16"`.
     """
-    kinds = {kind: tf.config.list_physical_devices(kind) for kind in ("TPU", "GPU", "CPU")}
+    kinds = {
+        # Those of another machine are logical ones only.
+        "TPU": tf.config.list_logical_devices("TPU"),
+        "GPU": tf.config.list_physical_devices("GPU"),
+        "CPU": tf.config.list_physical_devices("CPU"),
+    }
     kind = next(kind for kind, devices in kinds.items() if devices)
     count = len(kinds[kind])
     text = f"{count} {kind}{'s' * (count > 1)}"
@@ -314,8 +319,10 @@ def describe_devices():
         text += f" ({_why_no_gpu()})"
     elif kind == "GPU":
         details = tf.config.experimental.get_device_details
-        names = dict.fromkeys(details(gpu).get("device_name", gpu.name) for gpu in kinds[kind])
+        names = dict.fromkeys(details(gpu).get("device_name", "unknown") for gpu in kinds[kind])
         text += f" ({', '.join(names)})"
+        used = num_replicas() // workers()
+        text += f", {used} of them used" * (used < count)
     if workers() > 1:
         text += f" on each of {workers()} workers"
     if num_replicas() > 1:
