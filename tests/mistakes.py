@@ -65,7 +65,7 @@ MISTAKES = {
     "flag of nothing": ([CONFIG, "--lr=1"], "'lr': --help shows all; .* set as --config.KEY="),
     "flag of a device": (
         [CONFIG, "--gpu=0"],
-        "--strategy and --replicas, .*CUDA_VISIBLE_DEVICES=0",
+        "--strategy and --repl.*CUDA_VISIBLE_DEVICES=0 in",
     ),
     "key of a device": ([CONFIG, "--config.gpus=2"], "gpus; devices are .*CUDA_VISIBLE_DEVICES=0"),
     "flag of a method": ([CONFIG, "--method=at"], "picked after the colon of --config.*method=kd"),
@@ -238,7 +238,7 @@ MISTAKES = {
     "teacher of two outputs": ([teacher("two.keras")], "two.keras has 2 outputs: it must have one"),
     "teacher of other images": (
         [teacher("large.keras")],
-        "large.keras takes images of 16x16x3, the student 8x8x1: set --config.teacher.image_size=16",
+        "takes images of 16x16x3, the student 8x8x1: set --config.teacher.image_size=16,",
     ),
     "teacher of images of another size than set": (
         [teacher("large.keras"), "--config.teacher.image_size=12"],
