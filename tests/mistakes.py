@@ -61,7 +61,42 @@ def make_files(folder):
 MISTAKES = {
     # Flags.
     "no such flag": ([CONFIG, "--epochs=3"], "set as --config.epochs="),
-    "flag with a slip": ([CONFIG, "--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
+    "flag with a slip": ([CONFIG, "--wrokdir=x"], "'wrokdir'; did you mean --workdir.$"),
+    "flag of nothing": ([CONFIG, "--lr=1"], "'lr': --help shows all; .* set as --config.KEY="),
+    "flag of a device": (
+        [CONFIG, "--gpu=0"],
+        "--strategy and --repl.*CUDA_VISIBLE_DEVICES=0 in",
+    ),
+    "key of a device": ([CONFIG, "--config.gpus=2"], "gpus; devices are .*CUDA_VISIBLE_DEVICES=0"),
+    "flag of a method": ([CONFIG, "--method=at"], "picked after the colon of --config.*method=kd"),
+    "flag of a part": (
+        [CONFIG, "--batch_size=8"],
+        "'batch_size': values .* set as --config.data.batch_size=...$",
+    ),
+    "flag of a loss": (
+        [CONFIG, "--temperature=3"],
+        "set as --config.method.losses.kd.temperature=...$",
+    ),
+    "flag of two parts": (
+        [CONFIG, "--learning_rate=3"],
+        "--config.optimizer.learning_rate=... or --config.teacher.learning_rate=...$",
+    ),
+    "flag of the teacher's images": (
+        [CONFIG, "--teacher_preprocessing=x"],
+        "'teacher_preprocessing': .*--config.teacher.image_size",
+    ),
+    "key of the teacher's images": (
+        [CONFIG, "--config.teacher.preprocessing=x"],
+        "preprocessing; .*--config.teacher.image_size",
+    ),
+    "argument of the teacher's images": (
+        [method("kd:teacher_preprocessing=x")],
+        "no argument of a method here: .*--config.teacher.image_size",
+    ),
+    "config argument of the teacher's images": (
+        [f"{CONFIG},teacher_preprocessing=x"],
+        "no argument of a config: .*--config.teacher.image_size",
+    ),
     "argument without --": ([CONFIG, "digits"], "Unexpected argument 'digits'"),
     "strategy": ([CONFIG, "--strategy=horovod"], "Unknown strategy 'horovod': .*one_device"),
     "parameter server": (
@@ -125,6 +160,8 @@ MISTAKES = {
         [method("kdd")],
         "Unknown method 'kdd': it must be one of alone, .*kd",
     ),
+    "method in capitals": ([method("KD")], "Unknown method 'KD': .*; did you mean 'kd'.$"),
+    "method with a slip": ([method("akcd")], "; did you mean 'ackd' or .*"),
     "alone and more": ([method("kd+alone")], "Unknown method 'alone': .* one of ab, "),
     "loss twice": ([method("kd+kd")], "names a loss twice"),
     "argument of a method": (
@@ -185,6 +222,10 @@ MISTAKES = {
     "noise": ([method("acn:noise_size=0")], "noise_size must"),
     # Models.
     "student": ([student("resnet7")], "Unknown model 'resnet7'.*resnet8"),
+    "student without punctuation": (
+        [student("mobilenetv2")],
+        "Unknown model 'mobilenetv2': .*; did you mean 'mobilenet_v2'.$",
+    ),
     "student as a file": ([student("student.keras")], "Unknown model 'student.keras'"),
     "width of a resnet": ([student("resnet8"), "--config.student.arguments.width=0.5"], "width"),
     "teacher": ([CONFIG.replace("resnet14", "resnet7")], "Unknown model 'resnet7'"),
@@ -198,7 +239,14 @@ MISTAKES = {
     ),
     "teacher with a softmax": ([teacher("soft.keras")], "needs logits"),
     "teacher of two outputs": ([teacher("two.keras")], "two.keras has 2 outputs: it must have one"),
-    "teacher of other images": ([teacher("large.keras")], "teacher_preprocessing|image_size"),
+    "teacher of other images": (
+        [teacher("large.keras")],
+        "takes images of 16x16x3, the student 8x8x1: set --config.teacher.image_size=16,",
+    ),
+    "teacher of images of another size than set": (
+        [teacher("large.keras"), "--config.teacher.image_size=12"],
+        "16x16x3, and --config.teacher.image_size=12 makes 12x12x3: set .*image_size=16",
+    ),
     "teacher's images": (
         [CONFIG, "--config.teacher.image_size=16"],
         "teacher.image_size describes the images of a given teacher",

@@ -176,6 +176,71 @@ def test_a_checkpoint_of_other_models_is_refused(tmp_path):
         checkpoint.restore(tmp_path / "checkpoint.npz", distiller(width=6))
 
 
+def of_branches(names, classes=5):
+    """A student whose branches are alike but for their names."""
+    inputs = keras.Input(tiny.SHAPE)
+    x = keras.layers.GlobalAveragePooling2D()(inputs)
+    branches = [keras.layers.Dense(4, name=name)(x) for name in names]
+    outputs = keras.layers.Dense(classes)(keras.layers.Add()(branches))
+    made = tfkd.KnowledgeDistiller(keras.Model(inputs, outputs))
+    made.compile(tfkd.optimizers.SGD(0.05, 0.9))
+    return made
+
+
+@pytest.mark.parametrize(
+    "names, others",
+    [
+        (["first", "second"], ["second", "first"]),
+        (["branch_1", "branch_2"], ["branch_2", "branch_1"]),
+        (["branch", "branch_1"], ["branch_1", "branch"]),
+        (["first", "second"], ["first", "third"]),
+    ],
+)
+def test_weights_of_equal_shape_in_another_order_are_refused(tmp_path, names, others):
+    path = tmp_path / "checkpoint.npz"
+    checkpoint.save(path, of_branches(names), {})
+    made = of_branches(others)
+    before = [variable.numpy() for variable in checkpoint.variables_of(made)]
+    expected = rf"other models .{names[0] if names[0] != others[0] else names[1]}/kernel stands "
+    with pytest.raises(UsageError, match=expected) as error:
+        checkpoint.restore(path, made)
+    assert "\n" not in str(error.value)
+    for a, b in zip(before, checkpoint.variables_of(made)):
+        np.testing.assert_array_equal(a, b.numpy())
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 2, 5), (7, 8, 9, 10), (9, 10, 100, 101)])
+def test_numbers_that_keras_gives_names_do_not_matter(numbers):
+    """What stands between the models that are restored may differ: a teacher, other models."""
+
+    def paths(numbers):
+        for number in numbers:
+            end = f"_{number}" if number else ""
+            yield f"conv2d{end}/kernel"
+            yield f"dropout{end}/seed_generator_{3 * number + 1}/seed_generator_state"
+        for number in numbers:
+            end = f"_{number}" if number else ""
+            yield f"sgd{end}/conv2d{end}_kernel_momentum"
+
+    assert checkpoint._places([*paths(numbers)]) == checkpoint._places([*paths((0, 1, 2, 3))])
+
+
+def test_a_run_goes_on_in_a_process_that_has_made_other_models(tmp_path):
+    path = tmp_path / "checkpoint.npz"
+    keras.backend.clear_session()
+    checkpoint.save(path, distiller(), {"epoch": 1})
+    # Whatever comes between, also between the student and what is trained beside it.
+    for before, student_first in ((0, True), (3, True), (12, False)):
+        for _ in range(before):
+            distiller()
+        teacher = None if student_first else tiny.model(8, seed=2)
+        student = tiny.model(4, dropout=0.5, seed=1)
+        teacher = teacher or tiny.model(8, seed=2)
+        made = tfkd.KnowledgeDistiller(student, teacher, ["kd", tiny.Hint()])
+        made.compile(tfkd.optimizers.SGD(0.05, 0.9))
+        assert checkpoint.restore(path, made).state == {"epoch": 1}
+
+
 def test_a_failure_while_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / "file.txt"
     checkpoint.write_text(path, "old")

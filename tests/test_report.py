@@ -3,6 +3,7 @@
 import base64
 import csv
 import html.parser
+import importlib.util
 import io
 import json
 import os
@@ -465,11 +466,15 @@ def shown(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+@pytest.mark.skipif(
+    CHROMIUM is None or importlib.util.find_spec("playwright") is None,
+    reason="needs a browser: apt-get install chromium, and pip install playwright",
+)
 @pytest.mark.parametrize("width", [375, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_the_page(shown, width, scheme):
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+    from playwright import sync_api as playwright
+
     with playwright.sync_playwright() as browsers:
         browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for path in shown:

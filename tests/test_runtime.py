@@ -1,3 +1,5 @@
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -178,3 +180,36 @@ def test_replicas_draw_what_one_device_draws(replicas):
     one = draw(runtime.strategy("mirrored", 1), [sum(sizes)])
     np.testing.assert_array_equal(draw(runtime.strategy("mirrored", replicas), sizes), one)
     assert np.any(one[0] != one[1])
+
+
+@pytest.mark.parametrize(
+    "visible, driver, with_cuda, expected",
+    [
+        (None, False, True, ""),
+        ("-1", True, True, ": CUDA_VISIBLE_DEVICES hides them"),
+        (None, True, True, ", though there is an NVIDIA driver: CUDA's libraries may be missing"),
+        (None, True, False, ", though there .*: this TensorFlow is built without CUDA"),
+    ],
+)
+def test_a_missing_gpu_is_told(visible, driver, with_cuda, expected, tmp_path, monkeypatch):
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(runtime, "_NVIDIA_DRIVER", tmp_path if driver else tmp_path / "none")
+    monkeypatch.setattr(tf.test, "is_built_with_cuda", lambda: with_cuda)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind] * (kind == "CPU"))
+    line = runtime.describe_devices()
+    start = r"devices: 1 CPU \(no GPU that TensorFlow can use"
+    assert re.fullmatch(f"{start}{expected}.*" if expected else rf"{start}\)", line), line
+
+
+def test_gpus_are_named(monkeypatch):
+    there = {"CPU": ["cpu"], "GPU": ["one", "two"]}
+    strategy = runtime.strategy("mirrored", 2)
+    monkeypatch.setattr(tf.config, "list_physical_devices", there.get)
+    details = {"device_name": "NVIDIA H100"}
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    assert runtime.describe_devices() == "devices: 2 GPUs (NVIDIA H100), 1 of them used"
+    with strategy.scope():
+        assert runtime.describe_devices() == "devices: 2 GPUs (NVIDIA H100), 2 replicas"

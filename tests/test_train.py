@@ -243,6 +243,9 @@ def test_methods_with_a_state_of_their_own_resume_too(
         call(train.train, *arguments)
     call(train.train, *arguments)
     assert_same_run(tmp_path / "whole", tmp_path / "run", models)
+    if method == "iakd":
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert 0 < summary["reestimation"]["share_of_training"] < 1
     if method.startswith("acn"):
         assert work_directory.history(tmp_path / "run")[-1]["generator_loss"] > 0
         assert (tmp_path / "run" / "pictures" / "divergent-epoch002.png").exists()
@@ -344,7 +347,7 @@ def test_a_given_teacher_may_take_other_images(tmp_path, data_dir, capsys):
     path = f"teacher={tmp_path / 'teacher.keras'}"
     given = [SMALL[0].replace("teacher=resnet14", path), *SMALL[1:], "--config.epochs=1", data_dir]
     line = refused(capsys, train.train, *given, f"--workdir={tmp_path / 'refused'}")
-    assert "teacher_preprocessing" in line
+    assert "set --config.teacher.image_size=16" in line
     own = ["--config.teacher.image_size=16", "--config.teacher.scale=255.0"]
     call(train.train, *given, *own, f"--workdir={tmp_path / 'run'}")
     printed = capsys.readouterr().out
@@ -376,7 +379,9 @@ def test_diagnostics_of_a_run(tmp_path, data_dir, capsys):
     (logs,) = work_directory.history(tmp_path)
     assert {"calibration_error", "gradient_norm", "val_accuracy"} <= logs.keys()
     summary = json.loads((tmp_path / "summary.json").read_text())["diagnostics"]
-    assert summary["seconds"] == pytest.approx(logs["diagnostics_seconds"], abs=0.06)
+    # Times differ between runs that are alike in everything else: they are no metrics.
+    assert not [name for name in logs if name.endswith("_seconds")]
+    assert summary["seconds"] > 0
     assert 0 < summary["share_of_training"] < 1
     assert (tmp_path / "diagnostics.png").read_bytes().startswith(b"\x89PNG")
 
@@ -418,8 +423,6 @@ def test_diagnostics_resume_to_the_same_values(tmp_path, small, data_dir, monkey
     keras.utils.set_random_seed(99)
     call(train.train, *run, f"--workdir={tmp_path / 'run'}")
     whole, resumed = (work_directory.history(tmp_path / name) for name in ("whole", "run"))
-    for logs in (*whole, *resumed):
-        assert logs.pop("diagnostics_seconds") > 0
     assert whole == resumed
     for a, b in zip(weights(tmp_path / "whole"), weights(tmp_path / "run"), strict=True):
         np.testing.assert_array_equal(a, b)

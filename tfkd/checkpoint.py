@@ -250,6 +250,51 @@ def restore(path, distiller, run=""):
     return None
 
 
+def _difference(names, stored, variables):
+    """Says how what was stored differs from the variables; None where they are the same.
+
+    Args:
+        names: List of the paths of what was stored.
+        stored: List of arrays.
+        variables: List of variables.
+    """
+    if len(stored) != len(variables):
+        return f"{len(stored)} variables, {len(variables)} expected"
+    paths = [variable.path for variable in variables]
+    for name, path, array, variable in zip(names, paths, stored, variables):
+        if array.shape != variable.shape:
+            return f"{name} has shape {array.shape}, {path} {variable.shape}"
+    for name, path, (kind, place), (kind_here, place_here) in zip(
+        names, paths, _places(names), _places(paths)
+    ):
+        if kind != kind_here:
+            return f"{name} stands where {path} is expected"
+        if place != place_here:
+            return f"{name} stands where {path} is expected, in another order"
+    return None
+
+
+def _places(paths):
+    """Returns `(kind, place)` of each path: what stays of it where Keras numbers names anew.
+
+    Keras ends the names that it gives by numbers which go on through a process: conv2d_3 is
+    conv2d_40 after other models. So the numbers are no part of the kind, which is the path without
+    them; what stays is their order, the place among the paths of one kind.
+    """
+    # In the middle of a part stand the numbers of layers in the names of optimizers' variables,
+    # which come in the order of the layers'.
+    kinds = [re.sub(r"_\d+(?=[/_]|$)", "", path) for path in paths]
+    numbers = [
+        tuple(int(found[1]) if (found := re.search(r"_(\d+)$", part)) else 0 for part in parts)
+        for parts in (path.split("/") for path in paths)
+    ]
+    found = {kind: set() for kind in kinds}
+    for kind, number in zip(kinds, numbers):
+        found[kind].add(number)
+    order = {kind: sorted(of_kind) for kind, of_kind in found.items()}
+    return [(kind, order[kind].index(number)) for kind, number in zip(kinds, numbers)]
+
+
 def _read(path, variables, run):
     """Reads a checkpoint.
 
@@ -270,11 +315,9 @@ def _read(path, variables, run):
         # Whatever the readers of zip files, of arrays and of JSON stumble over.
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise UsageError(f"Checkpoint {path} is damaged ({reason})") from error
-    if [v.shape for v in variables] != [array.shape for array in stored]:
-        raise UsageError(
-            f"Checkpoint {path} belongs to other models ({len(stored)} variables, "
-            f"{len(variables)} expected, or of other shapes)"
-        )
+    difference = _difference(header["names"], stored, variables)
+    if difference is not None:
+        raise UsageError(f"Checkpoint {path} belongs to other models ({difference})")
     if found != run:
         raise UsageError(f"Checkpoint {path} belongs to another run ({found!r}, not {run!r})")
     prefix = "extra/"

@@ -8,6 +8,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from tfkd import errors, runtime
+from tfkd.config import TEACHER_IMAGES, flatten
 from tfkd.errors import UsageError
 
 #: Exit codes: of a mistake in what the user gave, and of Ctrl-C as shells expect it.
@@ -33,6 +34,12 @@ flags.DEFINE_integer(
     "replicas", None, "Devices to mirror over: GPUs, or where there are none logical CPUs.", 1
 )
 flags.DEFINE_enum("precision", "float32", runtime.PRECISIONS, "The policy models are built in.")
+flags.DEFINE_bool(
+    "deterministic",
+    True,
+    "Whether the same command gives the same bits, resumed or not; --nodeterministic lets "
+    "TensorFlow choose faster operations (docs/resume.md).",
+)
 
 
 #: Flags of commands that read what a run left, and need no config.
@@ -51,10 +58,13 @@ def main(run, needs_workdir=True):
         with errors.told_in_one_line():
             _parse_with_config(needs_workdir)
             runtime.set_precision(flags.FLAGS.precision)
+            runtime.set_determinism(flags.FLAGS.deterministic)
             with (
                 runtime.strategy(flags.FLAGS.strategy, flags.FLAGS.replicas).scope(),
                 runtime.folder_of_worker(flags.FLAGS.workdir) as flags.FLAGS.workdir,
             ):
+                if runtime.is_chief():
+                    print(runtime.describe_devices(), flush=True)
                 run(_CONFIG.value)
     except KeyboardInterrupt:
         print("\nInterrupted; the same command resumes.", file=sys.stderr)
@@ -83,7 +93,7 @@ def main_without_config(run):
                 rest = flags.FLAGS(sys.argv)[1:]
             except flags.Error as error:
                 raise UsageError(str(error)) from error
-            for name in ("config", "strategy", "replicas", "precision"):
+            for name in ("config", "strategy", "replicas", "precision", "deterministic"):
                 if flags.FLAGS[name].present:
                     raise UsageError(f"--{name} is no flag of this command; see --help.")
             _quiet()
@@ -130,14 +140,55 @@ def _parse_with_config(needs_workdir):
     _quiet()
 
 
+_DEVICES = (
+    "devices are chosen by --strategy and --replicas, and which GPUs TensorFlow sees by the "
+    "environment, CUDA_VISIBLE_DEVICES=0 in front of the command"
+)
+_PICKED = "it is picked after the colon of --config, as in configs/digits.py:"
+
+#: What people look for under names that there are not, and what there is instead.
+_INSTEAD = {
+    **dict.fromkeys(("cpu", "cuda", "device", "devices", "gpu", "gpus", "num_gpus"), _DEVICES),
+    "preprocessing": TEACHER_IMAGES,
+    "teacher_preprocessing": TEACHER_IMAGES,
+    "method": f"{_PICKED}method=kd",
+    "teacher": f"{_PICKED}teacher=resnet20",
+    "student": f"{_PICKED}student=resnet8",
+}
+
+
+def _meant(name):
+    """Returns the end of a sentence: what the user of a flag that there is not may have meant."""
+    if name in _INSTEAD:
+        return f": {_INSTEAD[name]}."
+    config = flags.FLAGS["config"].value
+    # Another type stands for a file that could not be read.
+    keys = flatten(config.to_dict()) if type(config) is ConfigDict else {}
+    fits = [
+        f"--config.{key}"
+        for key in keys
+        # Its settings are what other methods would begin with.
+        if key.split(".")[-1] == name and not key.startswith("settings.")
+    ]
+    if fits:
+        return f": values of the config are set as {' or '.join(f'{key}=...' for key in fits)}"
+    ours = [
+        flag.name
+        for module, defined in flags.FLAGS.flags_by_module_dict().items()
+        # Those of the libraries are nobody's wish.
+        if not module.startswith("tensorflow")
+        for flag in defined
+        if not flag.name.startswith("config.")
+    ]
+    meant = errors.did_you_mean(f"--{one}" for one in errors.near(name, ours))
+    return meant or ": --help shows all; values of the config are set as --config.KEY=..."
+
+
 def _reason(error):
     """Returns the line that says what was wrong, out of an error that may be many lines long."""
     text = str(error.args[0] if error.args else type(error).__name__).strip()
     if isinstance(error, flags.UnrecognizedFlagError):
-        if text.endswith("?"):
-            return re.sub(r"\s*\?$", "?", text)
-        text = f"{text}."
-        return f"{text} Values of the config are set as --config.{error.flagname}=..."
+        return f"Unknown command line flag {error.flagname!r}{_meant(error.flagname)}"
     if "has no attribute 'get_config'" in text:
         return "--config names a file without a function get_config; configs/ has some with it."
     part = re.search(r"flag --(config\.\S+)=.*Failed to parse .* as a ConfigDict", text)
@@ -146,6 +197,8 @@ def _reason(error):
         return f"--{part[1]} has values of its own: set one of them, --{part[1]}.NAME=...{picked}"
     if isinstance(error, (AttributeError, KeyError)):
         text = re.sub(r"[\"'\\]+", "", text.replace("\\n", " "))
+        if text in _INSTEAD:
+            return f"--config has no such value: {text}; {_INSTEAD[text]}."
         return f"--config has no such value: {text} (the config.json of any run shows all of them)"
     if isinstance(error, SyntaxError):
         return f"--config: {error.msg} in line {error.lineno} of {error.filename}"

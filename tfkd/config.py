@@ -64,6 +64,8 @@ def parse_arguments(text, **defaults):
     values = dict(defaults)
     for item in split_at_commas(text or ""):
         key, _, value = item.partition("=")
+        if key == "teacher_preprocessing":
+            raise UsageError(f"{key} is no argument of a config: {TEACHER_IMAGES}.")
         if key not in defaults:
             raise unknown("config argument", key, defaults)
         kind = type(defaults[key])
@@ -323,6 +325,8 @@ def _set_argument(item, name, arguments, chosen):
     known = dict(arguments)
     for identifier, own in chosen.items():
         known.update({f"{identifier}.{argument}": default for argument, default in own.items()})
+    if key == "teacher_preprocessing":
+        raise UsageError(f"{key} is no argument of a method here: {TEACHER_IMAGES}.")
     if not known:
         raise UsageError(f"Method {name.partition(':')[0]!r} has no arguments; received {item!r}.")
     if key in known and not equals:
@@ -444,6 +448,12 @@ def _check_method(config):
 
 _OWN_INPUTS = ("image_size", "mean", "std", "scale")
 
+#: What stands on the command line for a distiller's `teacher_preprocessing`.
+TEACHER_IMAGES = (
+    "the images that a given teacher takes are described by "
+    f"{', '.join(f'--config.teacher.{name}' for name in _OWN_INPUTS)}"
+)
+
 
 def teacher_preprocessing(config, data, teacher):
     """Returns what makes the teacher's images of the student's.
@@ -469,6 +479,32 @@ def teacher_preprocessing(config, data, teacher):
         student_std=data.std if own_values else None,
         channels=teacher.input_shape[-1],
     )
+
+
+def _check_size_of_images(config, student, teacher):
+    """Raises a `UsageError` where images must be resized for the teacher, with the flag for it."""
+    shapes = [getattr(model, "input_shape", None) for model in (student, teacher)]
+    if not all(isinstance(shape, tuple) and len(shape) == 4 for shape in shapes):
+        return
+    (_, *given), (_, *wanted) = shapes
+    set_to = config.teacher.image_size
+    if set_to is not None:
+        given = [set_to, set_to, wanted[-1]]
+    if wanted[0] != wanted[1] or all(b is None or a == b for a, b in zip(given, wanted)):
+        return
+    if shapes[0][-1] not in (1, wanted[-1]):
+        return  # Only one channel can become another number of them.
+    size = wanted[0] or given[0]
+    made = f", and --config.teacher.image_size={set_to} makes" if set_to else ", the student"
+    raise UsageError(
+        f"Teacher {config.teacher.path or config.teacher.model} takes images of "
+        f"{_by(wanted)}{made} {_by(given)}: set --config.teacher.image_size={size}, and where "
+        "values are normalised otherwise --config.teacher.mean, .std and .scale too."
+    )
+
+
+def _by(shape):
+    return "x".join("any" if size is None else str(size) for size in shape)
 
 
 def needs_indices(config):
@@ -543,6 +579,7 @@ def make_distiller(config, data, student, teacher=None, others=()):
         arguments.pop("peers")
         return cls([student, *others], **arguments)
     preprocessing = teacher_preprocessing(config, data, teacher)
+    _check_size_of_images(config, student, teacher)
     return cls(student, teacher, teacher_preprocessing=preprocessing, **arguments)
 
 

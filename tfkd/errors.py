@@ -1,6 +1,7 @@
 """What tfkd raises when the user, not the code, is mistaken."""
 
 import contextlib
+import difflib
 import errno
 import os
 import re
@@ -41,7 +42,36 @@ def unknown(kind, name, known):
     Returns:
         A `UsageError`, to be raised by the caller.
     """
-    return UsageError(f"Unknown {kind} {name!r}: it must be one of {', '.join(known)}.")
+    known = [str(one) for one in known]
+    return UsageError(
+        f"Unknown {kind} {name!r}: it must be one of {', '.join(known)}"
+        f"{did_you_mean(map(repr, near(name, known))) or '.'}"
+    )
+
+
+def near(name, known):
+    """Returns those of some names that a mistaken one is most likely to mean, in a list.
+
+    Args:
+        name: The name as given. Capitals and punctuation do not count: `"MobileNetV2"` means
+            `"mobilenet_v2"`.
+        known: Iterable of strings.
+    """
+    likeness = {
+        one: difflib.SequenceMatcher(None, _plain(one), _plain(name)).ratio() for one in known
+    }
+    best = max(likeness.values(), default=0.0)
+    return [one for one, ratio in likeness.items() if ratio == best > 0.7]
+
+
+def did_you_mean(names):
+    """Returns the end of a sentence that proposes names; empty where there is none."""
+    text = " or ".join(names)
+    return text and f"; did you mean {text}?"
+
+
+def _plain(name):
+    return re.sub(r"[\W_]", "", str(name)).lower()
 
 
 def check_no_arguments(given):

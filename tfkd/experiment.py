@@ -33,6 +33,10 @@ from tfkd.errors import DivergenceError, UsageError
 # Values of the config that change nothing in training: a run may go on with others.
 _LOOKING = ("diagnostics",)
 
+# How the names of logs end that tell a time. No two runs agree in them: they are in the summary,
+# and metrics.csv has what a resumed run repeats to the last digit.
+_SECONDS = "_seconds"
+
 # What a run would overwrite.
 _ARTEFACTS = ("teacher.keras", "student.keras", "metrics.csv", "checkpoint.npz", "summary.json")
 
@@ -117,13 +121,14 @@ def run(config, workdir, data_dir=None, command=None):
             for epoch in history
         ]
     pictures = {"curves.png": lambda path: plots.curves(path, histories)}
-    seconds = sum(epoch.get("diagnostics_seconds", 0.0) for epoch in history)
-    if seconds:
-        share = seconds / progress.seconds
-        summary["diagnostics"] = {
+    summary |= {
+        name.removesuffix(_SECONDS): {
             "seconds": round(seconds, 1),
-            "share_of_training": round(share, 4),
+            "share_of_training": round(seconds / progress.seconds, 4),
         }
+        for name, seconds in _seconds(history).items()
+    }
+    if "diagnostics" in summary:
         pictures["diagnostics.png"] = lambda path: diagnostics.picture(path, history)
     writer = callbacks.picture_writer(workdir)
     for name, draw in {**pictures, **distiller.pictures(history)}.items():
@@ -144,6 +149,12 @@ def _teacher_accuracy(teacher, data, distiller):
     if teacher.output_shape[-1] != data.num_classes:
         return None
     return measure.accuracy(teacher, data.test, distiller.teacher_inputs)
+
+
+def _seconds(history):
+    """Returns `{name of the log: seconds}` of what tells its own time, over all epochs."""
+    names = {name for epoch in history for name in epoch if name.endswith(_SECONDS)}
+    return {name: sum(epoch.get(name, 0.0) for epoch in history) for name in sorted(names)}
 
 
 def _test(config, data, distiller, progress, workdir):
@@ -581,8 +592,9 @@ class _Progress(keras.callbacks.Callback):
         text = io.StringIO()
         rows = [{"epoch": i + 1, **logs} for i, logs in enumerate(self.history)]
         # What is not measured in every epoch has empty cells in the others.
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-        writer = csv.DictWriter(text, fieldnames=columns)
+        columns = dict.fromkeys(name for row in rows for name in row)
+        columns = [name for name in columns if not name.endswith(_SECONDS)]
+        writer = csv.DictWriter(text, fieldnames=columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
         checkpoint.write_text(self.folder / "metrics.csv", text.getvalue())

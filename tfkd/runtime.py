@@ -267,17 +267,85 @@ def set_precision(name):
     keras.config.set_dtype_policy(name)
 
 
-def set_seed(seed, deterministic=True):
+# What `set_seed` does where it is not told; the command line sets it once for all runs.
+_DETERMINISTIC = [True]
+
+
+def set_determinism(wanted):
+    """Sets whether `set_seed` makes TensorFlow deterministic where it is not told.
+
+    A process in which TensorFlow is deterministic already stays so.
+
+    Args:
+        wanted: Boolean.
+    """
+    _DETERMINISTIC[0] = wanted
+
+
+def set_seed(seed, deterministic=None):
     """Fixes every source of randomness of this process.
 
     Args:
         seed: Integer of at least 0.
         deterministic: Whether TensorFlow must use only operations that give the same bits on
-            every run on the same machine.
+            every run on the same machine. Defaults to what `set_determinism` was told last, True
+            before.
     """
     keras.utils.set_random_seed(seed)
-    if deterministic:
+    if _DETERMINISTIC[0] if deterministic is None else deterministic:
         tf.config.experimental.enable_op_determinism()
+
+
+def describe_devices():
+    """Returns a line on what trains here, and why no GPU where there should be one.
+
+    TensorFlow's own warning is not shown. Call it in the scope of the strategy.
+
+    Returns:
+        A string, such as `"devices: 1 CPU (no GPU that TensorFlow can use)"` or
+        `"devices: 2 GPUs (NVIDIA H100), 2 replicas, mixed_bfloat16"`.
+    """
+    kinds = {
+        # Those of another machine are logical ones only.
+        "TPU": tf.config.list_logical_devices("TPU"),
+        "GPU": tf.config.list_physical_devices("GPU"),
+        "CPU": tf.config.list_physical_devices("CPU"),
+    }
+    kind = next(kind for kind, devices in kinds.items() if devices)
+    count = len(kinds[kind])
+    text = f"{count} {kind}{'s' * (count > 1)}"
+    if kind == "CPU":
+        text += f" ({_why_no_gpu()})"
+    elif kind == "GPU":
+        details = tf.config.experimental.get_device_details
+        names = dict.fromkeys(details(gpu).get("device_name", "unknown") for gpu in kinds[kind])
+        text += f" ({', '.join(names)})"
+        used = num_replicas() // workers()
+        text += f", {used} of them used" * (used < count)
+    if workers() > 1:
+        text += f" on each of {workers()} workers"
+    if num_replicas() > 1:
+        text += f", {num_replicas()} replicas"
+    precision = keras.config.dtype_policy().name
+    return f"devices: {text}{f', {precision}' * (precision != 'float32')}"
+
+
+#: What is there where the driver of an NVIDIA GPU is.
+_NVIDIA_DRIVER = pathlib.Path("/proc/driver/nvidia/version")
+
+
+def _why_no_gpu():
+    reason = "no GPU that TensorFlow can use"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return f"{reason}: CUDA_VISIBLE_DEVICES hides them"
+    if not _NVIDIA_DRIVER.exists():
+        return reason
+    if not tf.test.is_built_with_cuda():
+        return f"{reason}, though there is an NVIDIA driver: this TensorFlow is built without CUDA"
+    return (
+        f"{reason}, though there is an NVIDIA driver: CUDA's libraries may be missing, which pip "
+        "install tensorflow[and-cuda] brings"
+    )
 
 
 def jit_compile():
@@ -381,6 +449,30 @@ def assign_on_replicas(variables, values):
 
     tf.__internal__.distribute.interim.maybe_merge_call(
         assign, tf.distribute.get_strategy(), values
+    )
+
+
+def assign_rows(variable, positions, rows):
+    """Assigns some rows of a variable; on all replicas those that the first one has.
+
+    Assigning the variable would send all of it from replica to replica, in every step.
+
+    Args:
+        variable: A Keras variable.
+        positions: Integer tensor `(rows,)`. One may be there several times, with the same row.
+        rows: Tensor `(rows, ...)`.
+    """
+
+    def assign_one(one, positions, rows):
+        # Not one.scatter_nd_update: after it TensorFlow copies the whole variable at every read.
+        one.assign(tf.tensor_scatter_nd_update(one, positions, rows))
+
+    def assign(strategy, *values):
+        first = tuple(strategy.experimental_local_results(value)[0] for value in values)
+        strategy.extended.update(variable.value, assign_one, args=first, group=False)
+
+    tf.__internal__.distribute.interim.maybe_merge_call(
+        assign, tf.distribute.get_strategy(), positions[:, None], rows
     )
 
 

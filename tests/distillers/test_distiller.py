@@ -119,6 +119,26 @@ def test_weight_files_hold_connectors_but_no_teacher(tmp_path):
     assert_equal(values(distiller.student), values(again.student))
 
 
+def test_weights_of_keras_checkpoints_go_back_by_the_distiller(tmp_path):
+    """A student by itself refuses them, and a distiller what a student has saved by itself."""
+    x, y = tiny.data()
+    path = tmp_path / "last.weights.h5"
+    distiller = make(["kd", Hint()], tiny.model())
+    keep = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
+    distiller.fit(x, y, verbose=0, callbacks=[keep])
+    again = make(["kd", Hint()], tiny.model(seed=5))
+    again.load_weights(path)
+    assert_equal(values(distiller.student), values(again.student))
+    assert again.optimizer.iterations == distiller.optimizer.iterations
+    distiller.student.save_weights(tmp_path / "student.weights.h5")
+    with pytest.raises(UsageError, match="student.weights.h5 .* by distiller.student.load_weights"):
+        again.load_weights(tmp_path / "student.weights.h5")
+    with pytest.raises(UsageError, match="holds no weights of a KnowledgeDistiller of these"):
+        make(["kd", Hint()], tiny.model(6)).load_weights(path)
+    with pytest.raises(FileNotFoundError):
+        again.load_weights(tmp_path / "none.weights.h5")
+
+
 def test_regularizers_take_part():
     """One step with L2 moves each kernel by an extra learning rate · 2 · factor · kernel."""
     factor, x_y = 0.3, tiny.data()

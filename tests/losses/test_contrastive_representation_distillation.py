@@ -5,10 +5,11 @@ import tensorflow as tf
 
 from tfkd import losses
 from tfkd.errors import UsageError
+from tfkd.losses import contrastive_representation_distillation as crd
 from tfkd.losses.contrastive_representation_distillation import (
     contrastive_loss,
+    moved_rows,
     noise_contrastive_loss,
-    remember,
     scores,
 )
 from tfkd.losses.numerics import normalize
@@ -47,6 +48,44 @@ def test_scores_by_definition():
     candidates = tf.constant([[0, 3, 9], [1, 1, 2], [9, 8, 0], [5, 4, 3]])
     expected = np.exp(np.einsum("bd,bkd->bk", anchors, tf.gather(bank, candidates)) / 0.5)
     np.testing.assert_allclose(scores(anchors, bank, candidates, 0.5), expected, rtol=1e-4)
+
+
+def test_scores_of_more_products_than_int32_counts(monkeypatch):
+    """Of a small set the same scores and gradients, by the positions that a large one needs."""
+    anchors, bank = normalize(tf.random.normal((4, 6))), normalize(tf.random.normal((10, 6)))
+    candidates = tf.constant([[0, 3, 3], [1, 1, 2], [9, 8, 0], [5, 4, 9]])
+    found = []
+    for largest in (crd.LARGEST_BATCH, 2**31):
+        monkeypatch.setattr(crd, "LARGEST_BATCH", largest)
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 6))])
+        def step(anchors):
+            value = scores(anchors, bank, candidates, 0.5)
+            return value, tf.gradients(value, anchors)[0]
+
+        found.append(step(anchors))
+    for small, large in zip(*found):
+        np.testing.assert_allclose(small, large, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [None, 1700])
+def test_no_position_among_the_products_of_imagenet_is_int32(batch):
+    """All of them would take 9 GB: only the graph is made."""
+
+    @tf.function(input_signature=[tf.TensorSpec((batch, 1)), tf.TensorSpec((1281167, 1))])
+    def step(anchors, bank):
+        value = scores(anchors, bank, tf.zeros((tf.shape(anchors)[0], 5), "int32"))
+        return tf.gradients(value, anchors)
+
+    choosing = {"GatherV2": 1, "GatherNd": 1, "ScatterNd": 0, "UnsortedSegmentSum": 1}
+    types = [
+        (op.type, op.inputs[choosing[op.type]].dtype.name)
+        for op in step.get_concrete_function().graph.get_operations()
+        if op.type in choosing and op.inputs[choosing[op.type]].shape.rank != 0
+    ]
+    assert types and {kind for _, kind in types} == {"int64"}, types
+    # TensorFlow counts all products in int32 there.
+    assert "UnsortedSegmentSum" not in dict(types)
 
 
 @pytest.mark.parametrize("rows", [[1], [0, 3], [0, 1, 2, 3]])
@@ -96,22 +135,23 @@ def test_draws_differ_between_calls_and_repeat_with_the_seed():
     np.testing.assert_array_equal(draws[0], second.draw_negatives(INDICES))
 
 
-def test_remember_moves_and_normalises_the_selected_rows():
+def test_the_selected_rows_move_and_are_normalised():
     bank, embeddings = normalize(tf.random.normal((10, 6))), normalize(tf.random.normal((4, 6)))
     selected = tf.constant([1.0, 0.0, 1.0, 1.0])
-    new = np.array(remember(bank, INDICES, embeddings, selected, momentum=0.25))
-    expected = np.array(bank)
+    new = np.array(moved_rows(bank, INDICES, embeddings, selected, momentum=0.25))
+    expected = np.array(bank)[INDICES]
     for row in (0, 2, 3):
         moved = 0.25 * bank[INDICES[row]] + 0.75 * embeddings[row]
-        expected[INDICES[row]] = moved / np.linalg.norm(moved)
+        expected[row] = moved / np.linalg.norm(moved)
     np.testing.assert_allclose(new, expected, rtol=1e-5)
 
 
-def test_remember_with_an_index_twice_takes_its_first_selected_sample():
+def test_of_an_index_twice_the_first_selected_sample_counts():
     bank, embeddings = normalize(tf.random.normal((10, 6))), normalize(tf.random.normal((4, 6)))
-    twice = remember(bank, tf.constant([7, 2, 7, 7]), embeddings, tf.constant([0.0, 1.0, 1.0, 1.0]))
-    once = remember(bank, tf.constant([0, 2, 7, 1]), embeddings, tf.constant([0.0, 1.0, 1.0, 0.0]))
-    np.testing.assert_array_equal(twice, once)
+    selected = tf.constant([0.0, 1.0, 1.0, 1.0])
+    twice = moved_rows(bank, tf.constant([7, 2, 7, 7]), embeddings, selected)
+    once = moved_rows(bank, tf.constant([0, 2, 7, 1]), embeddings, selected)
+    np.testing.assert_array_equal(twice, tf.gather(once, [2, 1, 2, 2]))
 
 
 def test_training_moves_only_the_rows_of_the_batch():
@@ -191,6 +231,25 @@ def test_replicas_that_see_the_global_batch_make_one_update():
     for one, other in zip(alone.variables, mirrored.variables):
         for copy in strategy.experimental_local_results(other.value):
             np.testing.assert_allclose(copy, one, rtol=1e-5, atol=1e-7)
+
+
+def test_only_the_rows_of_the_batch_pass_between_replicas():
+    """Not the memories, which are as large as the training set."""
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+        loss, student, teacher = sample()
+    first, second = strategy.experimental_local_results(loss.memory_student.value)
+    second.assign_add(tf.ones_like(second))
+    before = np.array(second)
+
+    @tf.function
+    def step():
+        strategy.run(lambda: loss(student, teacher, indices=INDICES, training=True))
+
+    step()
+    rows = np.isin(np.arange(len(LABELS)), INDICES)
+    np.testing.assert_array_equal(np.array(second)[rows], np.array(first)[rows])
+    np.testing.assert_array_equal(np.array(second)[~rows], before[~rows])
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ class Report:
 
     Attributes:
         warnings: List of strings, one line each: what looks wrong and what would be right.
-        data: `{"examples", "decisions", "labels", "inputs", "not_finite"}`: how many were looked at;
-            as many, or that times the classes where each is decided by itself; the smallest and
-            largest label; `{"shape", "mean", "std", "min", "max"}` of the student's inputs; of
+        data: `{"examples", "decisions", "labels", "inputs", "not_finite"}`: how many were looked
+            at; as many, or that times the classes where each is decided by itself; the smallest
+            and largest label; `{"shape", "mean", "std", "min", "max"}` of the student's inputs; of
             `"inputs"`, `"labels"` and `"sample weights"` those that hold NaN or infinite values,
             with the number of examples that do.
         student: `{"name", "parameters", "classes", "accuracy", "chance", "outputs", "entrance",

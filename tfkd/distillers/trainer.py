@@ -356,6 +356,27 @@ class Trainer(keras.Model):
         """
         self.student.save(filepath, **kwargs)
 
+    def load_weights(self, filepath, **kwargs):
+        """Restores what `save_weights` has saved, of a distiller made in the same way.
+
+        `keras.callbacks.ModelCheckpoint(..., save_weights_only=True)` saves by it, too. The
+        student that was saved is then `distiller.student`.
+
+        Raises:
+            UsageError: If the file holds the weights of something else.
+        """
+        self.ensure_built()
+        try:
+            super().load_weights(filepath, **kwargs)
+        except ValueError as error:
+            if "could not be loaded" not in str(error):
+                raise
+            raise UsageError(
+                f"{filepath} holds no weights of a {type(self).__name__} of these models and "
+                "losses: make the distiller as the one that saved it; weights that a student saved "
+                "by itself are loaded by distiller.student.load_weights()."
+            ) from error
+
     def export(self, filepath, **kwargs):
         """Exports the plain student: see `keras.Model.export`."""
         self.student.export(filepath, **kwargs)

@@ -6,12 +6,17 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfkd import runtime
 from tfkd.errors import UsageError, check_positive
 from tfkd.layers.torch_defaults import linear
 from tfkd.losses.distillation_loss import DistillationLoss, masked_mean
 from tfkd.losses.numerics import flatten, normalize, selection
 
 EPSILON = 1e-7
+
+#: Up to so many samples of a batch whose size shows only when it runs, int32 must count all
+#: products with the training set; of a larger set int64 does, which takes more time.
+LARGEST_BATCH = 16384
 
 
 def scores(anchors, bank, candidates, temperature=0.07):
@@ -29,10 +34,37 @@ def scores(anchors, bank, candidates, temperature=0.07):
     # All products, then a choice: gathering the candidates themselves would take `size` times
     # the memory of their scores.
     products = ops.matmul(anchors, ops.transpose(bank))
-    batch, examples = ops.shape(products)[0], bank.shape[0]
-    first = ops.arange(batch, dtype="int32")[:, None] * examples
-    chosen = ops.take(ops.reshape(products, (-1,)), first + ops.cast(candidates, "int32"))
-    return ops.exp(chosen / temperature)
+    return ops.exp(choose(products, candidates) / temperature)
+
+
+def choose(products, candidates):
+    """Returns the candidates' columns of each row.
+
+    Args:
+        products: Tensor `(batch, examples)`.
+        candidates: Integer tensor `(batch, chosen)`.
+
+    Returns:
+        A tensor `(batch, chosen)`.
+    """
+    batch, examples = ops.shape(products)[0], products.shape[1]
+    if (products.shape[0] or LARGEST_BATCH) * examples < 2**31:
+        first = ops.arange(batch, dtype="int32")[:, None] * examples
+        return ops.take(ops.reshape(products, (-1,)), first + ops.cast(candidates, "int32"))
+    # int32 does not count so many products. TensorFlow's own gradient of a choice does so, too.
+    candidates = ops.cast(candidates, "int64")
+
+    @ops.custom_gradient
+    def of_rows(products):
+        def gradient(upstream):
+            rows = ops.arange(batch, dtype="int64")[:, None] + ops.zeros_like(candidates)
+            positions = ops.stack([rows, candidates], axis=-1)
+            shape = ops.cast(ops.stack([batch, examples]), "int64")
+            return ops.scatter(positions, upstream, shape)
+
+        return ops.take_along_axis(products, candidates, axis=1), gradient
+
+    return of_rows(products)
 
 
 def noise_contrastive_loss(probabilities, num_examples):
@@ -101,7 +133,7 @@ def contrastive_loss(
     return loss, used
 
 
-def remember(bank, index, embeddings, selected, momentum=0.5):
+def moved_rows(bank, index, embeddings, selected, momentum=0.5):
     """Moves the selected samples' rows of a memory bank towards their embeddings.
 
     Args:
@@ -112,16 +144,16 @@ def remember(bank, index, embeddings, selected, momentum=0.5):
         momentum: Number, the part of the old row that is kept.
 
     Returns:
-        The new bank. The rows that moved have L2 norm 1. Where an index occurs several times in
-        the batch, its first selected sample counts.
+        A tensor `(batch, size)`, what the rows at `index` become: those that moved have L2 norm 1.
+        Where an index occurs several times in the batch, its first selected sample counts, for
+        all of them.
     """
     old = ops.take(bank, index, axis=0)
     new = normalize(momentum * old + (1.0 - momentum) * embeddings)
     # Every occurrence of an index writes the same row, so that their order does not matter.
     writes = ops.cast(index[:, None] == index[None, :], "float32") * selected[None, :]
     new = ops.take(new, ops.argmax(writes, axis=1), axis=0)
-    rows = ops.where(ops.max(writes, axis=1)[:, None] > 0, new, old)
-    return ops.scatter_update(bank, index[:, None], rows)
+    return ops.where(ops.max(writes, axis=1)[:, None] > 0, new, old)
 
 
 @keras.saving.register_keras_serializable(package="tfkd")
@@ -340,7 +372,8 @@ class ContrastiveRepresentationDistillation(DistillationLoss):
                 (self.memory_teacher, memory_teacher, teacher),
             ):
                 embeddings = ops.stop_gradient(embeddings)
-                variable.assign(remember(bank, indices, embeddings, selected, self.momentum))
+                rows = moved_rows(bank, indices, embeddings, selected, self.momentum)
+                runtime.assign_rows(variable, indices, rows)
         return loss
 
     def draw_negatives(self, indices):
