@@ -1,0 +1,90 @@
+"""Everything about the machine: strategies, precision, XLA, seeds.
+
+The few places where Keras 3 needs help under `tf.distribute` are here and nowhere else.
+"""
+
+from tfkd.runtime.batch_normalization import synchronize_batch_normalization
+from tfkd.runtime.cluster import (
+    all_gather_int,
+    chief_first,
+    folder_of_worker,
+    is_chief,
+    wait_for_all,
+    workers,
+)
+from tfkd.runtime.devices import (
+    PRECISIONS,
+    STRATEGIES,
+    check_scope,
+    check_strategy,
+    describe_devices,
+    jit_compile,
+    set_determinism,
+    set_precision,
+    set_seed,
+    strategy,
+)
+from tfkd.runtime.keras_fixes import (
+    KERAS_TRAINS_WITH_WORKERS_FROM,
+    apply_whole_gradient,
+    check_accumulation,
+    check_steps_per_execution,
+    function_of_step,
+    needs_whole_gradient,
+    take_activity_losses,
+)
+from tfkd.runtime.replicas import (
+    NO_SAMPLE,
+    assign_on_replicas,
+    assign_rows,
+    check_samples,
+    distribute_batch,
+    draw_per_sample,
+    gather_batch,
+    num_replicas,
+    of_one_replica,
+    run_padded,
+    share_of_batch,
+    share_out,
+    sum_over_replicas,
+)
+
+__all__ = [
+    "KERAS_TRAINS_WITH_WORKERS_FROM",
+    "NO_SAMPLE",
+    "PRECISIONS",
+    "STRATEGIES",
+    "all_gather_int",
+    "apply_whole_gradient",
+    "assign_on_replicas",
+    "assign_rows",
+    "check_accumulation",
+    "check_samples",
+    "check_scope",
+    "check_steps_per_execution",
+    "check_strategy",
+    "chief_first",
+    "describe_devices",
+    "distribute_batch",
+    "draw_per_sample",
+    "folder_of_worker",
+    "function_of_step",
+    "gather_batch",
+    "is_chief",
+    "jit_compile",
+    "needs_whole_gradient",
+    "num_replicas",
+    "of_one_replica",
+    "run_padded",
+    "set_determinism",
+    "set_precision",
+    "set_seed",
+    "share_of_batch",
+    "share_out",
+    "strategy",
+    "sum_over_replicas",
+    "synchronize_batch_normalization",
+    "take_activity_losses",
+    "wait_for_all",
+    "workers",
+]

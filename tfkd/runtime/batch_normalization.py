@@ -1,0 +1,42 @@
+"""Batch normalization over the global batch of several replicas."""
+
+import functools
+
+import keras
+import tensorflow as tf
+
+from tfkd.runtime.replicas import num_replicas
+
+
+def synchronize_batch_normalization(model):
+    """Lets the batch normalizations of a model see the global batch under several replicas.
+
+    Without it each replica normalizes by the statistics of its own part, and N replicas do not
+    give what one gives. One device is not affected.
+
+    Args:
+        model: A `keras.Model`; changed in place, and only where there are several replicas.
+    """
+    if num_replicas() > 1:
+        for layer in model._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                # Not by its argument `synchronized`, which would be saved with the model.
+                layer._moments = functools.partial(_synchronized_moments, layer)
+
+
+def _synchronized_moments(layer, inputs, mask):
+    """Mean and variance of the global batch, in place of Keras' own.
+
+    Keras takes the difference of two large numbers for the variance, which one device does not.
+    """
+    context = tf.distribute.get_replica_context()
+    if mask is not None or context is None:
+        return type(layer)._moments(layer, inputs, mask)
+    axes, total = layer._reduction_axes, tf.distribute.ReduceOp.SUM
+    count = tf.cast(tf.size(inputs) // tf.shape(inputs)[layer.axis], inputs.dtype)
+    count, sums = context.all_reduce(total, [count, tf.reduce_sum(inputs, axes)])
+    mean = sums / count
+    shape = [1] * len(inputs.shape)
+    shape[layer.axis] = mean.shape[0]
+    squares = tf.reduce_sum(tf.square(inputs - tf.reshape(mean, shape)), axes)
+    return mean, context.all_reduce(total, squares) / count

@@ -1,0 +1,139 @@
+"""Where Keras 3 needs help under `tf.distribute`, and its private names."""
+
+import keras
+import tensorflow as tf
+
+from tfkd.errors import UsageError
+from tfkd.runtime.cluster import workers
+from tfkd.runtime.replicas import num_replicas
+
+
+def check_steps_per_execution(steps, strategy):
+    """Raises a `UsageError` where Keras' loop over steps fails.
+
+    Args:
+        steps: What was given to `compile` as `steps_per_execution`.
+        strategy: The `tf.distribute.Strategy` that trains.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if steps != 1 and replicas > 1:
+        raise UsageError(
+            f"steps_per_execution={steps} fails in Keras under {replicas} replicas: leave it at 1, "
+            "or train on one device."
+        )
+
+
+def check_accumulation(name, optimizer, steps, strategy):
+    """Raises a `UsageError` for an optimizer that accumulates gradients where it cannot.
+
+    Args:
+        name: String, the argument of `compile` that it was given as.
+        optimizer: A Keras optimizer.
+        steps: Integer, the `accumulation_steps` of the distiller.
+        strategy: The `tf.distribute.Strategy` that trains.
+    """
+    own = getattr(optimizer, "inner_optimizer", optimizer).gradient_accumulation_steps
+    on_one = not isinstance(
+        strategy, (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+    )
+    if own and steps > 1:
+        raise UsageError(
+            f"{name} accumulates over {own} steps and compile(accumulation_steps={steps}) does so "
+            "too: give one of them, rather the latter."
+        )
+    if own and not on_one:
+        raise UsageError(
+            f"{name} has gradient_accumulation_steps={own}, which fails in Keras under "
+            f"{type(strategy).__name__}: use compile(accumulation_steps={own}) instead."
+        )
+
+
+def needs_whole_gradient(optimizer):
+    """Whether an optimizer looks at its gradient before it adds it up over the replicas.
+
+    That is to clip it, or to see whether the scale of a loss made it overflow. Keras shows it one
+    replica's.
+
+    Args:
+        optimizer: A Keras optimizer.
+    """
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return num_replicas() > 1 and (scales or _clips(optimizer))
+
+
+def _clips(optimizer):
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    limits = (optimizer.clipnorm, optimizer.global_clipnorm, optimizer.clipvalue)
+    return any(limit is not None for limit in limits)
+
+
+def apply_whole_gradient(optimizer, gradients, variables, scale=1.0):
+    """Lets an optimizer take a step on gradients that are those of all replicas already.
+
+    Args:
+        optimizer: A Keras optimizer.
+        gradients: List of tensors, the same on all replicas.
+        variables: List of their variables.
+        scale: What the gradients are multiplied by, because the optimizer divides it out again.
+    """
+    if num_replicas() > 1:
+        if _clips(optimizer):
+            inner = getattr(optimizer, "inner_optimizer", optimizer)
+            clipped = inner._clip_gradients([gradient / scale for gradient in gradients])
+            gradients = [scale * gradient for gradient in clipped]
+        # It adds them up. What has been clipped once is below the limit then.
+        gradients = [gradient / num_replicas() for gradient in gradients]
+    optimizer.apply_gradients(zip(gradients, variables))
+
+
+#: The first version of Keras whose `fit` and `evaluate` need no help under several workers; None
+#: as long as there is none. tests/test_workers.py tells when that changes.
+KERAS_TRAINS_WITH_WORKERS_FROM = None
+
+
+def _keras_needs_help():
+    version = tuple(int(part) for part in keras.__version__.split(".")[:2])
+    return KERAS_TRAINS_WITH_WORKERS_FROM is None or version < KERAS_TRAINS_WITH_WORKERS_FROM
+
+
+def function_of_step(make_function, step, strategy):
+    """Makes the function that Keras calls with an iterator, of a step that returns logs.
+
+    Over several workers Keras takes the mean of each log along an axis, which scalars do not have.
+    So the logs pass it as one vector, which also saves an exchange for each.
+
+    Args:
+        make_function: Keras' own function, of a step.
+        step: Function of a batch that returns `{name: scalar}`.
+        strategy: The `tf.distribute.Strategy` that runs it.
+
+    Returns:
+        A function of an iterator that returns `{name: scalar}`.
+    """
+    if workers(strategy) == 1 or not _keras_needs_help():
+        return make_function(step)
+    names = []
+
+    def packed(data):
+        logs = step(data)
+        names[:] = logs
+        return tf.stack([tf.cast(value, "float32") for value in logs.values()])[None]
+
+    run = make_function(packed)
+    return lambda iterator: dict(zip(names, tf.unstack(run(iterator), num=len(names))))
+
+
+def take_activity_losses(model):
+    """Returns what activity regularizers and `add_loss` noted in a model's last pass.
+
+    The model forgets it, so that no other pass counts it again.
+
+    Args:
+        model: A `keras.Model` or layer.
+
+    Returns:
+        A float32 scalar.
+    """
+    losses = [loss for layer in model._flatten_layers() for loss in layer._get_own_losses()]
+    model._clear_losses()
+    return sum((tf.cast(loss, "float32") for loss in losses), start=tf.zeros(()))

@@ -1,0 +1,31 @@
+"""Find, read and cut the features of any Keras model by name.
+
+A *tap* is a named place in a model whose tensor can be read. In the model zoo the taps are `stem`,
+`stage1` ... `stageN`, `pooled` and `logits`; elsewhere the path of a layer is one, through nested
+models with slashes: `backbone/conv4_block6_out`.
+"""
+
+from tfkd.taps.cut import segment
+from tfkd.taps.find import at_spots, boundaries, suggest, suggest_pairs, units
+from tfkd.taps.graph import LOGITS, Graph, last_operation, output
+from tfkd.taps.read import before, check, entrance, extractor, in_order, of, of_kind
+
+__all__ = [
+    "Graph",
+    "LOGITS",
+    "at_spots",
+    "before",
+    "boundaries",
+    "check",
+    "entrance",
+    "extractor",
+    "in_order",
+    "last_operation",
+    "of",
+    "of_kind",
+    "output",
+    "segment",
+    "suggest",
+    "suggest_pairs",
+    "units",
+]

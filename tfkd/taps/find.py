@@ -1,0 +1,225 @@
+"""Finds taps: those of the zoo, those that losses mean by a word, and those of any model."""
+
+from keras import tree
+
+# The graph of a functional model has no public door in Keras 3 (`Model.get_layer` does not see
+# nested models, and operations that are no layers have no name there). Everything that tfkd takes
+# from inside of Keras for it is this class, its `_nodes` and its `_run_through_graph`.
+from tfkd.errors import UsageError
+from tfkd.taps.graph import (
+    _JOINS,
+    _NO_FEATURES,
+    LOGITS,
+    _graph,
+    _has_kernel,
+    _listing,
+    _output_path,
+    _zoo_taps,
+)
+from tfkd.taps.read import _sublayers, check, of
+
+
+def suggest(model):
+    """Proposes taps of a functional model: where its features are complete.
+
+    Args:
+        model: A functional `keras.Model`, nested models included.
+
+    Returns:
+        `{tap: shape}`: for each resolution the last feature map through which every path from
+        input to output passes, then the pooled vector and the output, where they exist.
+
+    Raises:
+        UsageError: If the model is subclassed, so that its paths cannot be followed.
+
+    Example:
+    ```python
+    tfkd.taps.suggest(keras.applications.MobileNetV2(weights=None, classifier_activation=None))
+    # {"block_1_expand_relu": (None, 112, 112, 96), ..., "out_relu": (None, 7, 7, 1280), ...}
+    ```
+    """
+    graph = _graph(model)
+    if graph is None:
+        raise UsageError(
+            f"Model {model.name!r} is subclassed, so its paths cannot be followed: name its taps "
+            f"yourself; it has {_listing(_sublayers(model))}."
+        )
+    maps, vectors = {}, []
+    order = {path: number for number, (path, _) in enumerate(graph.edges)}
+    # The classifier: vectors that follow it (flattened, or cast to float32) are logits.
+    classifier = max((order[p] for p in order if _has_kernel(graph.taps[p])), default=0)
+    for path, tensor in _bottlenecks(graph):
+        kind = type(tensor._keras_history.operation).__name__
+        if tensor is graph.output or kind in _NO_FEATURES:
+            continue
+        if len(tensor.shape) == 4 and tensor.shape[1:3] != (1, 1):
+            maps[tuple(tensor.shape[1:3])] = path
+        elif len(tensor.shape) == 2 and order[path] < classifier:
+            vectors.append(path)
+    found, smallest = [], None
+    for size in reversed(maps):
+        # A size that comes back after a smaller one belongs to no stage of its own.
+        if smallest is None or None in size or size[0] * size[1] > smallest:
+            found.insert(0, maps[size])
+            smallest = None if None in size else size[0] * size[1]
+    names = found + vectors[-1:]
+    suggestion = {path: tuple(graph.taps[path].shape) for path in names}
+    suggestion[_output_path(graph)] = tuple(graph.output.shape)
+    return suggestion
+
+
+def _bottlenecks(graph):
+    """Yields `(path, tensor)` of the learned features through which every path passes."""
+    position = {id(tensor): 0 for tensor in tree.flatten(graph.inputs)}
+    for number, (path, _) in enumerate(graph.edges, start=1):
+        position[id(graph.taps[path])] = number
+    reach = [0] * (len(graph.edges) + 1)
+    convolved = [False] * (len(graph.edges) + 1)
+    for number, (path, sources) in enumerate(graph.edges, start=1):
+        known = [position[id(source)] for source in sources if id(source) in position]
+        for source in known:
+            reach[source] = max(reach[source], number)
+        learned = _has_kernel(graph.taps[path])
+        convolved[number] = learned or any(convolved[source] for source in known)
+    furthest = reach[0]
+    for number, (path, _) in enumerate(graph.edges, start=1):
+        if furthest <= number and convolved[number]:
+            yield path, graph.taps[path]
+        furthest = max(furthest, reach[number])
+
+
+def suggest_pairs(student, teacher):
+    """Proposes spots for models with different numbers of stages.
+
+    The stages are paired from the last one up, and the first stages of the model that has more
+    are left out: what counts is how far a feature is from the classifier. Sizes need not agree,
+    since losses bring maps to one size where they must.
+
+    Args:
+        student: A functional `keras.Model`.
+        teacher: A functional `keras.Model`.
+
+    Returns:
+        `[(student tap, teacher tap), ...]`, from the first stage to the last, as the argument
+        `spots` of a loss takes them.
+
+    Raises:
+        UsageError: If one of the models has no stages, or is subclassed.
+
+    Example:
+    ```python
+    loss = tfkd.losses.get("at", spots=tfkd.taps.suggest_pairs(student, teacher))
+    ```
+    """
+    stages = at_spots(student, "stages"), at_spots(teacher, "stages")
+    return list(zip(*map(reversed, stages)))[::-1]
+
+
+def at_spots(model, spots):
+    """Returns the names of the taps that a loss means by a word.
+
+    Args:
+        model: A functional `keras.Model`.
+        spots: `"stages"` (every stage, neither stem nor pooled vector), `"hint"` (the second
+            stage), `"last_map"`, `"pooled"` or `"logits"`.
+
+    Returns:
+        A list of taps.
+
+    Raises:
+        UsageError: If the model has no such place.
+    """
+    if spots == LOGITS:
+        return [LOGITS]
+    graph = _graph(model)
+    names = _zoo_taps(graph) if graph is not None else []
+    proposed = {path: graph.taps[path].shape for path in names} if names else suggest(model)
+    maps = [path for path, shape in proposed.items() if len(shape) == 4 and path != "stem"]
+    pooled = [path for path, shape in proposed.items() if len(shape) == 2][:-1]
+    found = {
+        "stages": maps,
+        "hint": maps[1:2],
+        "last_map": maps[-1:],
+        "pooled": pooled[-1:],
+    }[spots]
+    if not found:
+        raise UsageError(
+            f"Model {model.name!r} has no place that would serve as {spots!r}: pass pairs "
+            f"[('student tap', 'teacher tap')] instead; it has {_listing(of(model))}."
+        )
+    return found
+
+
+def boundaries(model):
+    """Returns the taps between which a functional model's stages lie.
+
+    Args:
+        model: A functional `keras.Model`.
+
+    Returns:
+        A list of taps: where the stem ends, then where each stage does. Of a model that does not
+        use the zoo's names, the end of its first resolution counts as the end of the stem.
+
+    Raises:
+        UsageError: If the model has no stages.
+
+    Example:
+    ```python
+    tfkd.taps.boundaries(tfkd.models.create("resnet20"))  # ["stem", "stage1", "stage2", "stage3"]
+    ```
+    """
+    graph = _graph(model)
+    zoo = _zoo_taps(graph) if graph is not None else []
+    return [*zoo[:1], *at_spots(model, "stages")]
+
+
+def units(model, start, end):
+    """Finds the residual units of a functional model between two taps.
+
+    A unit ends where its paths join, in a sum or concatenation through which every path passes,
+    and after what follows of it without weights, such as its activation.
+
+    Args:
+        model: A functional `keras.Model`.
+        start: Tap at which the first unit begins.
+        end: Tap at which the last unit ends.
+
+    Returns:
+        A list of taps, the ends of the units in order; `end` is the last.
+
+    Raises:
+        UsageError: If the model is subclassed, or has no residual unit there.
+
+    Example:
+    ```python
+    tfkd.taps.units(tfkd.models.create("resnet20"), "stage1", "stage2")
+    # ["stage2_unit1_output", "stage2_unit2_output", "stage2"]
+    ```
+    """
+    check(model, [start, end])
+    graph = _graph(model)
+    order = {path: number for number, (path, _) in enumerate(graph.edges)} if graph else {}
+    sources = dict(graph.edges) if graph else {}
+    found, previous = [], None
+    for path, tensor in _bottlenecks(graph) if graph else ():
+        if not order[start] < order[path] <= order[end]:
+            continue
+        operation = tensor._keras_history.operation
+        kind = type(operation).__name__
+        if kind in _JOINS and len(sources[path]) > 1:
+            found.append(path)
+            previous = tensor
+        elif previous is not None and [id(x) for x in sources[path]] == [id(previous)]:
+            passive = not getattr(operation, "weights", ()) and "Pooling" not in kind
+            previous = tensor if passive and kind not in _NO_FEATURES else None
+            if previous is not None and tensor.shape == graph.taps[found[-1]].shape:
+                found[-1] = path
+        else:
+            previous = None
+    if not found:
+        raise UsageError(
+            f"Model {model.name!r} has no residual units between {start!r} and {end!r}: its "
+            "paths join nowhere there."
+        )
+    # What follows the last sum in the stage belongs to its last unit.
+    return [*found[:-1], end]
