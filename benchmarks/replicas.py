@@ -20,7 +20,9 @@ from absl import app, flags, logging
 
 import tfkd
 from tfkd import config as tfkd_config
+from tfkd import methods
 from tfkd.errors import UsageError
+from tfkd.runs import assemble
 
 #: Every distiller, by the methods that the command line knows.
 METHODS = {
@@ -73,9 +75,9 @@ def train(method, replicas, learning_rate=0.01, **compile_arguments):
         def create(name, seed):
             return tfkd.models.create(name, data.num_classes, data.input_shape, seed=seed)
 
-        others = [create(name, 2 + i) for i, name in enumerate(tfkd_config.peers(config))]
-        teacher = create("resnet14", 1) if tfkd_config.needs_teacher(config.method) else None
-        distiller = tfkd_config.make_distiller(config, data, create("resnet8", 0), teacher, others)
+        others = [create(name, 2 + i) for i, name in enumerate(methods.peers(config))]
+        teacher = create("resnet14", 1) if methods.needs_teacher(config.method) else None
+        distiller = assemble.make_distiller(config, data, create("resnet8", 0), teacher, others)
         for loss in getattr(distiller, "distillation_losses", ()):
             # The step is compared; factors and boundaries need no training for that.
             loss.preparation = None
@@ -84,7 +86,7 @@ def train(method, replicas, learning_rate=0.01, **compile_arguments):
             metrics=["accuracy"],
             **compile_arguments,
         )
-        if tfkd_config.needs_indices(config):
+        if methods.needs_indices(config):
             labels = {"label": labels, "index": tf.range(EXAMPLES)}
         batches = tf.data.Dataset.from_tensor_slices((images, labels)).batch(BATCH_SIZE)
         logs = distiller.fit(batches, verbose=0).history

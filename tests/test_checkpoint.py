@@ -8,8 +8,9 @@ import pytest
 import tiny
 
 import tfkd
-from tfkd import checkpoint
+from tfkd import files
 from tfkd.errors import UsageError
+from tfkd.runs import checkpoint
 
 
 def distiller(width=4, seed=1):
@@ -166,7 +167,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     other = tmp_path / ".partial.notes"
     for path in (left, being_written, other):
         path.write_text("half")
-    checkpoint.remove_partial(tmp_path)
+    files.remove_partial(tmp_path)
     assert not left.exists() and being_written.exists() and other.exists()
 
 
@@ -243,14 +244,14 @@ def test_a_run_goes_on_in_a_process_that_has_made_other_models(tmp_path):
 
 def test_a_failure_while_writing_leaves_the_old_file(tmp_path):
     path = tmp_path / "file.txt"
-    checkpoint.write_text(path, "old")
+    files.write_text(path, "old")
 
     def fail(temporary):
         temporary.write_text("half of the n")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UsageError, match="file.txt could not be written .No space left on device"):
-        checkpoint.write(path, fail)
+        files.write(path, fail)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
 
 
@@ -285,4 +286,4 @@ def test_other_errors_while_writing_stay_what_they_are(tmp_path):
         raise RuntimeError("a defect")
 
     with pytest.raises(RuntimeError, match="a defect"):
-        checkpoint.write(tmp_path / "file.txt", fail)
+        files.write(tmp_path / "file.txt", fail)

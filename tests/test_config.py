@@ -4,8 +4,9 @@ import runpy
 import pytest
 import tiny
 
-from tfkd import config, distillers
+from tfkd import config, distillers, methods
 from tfkd.errors import UsageError
+from tfkd.runs import assemble
 
 DEFAULTS = {"method": "kd", "runlocal": False}
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -23,7 +24,7 @@ def test_arguments_take_the_type_of_their_default():
 def test_commas_in_parentheses_do_not_split():
     found = config.parse_arguments("method=iakd:milestones=(0.5,0.75),runlocal", **DEFAULTS)
     assert found == {"method": "iakd:milestones=(0.5,0.75)", "runlocal": True}
-    assert config.split_at_commas("a,b:c=(1,2),d") == ["a", "b:c=(1,2)", "d"]
+    assert methods.split_at_commas("a,b:c=(1,2),d") == ["a", "b:c=(1,2)", "d"]
 
 
 @pytest.mark.parametrize(
@@ -40,32 +41,32 @@ def test_wrong_arguments(text, message):
 
 
 def test_kd_alone_shares_the_weight_and_as_a_companion_adds_to_the_labels():
-    alone, companion = config.method_config("kd"), config.method_config("kd+at")
+    alone, companion = methods.method_config("kd"), methods.method_config("kd+at")
     assert alone.arguments.student_loss_weight == 0.1 and alone.losses.kd.weight == 0.9
     assert companion.arguments.student_loss_weight == 1.0 and companion.losses.kd.weight == 1.0
     assert companion.losses["at"].weight == 1000.0
-    assert config.method_config("alone").losses.to_dict() == {}
+    assert methods.method_config("alone").losses.to_dict() == {}
 
 
 def test_a_task_can_change_the_weight_of_a_loss():
-    made = config.method_config("kd+at", {"at": {"weight": 3.0}, "ft": {"weight": 5.0}})
+    made = methods.method_config("kd+at", {"at": {"weight": 3.0}, "ft": {"weight": 5.0}})
     assert made.losses["at"].weight == 3.0 and made.losses.kd.weight == 1.0
     assert set(made.losses) == {"kd", "at"}
 
 
 def test_arguments_of_a_method_follow_after_colons():
-    made = config.method_config("ackd:attention=logit:temperature=3", {"ackd": {"kd_weight": 2.0}})
+    made = methods.method_config("ackd:attention=logit:temperature=3", {"ackd": {"kd_weight": 2.0}})
     assert (made.distiller, dict(made.losses)) == ("ackd", {})
     assert made.arguments.attention == "logit" and made.arguments.kd_weight == 2.0
     assert type(made.arguments.temperature) is float and made.arguments.temperature == 3.0
     assert made.optimizers.discriminator_optimizer.learning_rate == 1e-4
-    made = config.method_config("kd+at:student_loss_weight=0.5:at.weight=500")
+    made = methods.method_config("kd+at:student_loss_weight=0.5:at.weight=500")
     assert made.arguments.student_loss_weight == 0.5 and made.losses["at"].weight == 500.0
     assert made.distiller is None
-    assert "stages" not in config.method_config("ackd").arguments
-    made = config.method_config("ackd:stages=('stage1','stage3')")
+    assert "stages" not in methods.method_config("ackd").arguments
+    made = methods.method_config("ackd:stages=('stage1','stage3')")
     assert tuple(made.arguments.stages) == ("stage1", "stage3")
-    assert config.method_config("iakd:milestones=(0.5,0.75)").arguments.milestones == (0.5, 0.75)
+    assert methods.method_config("iakd:milestones=(0.5,0.75)").arguments.milestones == (0.5, 0.75)
 
 
 @pytest.mark.parametrize(
@@ -85,12 +86,12 @@ def test_arguments_of_a_method_follow_after_colons():
 )
 def test_wrong_arguments_of_a_method(name, message):
     with pytest.raises(UsageError, match=message):
-        config.method_config(name)
+        methods.method_config(name)
 
 
 def test_a_config_describes_a_distiller_and_its_optimizers():
     made = config.default_config("ackd:attention=uniform", "resnet20", "resnet8")
-    distiller = config.make_distiller(made, None, tiny.model(), tiny.model(seed=1))
+    distiller = assemble.make_distiller(made, None, tiny.model(), tiny.model(seed=1))
     assert isinstance(distiller, distillers.ACKD) and distiller.attention == "uniform"
     distiller.compile("sgd", **made.method.optimizers.to_dict())
     assert float(distiller.discriminator_optimizer.beta_1) == 0.5
@@ -99,14 +100,14 @@ def test_a_config_describes_a_distiller_and_its_optimizers():
 def test_settings_of_several_ids_hold_for_methods_that_have_them_all():
     settings = {"sakd+at": {"sakd": {"routing_scale": 2.0}}, "at": {"weight": 3.0}}
     settings["sakd+fitnet"] = {"fitnet": {"weight": 7.0}}
-    found = {name: config.method_config(name, settings) for name in ("at", "sakd", "sakd+rkd+at")}
+    found = {name: methods.method_config(name, settings) for name in ("at", "sakd", "sakd+rkd+at")}
     assert found["at"].losses["at"].weight == 3.0 and "routing_scale" not in found["at"].arguments
     assert (
         found["sakd"].arguments.routing_scale == found["sakd+rkd+at"].arguments.routing_scale == 2
     )
-    assert config.method_config("sakd+rkd", settings).arguments.routing_scale == 1.0
-    assert config.method_config("fitnet", settings).losses.fitnet.weight == 1.0
-    assert config.method_config("sakd+fitnet", settings).losses.fitnet.weight == 7.0
+    assert methods.method_config("sakd+rkd", settings).arguments.routing_scale == 1.0
+    assert methods.method_config("fitnet", settings).losses.fitnet.weight == 1.0
+    assert methods.method_config("sakd+fitnet", settings).losses.fitnet.weight == 7.0
 
 
 def test_sakd_reads_its_arguments_from_the_command_line():
@@ -114,24 +115,24 @@ def test_sakd_reads_its_arguments_from_the_command_line():
     made = config.default_config(name, "resnet20", "resnet8")
     assert made.method.losses.kd.weight == 1.0
     assert made.method.optimizers.policy_optimizer.relative_learning_rate == 0.5
-    distiller = config.make_distiller(made, None, tiny.model(), tiny.model(seed=1))
+    distiller = assemble.make_distiller(made, None, tiny.model(), tiny.model(seed=1))
     assert distiller.decisions == "random"
     weights = {loss.id: loss.weight for loss in distiller.distillation_losses}
     assert weights == {"kd": 1.0, "at": 5.0}
     with pytest.raises(UsageError, match="homogeneous must be a word, like 'auto'"):
-        config.method_config("sakd:homogeneous=3")
+        methods.method_config("sakd:homogeneous=3")
 
 
 @pytest.mark.parametrize("name", ["kdd", "kd+nothing", ""])
 def test_an_unknown_method_names_those_that_exist(name):
     with pytest.raises(UsageError, match=r"Unknown method .* one of (alone, )?.*kd"):
-        config.method_config(name)
+        methods.method_config(name)
 
 
 def test_a_distiller_has_the_configured_losses():
     made = config.default_config("kd+at", "resnet20", "resnet8")
     made.method.losses.kd.temperature = 2.5
-    distiller = config.make_distiller(made, None, tiny.model(), tiny.model(seed=1))
+    distiller = assemble.make_distiller(made, None, tiny.model(), tiny.model(seed=1))
     found = {loss.id: loss for loss in distiller.distillation_losses}
     assert set(found) == {"kd", "at"}
     assert (found["kd"].temperature, found["kd"].weight) == (2.5, 1.0)
@@ -173,7 +174,7 @@ def test_cifar100_has_the_spot_adaptive_study_per_loss_and_pair():
 
 def test_settings_reach_the_optimizers_of_a_method():
     settings = {"acn": {"noise_size": 3, "generator_optimizer": {"learning_rate": 0.5}}}
-    method = config.method_config("acn", settings)
+    method = methods.method_config("acn", settings)
     assert method.arguments.noise_size == 3
     assert method.optimizers.generator_optimizer.to_dict() == {
         "name": "adam",

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import tensorflow_datasets as tfds
+from tfkd.describe import describe, method_in_lines
 
 import tfkd
 from tfkd import distillers, errors
-from tfkd.describe import describe, method_in_lines
 from tfkd.errors import UsageError
 
 

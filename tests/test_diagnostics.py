@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tfkd import diagnostics
+from tfkd.inspection import diagnostics
 
 
 def logits_of(probabilities):

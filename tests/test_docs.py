@@ -16,7 +16,7 @@ from commands import ROOT, call
 
 import tfkd
 from tfkd import __main__ as entry
-from tfkd import compare, config, train
+from tfkd import compare, config, methods, train
 
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
@@ -190,8 +190,8 @@ def test_commands_are_taken(words, monkeypatch):
         def take(chosen):
             config.check(chosen)
             if module == "tfkd.compare":
-                methods = config.split_at_commas(flags.FLAGS.methods)
-                assert [config.method_variant(chosen, method).name for method in methods] == methods
+                names = methods.split_at_commas(flags.FLAGS.methods)
+                assert [methods.method_variant(chosen, name).name for name in names] == names
 
         call(take, *arguments, needs_workdir=False)
     else:
@@ -226,7 +226,7 @@ def test_commands_train(words, elsewhere):
     if module == "tfkd.compare":
         methods = next(a for a in arguments if a.startswith("--methods=")).partition("=")[2]
         # One of each kind: that all arguments are taken has been tested without training.
-        more += ["--seeds=1", f"--methods={','.join(config.split_at_commas(methods)[:3])}"]
+        more += ["--seeds=1", f"--methods={','.join(methods.split_at_commas(methods)[:3])}"]
     (elsewhere / "configs").symlink_to(ROOT / "configs")
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments, *more],

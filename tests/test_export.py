@@ -15,8 +15,9 @@ import tiny
 from absl import flags
 
 import tfkd
-from tfkd import checkpoint, command_line, config, evaluate, experiment, export, measure
+from tfkd import command_line, config, evaluate, export, files
 from tfkd.errors import UsageError
+from tfkd.runs import execute, measure
 
 ROOT = pathlib.Path(__file__).parents[1]
 CASES = {
@@ -89,7 +90,7 @@ def exported(model, data, tmp_path_factory):
 def finished(tmp_path_factory, data_dir):
     """A complete run, without validation."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    experiment.run(run_config(), workdir, data_dir=data_dir)
+    execute.run(run_config(), workdir, data_dir=data_dir)
     return workdir
 
 
@@ -452,14 +453,14 @@ def test_a_directory_is_written_in_one_piece(tmp_path):
 
     path = tmp_path / "folder"
     for text in ("old", "new"):
-        checkpoint.write(path, save(text))
+        files.write(path, save(text))
         assert (path / "file").read_text() == text
     with pytest.raises(ValueError):
-        checkpoint.write(path, save("fails"))
+        files.write(path, save("fails"))
     assert (path / "file").read_text() == "new" and list(tmp_path.iterdir()) == [path]
     # A process that is gone has left what it had begun.
     save("half")(tmp_path / ".999999999.partial.folder")
-    checkpoint.remove_partial(tmp_path)
+    files.remove_partial(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -499,7 +500,7 @@ def test_every_family(name, case, data_dir, tmp_path):
 def test_other_models_of_a_run_and_a_process_without_tfkd(method, model, data_dir, tmp_path):
     settings = run_config(method)
     run = tmp_path / "run"
-    experiment.run(settings, run, data_dir=data_dir)
+    execute.run(settings, run, data_dir=data_dir)
     for format in ("keras", "saved_model"):
         _, found = export.export_run(run, format, model=model, data_dir=data_dir)
         assert found["largest_difference"] < 1e-4
@@ -524,7 +525,7 @@ def test_int8_of_a_trained_student_is_within_a_point(data_dir, tmp_path):
     settings = config.default_config("alone", "resnet8", "resnet8")
     settings.epochs = 8
     run = tmp_path / "run"
-    summary = experiment.run(settings, run, data_dir=data_dir)
+    summary = execute.run(settings, run, data_dir=data_dir)
     assert summary["student"]["test_accuracy"] > 0.9
     original, found = export.export_run(run, "tflite", "int8", data_dir=data_dir)
     assert found["test_accuracy"] > original["test_accuracy"] - 0.01

@@ -20,8 +20,8 @@ from keras import layers
 from keras.distillation import FeatureDistillation, LogitsDistillation
 
 import tfkd
-from tfkd import checkpoint
 from tfkd.errors import UsageError
+from tfkd.runs import checkpoint
 
 RATE = 0.1
 TEMPERATURE = 3.0
@@ -293,7 +293,7 @@ def test_k8_a_saved_distiller_cannot_go_on(tmp_path):
     """Keras 3.15: a distiller that was saved and loaded cannot train, for its losses are lost;
     tfkd: a checkpoint goes on as if nothing had happened."""
     data = tiny.data(8)
-    with pinned("K8", "tfkd.checkpoint"):
+    with pinned("K8", "tfkd.runs.checkpoint"):
         theirs = keras_distiller(linear(1), linear(2), LogitsDistillation())
         theirs.fit(*data, verbose=0)
         theirs.save(tmp_path / "distiller.keras")

@@ -8,7 +8,8 @@ import pytest
 from commands import SMALL, call
 
 import tfkd
-from tfkd import check, compare, evaluate, export, train, work_directory
+from tfkd import check, compare, evaluate, export, train
+from tfkd.runs import work_directory
 
 RAW = [*SMALL[1:], "--config.data.normalize=False", "--config.epochs=1"]
 

@@ -20,10 +20,11 @@ from absl import flags
 from PIL import Image
 
 import tfkd
-from tfkd import command_line, compare, config, errors, experiment, measure
+from tfkd import command_line, compare, config, errors
 from tfkd.errors import UsageError
 from tfkd.report import __main__ as command
 from tfkd.report import confusion, panels, report, results, runs
+from tfkd.runs import execute, measure
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -93,7 +94,7 @@ def comparison(tmp_path_factory):
     for method, teacher in (("alone", "resnet8"), ("kd", f"{made}/teacher/student.keras")):
         chosen, _ = config.from_arguments(f"method={method}", teacher=teacher, student="resnet8")
         chosen.data.train_examples, chosen.data.batch_size, chosen.epochs = 64, 32, 1
-        experiment.run(chosen, made / f"{method}-seed0", folder / "tfds", command)
+        execute.run(chosen, made / f"{method}-seed0", folder / "tfds", command)
         if method == "alone":
             shutil.copytree(made / "alone-seed0", made / "teacher")
     return made.rename(folder / "<b>&amp;'\"")

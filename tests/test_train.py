@@ -19,18 +19,10 @@ from commands import SMALL, call, refused
 
 import tfkd
 import tfkd.config
-from tfkd import (
-    check,
-    checkpoint,
-    command_line,
-    compare,
-    evaluate,
-    experiment,
-    train,
-    work_directory,
-)
+from tfkd import check, command_line, compare, evaluate, train
 from tfkd.errors import UsageError
 from tfkd.report import report
+from tfkd.runs import assemble, checkpoint, fitting, work_directory
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +173,7 @@ def test_the_same_command_again_changes_nothing(finished, data_dir, capsys):
 def test_an_interrupted_run_resumes_to_the_same_bits(
     stage, epoch, finished, small, tmp_path, data_dir, monkeypatch, capsys
 ):
-    batch_end = experiment._Progress.on_train_batch_end
+    batch_end = fitting.Progress.on_train_batch_end
 
     def interrupt(self, batch, logs=None):
         batch_end(self, batch, logs)
@@ -193,7 +185,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     flags_ = SMALL if stage == "teacher" else small
     arguments = [*flags_, data_dir, f"--workdir={workdir}"]
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(experiment._Progress, "on_train_batch_end", interrupt)
+        patch.setattr(fitting.Progress, "on_train_batch_end", interrupt)
         call(train.train, *arguments)
     assert stop.value.code == command_line.INTERRUPTED
     assert "the same command resumes" in capsys.readouterr().err
@@ -230,7 +222,7 @@ def test_methods_with_a_state_of_their_own_resume_too(
     config = [small[0].replace("runlocal", f"method={method},runlocal"), *small[1:], data_dir]
     config += ["--config.method.preparation_epochs=2"] if method == "ft" else []
     call(train.train, *config, f"--workdir={tmp_path / 'whole'}")
-    epoch_begin = experiment._Progress.on_epoch_begin
+    epoch_begin = fitting.Progress.on_epoch_begin
 
     def interrupt(self, epoch, logs=None):
         epoch_begin(self, epoch, logs)
@@ -239,7 +231,7 @@ def test_methods_with_a_state_of_their_own_resume_too(
 
     arguments = [*config, f"--workdir={tmp_path / 'run'}"]
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(experiment._Progress, "on_epoch_begin", interrupt)
+        patch.setattr(fitting.Progress, "on_epoch_begin", interrupt)
         call(train.train, *arguments)
     call(train.train, *arguments)
     assert_same_run(tmp_path / "whole", tmp_path / "run", models)
@@ -260,7 +252,7 @@ def test_a_run_starts_alike_whether_its_teacher_was_there_or_not(data_dir):
     starts = []
     for drawn_before in (1, 2):
         keras.utils.set_random_seed(drawn_before)
-        distiller = experiment.build(config, data, teacher)
+        distiller = assemble.build(config, data, teacher)
         starts.append([variable.numpy() for variable in checkpoint.variables_of(distiller)])
     for a, b in zip(*starts, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -410,7 +402,7 @@ def test_diagnostics_change_nothing_in_a_run(tmp_path, small, data_dir, finished
 def test_diagnostics_resume_to_the_same_values(tmp_path, small, data_dir, monkeypatch):
     run = [*small, data_dir, "--config.diagnostics=True"]
     call(train.train, *run, f"--workdir={tmp_path / 'whole'}")
-    epoch_begin = experiment._Progress.on_epoch_begin
+    epoch_begin = fitting.Progress.on_epoch_begin
 
     def interrupt(self, epoch, logs=None):
         epoch_begin(self, epoch, logs)
@@ -418,7 +410,7 @@ def test_diagnostics_resume_to_the_same_values(tmp_path, small, data_dir, monkey
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(experiment._Progress, "on_epoch_begin", interrupt)
+        patch.setattr(fitting.Progress, "on_epoch_begin", interrupt)
         call(train.train, *run, f"--workdir={tmp_path / 'run'}")
     keras.utils.set_random_seed(99)
     call(train.train, *run, f"--workdir={tmp_path / 'run'}")
@@ -431,7 +423,7 @@ def test_diagnostics_resume_to_the_same_values(tmp_path, small, data_dir, monkey
 def test_only_methods_that_draw_have_images_read_for_pictures(tmp_path):
     distiller = tfkd.KnowledgeDistiller(tfkd.models.create("resnet8", 10, (8, 8, 1)))
     # There is no data to be read.
-    assert experiment._epoch_pictures(distiller, None, tmp_path, []) == []
+    assert fitting.epoch_pictures(distiller, None, tmp_path, []) == []
 
 
 def test_what_is_not_measured_in_every_epoch_is_left_out(tmp_path):
@@ -685,7 +677,7 @@ def test_divergence_tells_part_step_and_the_last_good_checkpoint(
     small, tmp_path, data_dir, monkeypatch, capsys
 ):
     """Nothing of what diverged is saved."""
-    epoch_begin = experiment._Progress.on_epoch_begin
+    epoch_begin = fitting.Progress.on_epoch_begin
 
     def poison(self, epoch, logs=None):
         epoch_begin(self, epoch, logs)
@@ -695,7 +687,7 @@ def test_divergence_tells_part_step_and_the_last_good_checkpoint(
 
     arguments = [*small, data_dir, "--config.epochs=3", f"--workdir={tmp_path / 'run'}"]
     with monkeypatch.context() as patch:
-        patch.setattr(experiment._Progress, "on_epoch_begin", poison)
+        patch.setattr(fitting.Progress, "on_epoch_begin", poison)
         line = refused(capsys, train.train, *arguments)
     path = tmp_path / "run" / "checkpoint.npz"
     assert "student_loss and kd_loss became NaN or infinite in epoch 2, step 1 of 2" in line

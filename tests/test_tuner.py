@@ -20,9 +20,10 @@ from matplotlib import pyplot
 
 import tfkd
 import tfkd.config
-from tfkd import compare, experiment, measure, plots, train, tune, tuner, work_directory
+from tfkd import compare, methods, plots, train, tune, tuner
 from tfkd.errors import UsageError
-from tfkd.search_space import Choice, Range, SearchSpace
+from tfkd.runs import fitting, measure, work_directory
+from tfkd.tuner.search_space import Choice, Range, SearchSpace
 
 SMALL = [
     f"--config={ROOT}/configs/digits.py:method=kd,teacher=resnet8,student=resnet8",
@@ -339,7 +340,7 @@ def test_a_best_config_is_the_config_of_its_trial(method, tmp_path):
     teacher = tmp_path / "teacher.keras"
     teacher.touch()
     config = small_config(method)
-    if tfkd.config.needs_teacher(config.method):
+    if methods.needs_teacher(config.method):
         config.teacher.path = str(teacher)
         config.teacher.mean = (0.5,)
     config.student.arguments.something = 2
@@ -355,7 +356,7 @@ def test_a_best_config_is_the_config_of_its_trial(method, tmp_path):
     text = tune._best_config(wanted, searched, row, 7, data, command, tmp_path)
     (tmp_path / "best_config.py").write_text(text)
     found = load_config(tmp_path / "best_config.py")
-    if tfkd.config.needs_teacher(wanted.method):
+    if methods.needs_teacher(wanted.method):
         wanted.teacher.model, wanted.teacher.path = "", str(teacher)
     assert found.to_dict() == wanted.to_dict()
     tfkd.config.check(found)
@@ -425,7 +426,7 @@ def test_an_interrupted_search_ends_as_one_that_was_not(search, tmp_path, monkey
     """In the second epoch of the second seed of the second trial, and in the first trial."""
     longer = [*search, "--config.epochs=2", "--executions_per_trial=2"]
     call(tune.main, *longer, f"--workdir={tmp_path / 'one'}")
-    begin = experiment._Progress.on_epoch_begin
+    begin = fitting.Progress.on_epoch_begin
     for when in (2, 7):
         begun = []
 
@@ -437,7 +438,7 @@ def test_an_interrupted_search_ends_as_one_that_was_not(search, tmp_path, monkey
             begin(self, epoch, logs)
 
         with monkeypatch.context() as patch, pytest.raises(SystemExit):
-            patch.setattr(experiment._Progress, "on_epoch_begin", interrupt)
+            patch.setattr(fitting.Progress, "on_epoch_begin", interrupt)
             call(tune.main, *longer, f"--workdir={tmp_path / 'two'}")
         assert "the same command resumes" in capsys.readouterr().err
     call(tune.main, *longer, f"--workdir={tmp_path / 'two'}")

@@ -6,6 +6,9 @@ import os
 # what a user should read. Who wants it sets the variable to 0.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+# `python -m tfkd.train` is the module train of the commands.
+__path__.append(os.path.join(__path__[0], "commands"))
+
 from tfkd import (  # noqa: E402
     callbacks,
     data,

@@ -8,8 +8,9 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from tfkd import errors, runtime
-from tfkd.config import TEACHER_IMAGES, flatten
+from tfkd.config import flatten
 from tfkd.errors import UsageError
+from tfkd.methods import TEACHER_IMAGES
 
 #: Exit codes: of a mistake in what the user gave, and of Ctrl-C as shells expect it.
 MISTAKE, INTERRUPTED = errors.MISTAKE, errors.INTERRUPTED

@@ -8,11 +8,11 @@ import tiny
 from keras import layers
 
 import tfkd
-from tfkd import diagnostics
 from tfkd.callbacks.diagnostics import draw
-from tfkd.checkpoint import variables_of
-from tfkd.distillers.gradients import PartGradients
 from tfkd.errors import UsageError
+from tfkd.inspection import diagnostics
+from tfkd.inspection.gradients import PartGradients
+from tfkd.runs.checkpoint import variables_of
 
 
 def teacher(**arguments):

@@ -7,8 +7,8 @@ import tensorflow as tf
 import tiny
 
 import tfkd
-import tfkd.checkpoint
 from tfkd.errors import UsageError
+from tfkd.runs import checkpoint
 
 
 def knowledge(student, teacher):
@@ -107,11 +107,11 @@ def test_a_step_in_the_middle_resumes_to_the_same_bits(tmp_path):
     for part in range(2):
         first.train_on_batch(x[8 * part :][:8], y[8 * part :][:8])
     first.train_on_batch(x[:8], y[:8])
-    tfkd.checkpoint.save(tmp_path / "checkpoint.npz", first, {})
-    tfkd.checkpoint.restore(tmp_path / "checkpoint.npz", second)
+    checkpoint.save(tmp_path / "checkpoint.npz", first, {})
+    checkpoint.restore(tmp_path / "checkpoint.npz", second)
     for distiller in (first, second):
         distiller.train_on_batch(x[16:], y[16:])
-    state = tfkd.checkpoint.variables_of
+    state = checkpoint.variables_of
     for a, b in zip(state(first), state(second), strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
     assert int(first.optimizer.iterations.numpy()) == 2

@@ -8,9 +8,9 @@ import tensorflow as tf
 import tiny
 
 import tfkd
-import tfkd.checkpoint
 from tfkd.errors import UsageError
 from tfkd.losses import kl_divergence
+from tfkd.runs import checkpoint
 
 OPTIONS = {
     "default": {},
@@ -315,12 +315,12 @@ def test_a_resumed_run_goes_on_as_if_uninterrupted(tmp_path):
     x, y = tiny.data()
     first = make(adversarial_ramp=4)
     first.fit(x, y, epochs=1, verbose=0)
-    tfkd.checkpoint.save(tmp_path / "checkpoint.npz", first, {})
+    checkpoint.save(tmp_path / "checkpoint.npz", first, {})
     second = make(adversarial_ramp=4, seed=3)
-    tfkd.checkpoint.restore(tmp_path / "checkpoint.npz", second)
+    checkpoint.restore(tmp_path / "checkpoint.npz", second)
     logs = [d.fit(x, y, epochs=3, initial_epoch=1, verbose=0).history for d in (first, second)]
     assert logs[0] == logs[1]
-    state = tfkd.checkpoint.variables_of
+    state = checkpoint.variables_of
     for a, b in zip(state(first), state(second), strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -11,9 +11,9 @@ import tiny
 from keras import layers, ops
 
 import tfkd
-from tfkd.distillers import preflight
-from tfkd.distillers.diagnosis import reordered_accuracy
 from tfkd.errors import UsageError
+from tfkd.inspection import check
+from tfkd.inspection.findings import reordered_accuracy
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +335,7 @@ def test_moving_averages_on_the_way_are_told_from_other_images(left):
     # Channels of another scale and offset of the images.
     for scale, offset, right in ((1, 0, True), (0.4, 0.3, False), (3, 0, False), (100, 50, False)):
         here = scale * mean + offset * kernel, scale**2 * variance
-        assert preflight._on_the_way(*here, *moving, 1e-3) == right
+        assert check._on_the_way(*here, *moving, 1e-3) == right
 
 
 @pytest.mark.parametrize("white", [1, 255])
@@ -494,11 +494,11 @@ def test_nothing_changes(indices):
 
 def test_training_goes_on_as_if_nothing_had_been_looked_at():
     found = []
-    for check in (False, True):
+    for checks in (False, True):
         distiller, x, labels = contrastive_distiller()
         for _ in range(2):
             distiller.train_on_batch(x, labels)
-            if check:
+            if checks:
                 distiller.check([(x, labels)])
         found.append(state(distiller)[0])
     for a, b in zip(*found, strict=True):

@@ -9,8 +9,8 @@ from keras import ops
 from tiny import Hint, Relational
 
 import tfkd
-import tfkd.checkpoint
 from tfkd.errors import UsageError
+from tfkd.runs import checkpoint
 
 
 def make(losses=("kd",), student=None, teacher=None, optimizer=None, compile_arguments=None, **kw):
@@ -400,12 +400,12 @@ def test_several_optimizers_update_their_own_variables_and_resume(policy, tmp_pa
 
     first = make_adversarial(0.1, 0.1)
     first.train_on_batch(x, y)
-    tfkd.checkpoint.save(tmp_path / "checkpoint.npz", first, {})
+    checkpoint.save(tmp_path / "checkpoint.npz", first, {})
     second = make_adversarial(0.1, 0.1, seed=3)
-    tfkd.checkpoint.restore(tmp_path / "checkpoint.npz", second)
+    checkpoint.restore(tmp_path / "checkpoint.npz", second)
     for distiller in (first, second):
         distiller.train_on_batch(x, y)
-    state = tfkd.checkpoint.variables_of
+    state = checkpoint.variables_of
     assert_equal(*([v.numpy() for v in state(d)] for d in (first, second)))
 
 

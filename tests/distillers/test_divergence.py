@@ -8,9 +8,9 @@ import tiny
 from keras import ops
 
 import tfkd
-from tfkd import checkpoint
 from tfkd.errors import DivergenceError
 from tfkd.losses import DistillationLoss
+from tfkd.runs import checkpoint
 
 
 class Poisoned(DistillationLoss):

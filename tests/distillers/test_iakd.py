@@ -9,10 +9,10 @@ import tensorflow as tf
 import tiny
 
 import tfkd
-import tfkd.checkpoint
 from tfkd.data.augmentation import Augmentation
 from tfkd.data.pipeline import EpochCounter, InMemory, training_pipeline
 from tfkd.errors import UsageError
+from tfkd.runs import checkpoint
 
 BATCH = 16
 
@@ -255,15 +255,15 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path):
     class Checkpoint(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
             if epoch == 0:
-                tfkd.checkpoint.save(tmp_path / "checkpoint.npz", self.model, {})
+                checkpoint.save(tmp_path / "checkpoint.npz", self.model, {})
 
     whole, resumed = fresh(3), fresh(4)
     logs = fit(whole, 3, callbacks=[Checkpoint()])
-    tfkd.checkpoint.restore(tmp_path / "checkpoint.npz", resumed)
+    checkpoint.restore(tmp_path / "checkpoint.npz", resumed)
     rest = fit(resumed, 3, initial_epoch=1)
     for name in set(logs) - {"reestimation_seconds"}:
         assert rest[name] == logs[name][1:], name
-    state = tfkd.checkpoint.variables_of
+    state = checkpoint.variables_of
     assert_equal(values(state(whole)), values(state(resumed)))
 
 

@@ -22,8 +22,8 @@ from mutual_learning import (
 )
 
 import tfkd
-import tfkd.checkpoint
 from tfkd.errors import UsageError
+from tfkd.runs import checkpoint
 
 EAGER = {"run_eagerly": True}
 
@@ -381,12 +381,12 @@ def test_a_resumed_run_goes_on_as_if_uninterrupted(tmp_path):
         for _ in range(2)
     )
     first.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0)
-    tfkd.checkpoint.save(tmp_path / "checkpoint.npz", first, {})
-    tfkd.checkpoint.restore(tmp_path / "checkpoint.npz", second)
+    checkpoint.save(tmp_path / "checkpoint.npz", first, {})
+    checkpoint.restore(tmp_path / "checkpoint.npz", second)
     rest = {"batch_size": 8, "epochs": 3, "initial_epoch": 1, "shuffle": False, "verbose": 0}
     logs = [distiller.fit(x, y, **rest).history for distiller in (first, second)]
     assert logs[0] == logs[1]
-    state = tfkd.checkpoint.variables_of
+    state = checkpoint.variables_of
     assert_equal(values(state(first)), values(state(second)))
 
 

@@ -3,8 +3,8 @@ import pytest
 import tiny
 
 import tfkd
-from tfkd import checkpoint
 from tfkd.errors import UsageError
+from tfkd.runs import checkpoint
 
 
 def make(*losses, student=None):

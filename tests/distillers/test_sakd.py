@@ -8,9 +8,9 @@ import tiny
 from keras import layers
 
 import tfkd
-from tfkd import checkpoint
 from tfkd.distillers.sakd import routing_factor, same_architecture
 from tfkd.errors import UsageError
+from tfkd.runs import checkpoint
 
 STUDY = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "nst", "crd")
 PAIRS = {"homogeneous": 4, "heterogeneous": 6}

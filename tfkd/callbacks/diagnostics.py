@@ -9,10 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkd import checkpoint, diagnostics, runtime, taps
+from tfkd import files, runtime, taps
 from tfkd.distillers.distiller import Distiller
-from tfkd.distillers.gradients import PartGradients
 from tfkd.errors import UsageError, check_positive_integer
+from tfkd.inspection import diagnostics
+from tfkd.inspection.gradients import PartGradients
 from tfkd.losses.label_losses import CATEGORICAL, kind_of
 
 #: How many images are looked at together, and compared with each other for CKA.
@@ -61,7 +62,7 @@ class Diagnostics(keras.callbacks.Callback):
     all this took, in the first epoch with what is done once.
 
     References:
-        - See `tfkd.diagnostics`.
+        - See `tfkd.inspection.diagnostics`.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Diagnostics(keras.callbacks.Callback):
             print(f"diagnostics took {self.seconds:.1f} s, {self.share:.1%} of training")
         if self.folder is not None and any(self._history):
             path = self.folder / "diagnostics.png"
-            checkpoint.write(path, lambda path: diagnostics.picture(path, self._history))
+            files.write(path, lambda path: diagnostics.picture(path, self._history))
 
     def _measure(self):
         if self._look is None:

@@ -5,7 +5,7 @@ import pathlib
 import keras
 import numpy as np
 
-from tfkd import checkpoint
+from tfkd import files
 from tfkd.callbacks.tensorboard import picture_writer, show_in_tensorboard
 
 
@@ -68,7 +68,7 @@ class EpochPictures(keras.callbacks.Callback):
             stem = pathlib.Path(name).stem
             path = self.folder / "pictures" / f"{stem}-epoch{number:03d}.png"
             if not (missing and path.exists()):
-                checkpoint.write(path, draw)
+                files.write(path, draw)
                 if self._writer is None:
                     self._writer = picture_writer(self.folder)
                 show_in_tensorboard(self.folder, path, stem, number, self._writer)

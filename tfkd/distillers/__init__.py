@@ -6,7 +6,6 @@ from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.iakd import IAKD
 from tfkd.distillers.knowledge import KnowledgeDistiller
 from tfkd.distillers.mutual import MutualDistiller
-from tfkd.distillers.report import Report
 from tfkd.distillers.sakd import SAKD
 
 
@@ -30,6 +29,5 @@ __all__ = [
     "Distiller",
     "KnowledgeDistiller",
     "MutualDistiller",
-    "Report",
     "available",
 ]

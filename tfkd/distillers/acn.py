@@ -190,6 +190,7 @@ class ACN(MutualDistiller):
     """
 
     id = "acn"
+    needs_image_range = True
     extra_optimizers = {
         name: {"name": "adam", "learning_rate": 2e-4, "beta_1": 0.5}
         for name in ("generator_optimizer", "discriminator_optimizer")

@@ -5,9 +5,10 @@ import tensorflow as tf
 from keras import ops
 
 from tfkd import runtime, schedules, taps
-from tfkd.distillers import checks, preflight
+from tfkd.distillers import checks
 from tfkd.distillers.trainer import Trainer, Untracked
 from tfkd.errors import UsageError
+from tfkd.inspection import check
 from tfkd.losses.label_losses import BINARY, kind_of
 from tfkd.training.divergence import TOTAL
 
@@ -58,6 +59,12 @@ class Distiller(Trainer):
     student_loss_weight = 1.0
     #: The names of those of `learners()` that are classifiers like the student.
     peer_names = ()
+    #: Whether the method has a teacher; configs pass one then.
+    needs_teacher = True
+    #: Whether its constructor takes `students`, a list, in place of one student.
+    takes_students = False
+    #: Whether its constructor takes the `image_mean` and `image_std` of the data.
+    needs_image_range = False
     #: Whether the teacher must have the student's classes; the losses may ask for it where not.
     same_classes = True
     #: Whether every image must be of one class, so that other losses on the labels are refused.
@@ -216,7 +223,7 @@ class Distiller(Trainer):
             batches: Integer, how many batches to look at at most.
 
         Returns:
-            A `tfkd.distillers.Report`: accuracies of both models on this data, their outputs
+            A `tfkd.inspection.CheckResult`: accuracies of both models on this data, their outputs
             and sizes, every loss at the start, and `warnings`, a list of lines on what looks
             wrong. `print` shows it as a table.
 
@@ -230,7 +237,7 @@ class Distiller(Trainer):
         print(distiller.check(data.validation))
         ```
         """
-        return preflight.check(self, preflight.batches_of(x, y, sample_weight, batch_size), batches)
+        return check.check(self, check.batches_of(x, y, sample_weight, batch_size), batches)
 
     # Steps.
 

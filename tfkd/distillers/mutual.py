@@ -87,6 +87,8 @@ class MutualDistiller(Distiller):
     """
 
     id = "mutual"
+    needs_teacher = False
+    takes_students = True
     needs_classes = True
 
     def __init__(self, students, temperature=1.0, mutual_weight=1.0, targets="mean", name=None):

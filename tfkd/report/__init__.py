@@ -9,7 +9,7 @@ comparison.
 
 import pathlib
 
-from tfkd import checkpoint
+from tfkd import files
 from tfkd.errors import UsageError
 from tfkd.report import page, runs
 
@@ -48,5 +48,5 @@ def report(paths, output=None, data_dir=None, confusions=True):
     for line in left_out:
         print(f"left out: {line}", flush=True)
     html = page.render(runs.group(found), left_out, data_dir, confusions)
-    checkpoint.write_text(output, html)
+    files.write_text(output, html)
     return output

@@ -3,8 +3,8 @@
 from absl import flags
 
 from tfkd import command_line
-from tfkd.config import split_at_commas
 from tfkd.errors import UsageError
+from tfkd.methods import split_at_commas
 from tfkd.report import report
 
 

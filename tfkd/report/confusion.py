@@ -7,9 +7,10 @@ import zipfile
 import numpy as np
 from sklearn.metrics import confusion_matrix
 
-from tfkd import checkpoint, measure
+from tfkd import files
 from tfkd.errors import UsageError
 from tfkd.report import results
+from tfkd.runs import measure
 
 #: How many pairs are listed, of how many of them images are shown, and how many images of each.
 PAIRS, PICTURED, IMAGES = 8, 4, 3
@@ -135,7 +136,7 @@ class Predictions:
     def _keep(self, path, digest, kept):
         arrays = {**kept, "model": np.array(digest)}
         try:
-            checkpoint.write(path, lambda temporary: np.savez_compressed(temporary, **arrays))
+            files.write(path, lambda temporary: np.savez_compressed(temporary, **arrays))
         except UsageError as error:
             # Runs may be read from where nothing can be written: that costs time, no more.
             self.warnings.append(str(error))

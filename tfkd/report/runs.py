@@ -7,10 +7,11 @@ import re
 
 import numpy as np
 
-from tfkd import work_directory
-from tfkd.config import ALONE, flatten
+from tfkd.config import flatten
 from tfkd.errors import UsageError
-from tfkd.work_directory import WorkDirectory
+from tfkd.methods import ALONE
+from tfkd.runs import work_directory
+from tfkd.runs.work_directory import WorkDirectory
 
 #: What `tfkd.compare` calls the work directory of a run.
 _OF_COMPARISON = re.compile(r".*-seed\d+")

@@ -14,9 +14,9 @@ import textwrap
 import tensorflow_datasets as tfds
 
 from tfkd import command_line, data, distillers, losses, models, taps
-from tfkd.config import ALONE
 from tfkd.data.sources import KNOWN
 from tfkd.errors import UsageError
+from tfkd.methods import ALONE
 from tfkd.models.families import FAMILIES
 
 #: What a model is described for; the images are those that `create()` makes one for.

@@ -23,20 +23,12 @@ import tensorflow as tf
 from absl import flags
 from ml_collections import ConfigDict
 
-from tfkd import (
-    checkpoint,
-    command_line,
-    distillers,
-    experiment,
-    losses,
-    plots,
-    runtime,
-    search_space,
-    tuner,
-    work_directory,
-)
-from tfkd.config import check, default_config, needs_teacher
+from tfkd import command_line, distillers, files, losses, plots, runtime, tuner
+from tfkd.config import check, default_config
 from tfkd.errors import UsageError
+from tfkd.methods import needs_teacher
+from tfkd.runs import assemble, execute, guard, work_directory
+from tfkd.tuner import search_space
 
 flags.adopt_module_key_flags(command_line)
 flags.DEFINE_enum("tuner", "random", list(tuner.KINDS), "How to choose what to try next.")
@@ -86,7 +78,7 @@ def tune(
         config: `ConfigDict` of a run.
         workdir: Path of the work directory.
         kind: String, one of `tfkd.tuner.KINDS`.
-        search: String, see `tfkd.search_space.SearchSpace`.
+        search: String, see `tfkd.tuner.search_space.SearchSpace`.
         max_trials: Integer, see `tfkd.tuner.create`; so the next three.
         executions_per_trial: Integer.
         factor: Integer.
@@ -124,23 +116,23 @@ def tune(
             searched.tuner.update({"factor": factor, "iterations": iterations})
     space = search_space.SearchSpace(config, search)
     with_teacher = any(needs_teacher(space.variant(name).method) for name in space.methods)
-    experiment.check_writable(workdir)
+    guard.check_writable(workdir)
     if role == "worker":
         _wait_for(workdir / "config.json")
         if with_teacher:
             _wait_for(workdir / "teacher.keras")
-    experiment.check_same_config(searched, workdir)
+    guard.check_same_config(searched, workdir)
 
     runtime.set_seed(config.seed)
     data = work_directory.load_data(config, data_dir)
-    teacher = experiment.get_teacher(config, data, workdir) if with_teacher else None
+    teacher = assemble.get_teacher(config, data, workdir) if with_teacher else None
     students = tuner.HyperModel(config, teacher, search, data_dir)
     if role != "worker":
-        checkpoint.remove_partial(workdir)
+        files.remove_partial(workdir)
         if not (workdir / "config.json").exists():
-            checkpoint.write_text(workdir / "config.json", experiment.as_json(searched))
+            files.write_text(workdir / "config.json", guard.as_json(searched))
         if with_teacher:
-            experiment.train_teacher(config, data, teacher, workdir)
+            execute.train_teacher(config, data, teacher, workdir)
     print(f"searching {space}", flush=True)
     searching = tuner.create(
         kind, students, workdir / "search", max_trials, executions_per_trial, factor, iterations
@@ -239,7 +231,7 @@ def _confirm(searching, best, searched, count, workdir):
                 hp, students.build(hp), execution=execution, folder=folder / str(seed)
             )
             known[str(seed)] = logs[tuner.OBJECTIVE]
-            checkpoint.write_text(path, json.dumps(known, indent=2) + "\n")
+            files.write_text(path, json.dumps(known, indent=2) + "\n")
     # The checkpoints have served.
     shutil.rmtree(folder, ignore_errors=True)
     accuracies = [known[str(seed)] for seed in seeds.values()]
@@ -255,7 +247,7 @@ def _write(searching, searched, workdir, data, command, confirmed=None):
     rows = searching.rows()
     _write_table(workdir / "trials.csv", rows)
     best = searching.oracle.get_best_trials()
-    found = {"command": command, "config": json.loads(experiment.as_json(searched))}
+    found = {"command": command, "config": json.loads(guard.as_json(searched))}
     found |= {"objective": tuner.OBJECTIVE, "data": data.sizes, "trials": rows, "best": None}
     row = next((row for row in rows if best and row["trial"] == best[0].trial_id), None)
     if row is not None and row["diverged"] == 1:
@@ -267,14 +259,14 @@ def _write(searching, searched, workdir, data, command, confirmed=None):
         done = sum(row["status"] == "completed" for row in rows)
         promise = _promise(row, searched, confirmed)
         text = _best_config(config, searched, promise, done, data, command, workdir)
-        checkpoint.write_text(workdir / "best_config.py", text)
-        checkpoint.write(workdir / "trials.png", lambda path: _draw(path, rows, searching))
+        files.write_text(workdir / "best_config.py", text)
+        files.write(workdir / "trials.png", lambda path: _draw(path, rows, searching))
         print(
             f"\nbest of {done} trials: {row['trial']}, {promise}\n"
             f"python -m tfkd.train --config={workdir}/best_config.py --workdir=... trains it",
             flush=True,
         )
-    checkpoint.write_text(workdir / "tuner.json", json.dumps(found, indent=2) + "\n")
+    files.write_text(workdir / "tuner.json", json.dumps(found, indent=2) + "\n")
     return row
 
 
@@ -286,7 +278,7 @@ def _write_table(path, rows):
     writer.writeheader()
     for row in rows:
         writer.writerow({**{name: row[name] for name in columns}, **row["values"]})
-    checkpoint.write_text(path, text.getvalue())
+    files.write_text(path, text.getvalue())
 
 
 def _draw(path, rows, searching):

@@ -10,7 +10,7 @@ def warnings(report):
     """Lists what looks wrong.
 
     Args:
-        report: A `Report`.
+        report: A `CheckResult`.
 
     Returns:
         A list of strings, each of which says what is wrong and what would be right.

@@ -10,15 +10,16 @@ import pathlib
 
 from absl import flags
 
-from tfkd import command_line, experiment
-from tfkd.config import needs_teacher
+from tfkd import command_line
+from tfkd.methods import needs_teacher
+from tfkd.runs import execute
 
 flags.adopt_module_key_flags(command_line)
 
 
 def check(config):
     """Prints the table and the warnings."""
-    print(experiment.preflight(config, flags.FLAGS.workdir, flags.FLAGS.data_dir))
+    print(execute.check_run(config, flags.FLAGS.workdir, flags.FLAGS.data_dir))
     trained = flags.FLAGS.workdir and pathlib.Path(flags.FLAGS.workdir, "teacher.keras").exists()
     if needs_teacher(config.method) and not config.teacher.path and not trained:
         print("(The teacher is untrained here; tfkd.train trains it first.)")

@@ -10,9 +10,10 @@ import math
 
 from absl import flags
 
-from tfkd import command_line, measure, tables
+from tfkd import command_line, tables
 from tfkd.errors import UsageError, check_no_arguments, unknown
-from tfkd.work_directory import WorkDirectory
+from tfkd.runs import measure
+from tfkd.runs.work_directory import WorkDirectory
 
 #: What models can be evaluated on.
 SPLITS = ("test", "validation")
@@ -28,7 +29,7 @@ def evaluate(workdir, split="test", model=None, data_dir=None):
         data_dir: Where TFDS keeps its data sets; None for its default.
 
     Returns:
-        The tuple `(scores, class_names)`: `{model: scores}`, those of `tfkd.measure.scores`, and
+        The tuple `(scores, class_names)`: `{model: scores}`, those of `tfkd.runs.measure.scores`, and
         the names of the classes.
 
     Raises:

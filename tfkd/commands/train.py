@@ -7,14 +7,15 @@ The same command again resumes an interrupted run.
 
 from absl import flags
 
-from tfkd import command_line, experiment
+from tfkd import command_line
+from tfkd.runs import execute
 
 flags.adopt_module_key_flags(command_line)
 
 
 def train(config):
     """Runs what the flags say."""
-    experiment.run(
+    execute.run(
         config,
         flags.FLAGS.workdir,
         data_dir=flags.FLAGS.data_dir,

@@ -1,11 +1,11 @@
-"""Report: what `distiller.check` found, as values and as a table."""
+"""CheckResult: what `distiller.check` found, as values and as a table."""
 
 import dataclasses
 import math
 
 
 @dataclasses.dataclass
-class Report:
+class CheckResult:
     """What teacher, student, losses and data are before training; made by `distiller.check`.
 
     Attributes:

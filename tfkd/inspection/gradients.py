@@ -4,7 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkd import runtime
-from tfkd.distillers.preflight import unchanged
+from tfkd.inspection.check import unchanged
 
 
 class PartGradients:

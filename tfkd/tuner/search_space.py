@@ -7,8 +7,9 @@ import dataclasses
 import difflib
 import math
 
-from tfkd.config import check, flatten, method_variant, split_at_commas
+from tfkd.config import check, flatten
 from tfkd.errors import UsageError
+from tfkd.methods import method_variant, split_at_commas
 
 #: What stands for the space that is derived from the method.
 DEFAULT = "default"

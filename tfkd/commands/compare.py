@@ -14,9 +14,10 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from tfkd import checkpoint, command_line, experiment, plots, tables, work_directory
-from tfkd.config import ALONE, method_config, method_variant, needs_teacher, split_at_commas
+from tfkd import command_line, files, plots, tables
 from tfkd.errors import UsageError
+from tfkd.methods import ALONE, method_config, method_variant, needs_teacher, split_at_commas
+from tfkd.runs import execute, work_directory
 
 flags.adopt_module_key_flags(command_line)
 flags.DEFINE_string(
@@ -51,7 +52,7 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
         raise UsageError(f"--methods names one twice: {','.join(methods)}.")
     if not all((workdir / _folder(method, config.seed)).exists() for method in methods):
         # A mistake in the last method shows before the first one is trained.
-        experiment.check_methods(config, variants.values(), workdir, data_dir)
+        execute.check_methods(config, variants.values(), workdir, data_dir)
     runs, histories = {}, {}
     teacher = config.teacher.path
     if not teacher and any(map(needs_teacher, variants.values())):
@@ -76,9 +77,9 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
     table = _table(rows)
     heading = f"# {config.student.model} on {config.data.name}\n\n"
     text = heading + (f"`{command}`\n\n" if command else "") + table
-    checkpoint.write_text(workdir / "table.md", text)
-    checkpoint.write_text(workdir / "table.json", json.dumps(rows, indent=2) + "\n")
-    checkpoint.write(workdir / "curves.png", lambda path: plots.curves(path, histories))
+    files.write_text(workdir / "table.md", text)
+    files.write_text(workdir / "table.json", json.dumps(rows, indent=2) + "\n")
+    files.write(workdir / "curves.png", lambda path: plots.curves(path, histories))
     print(f"\n{table}\nWritten: table.md, table.json and curves.png in {workdir}", flush=True)
     return rows
 
@@ -89,7 +90,7 @@ def _folder(method, seed):
 
 def _run(config, workdir, data_dir, command):
     print(f"== {workdir}", flush=True)
-    return experiment.run(config, workdir, data_dir=data_dir, command=command)
+    return execute.run(config, workdir, data_dir=data_dir, command=command)
 
 
 def _rows(name, config, results):

@@ -9,9 +9,10 @@ import tensorflow as tf
 from keras import ops
 
 from tfkd import taps
-from tfkd.distillers import checks, diagnosis
-from tfkd.distillers.report import Report
+from tfkd.distillers import checks
 from tfkd.errors import UsageError, check_positive, check_positive_integer
+from tfkd.inspection import findings
+from tfkd.inspection.check_result import CheckResult
 from tfkd.losses.label_losses import BINARY, CATEGORICAL, REGRESSION, kind_of, title_of
 
 
@@ -24,7 +25,7 @@ def check(distiller, dataset, batches=20):
         batches: Integer, how many batches to look at at most.
 
     Returns:
-        A `Report`.
+        A `CheckResult`.
 
     Raises:
         UsageError: If the distiller is not ready or the data has no labels, none at all, or one
@@ -43,7 +44,7 @@ def check(distiller, dataset, batches=20):
         for data in itertools.islice(dataset, int(batches)):
             seen.add(data)
         report = seen.report()
-    report.warnings = diagnosis.warnings(report) + seen.warnings
+    report.warnings = findings.warnings(report) + seen.warnings
     return report
 
 
@@ -208,12 +209,12 @@ class _Seen:
         return outputs, values, moments, spreads
 
     def report(self):
-        """Returns the `Report`, still without warnings."""
+        """Returns the `CheckResult`, still without warnings."""
         if not self.labels:
             raise UsageError("check needs at least one batch; the data set has none.")
         labels = np.concatenate(self.labels)
         teacher = self.distiller.teacher
-        return Report(
+        return CheckResult(
             data={
                 "examples": len(labels),
                 "decisions": labels.size,
@@ -272,7 +273,7 @@ class _Seen:
         if self.kind == REGRESSION or outputs.shape[-1] != self._classes():
             return None, None
         if self.kind == BINARY:
-            accuracy, chance = diagnosis.binary_accuracy(labels, outputs)
+            accuracy, chance = findings.binary_accuracy(labels, outputs)
             return float(accuracy), float(chance)
         return float(np.mean(outputs.argmax(-1) == labels)), 1 / outputs.shape[-1]
 
@@ -290,7 +291,7 @@ class _Seen:
         predictions = np.concatenate([outputs["teacher"].argmax(-1) for outputs in self.outputs])
         reordered = None
         if self.kind == CATEGORICAL and values["classes"] == self._classes():
-            reordered = diagnosis.reordered_accuracy(labels, predictions, values["classes"])
+            reordered = findings.reordered_accuracy(labels, predictions, values["classes"])
         seen = None
         if self.normalization is not None:
             seen = self.normalization.compare(*(self._mean(x) for x in zip(*self.moments)))
@@ -381,7 +382,7 @@ class _Entrance:
         self.run = taps.entrance(model)
 
     def look(self, inputs):
-        """Returns a tensor of three numbers, as in `Report`."""
+        """Returns a tensor of three numbers, as in `CheckResult`."""
         inputs = ops.cast(inputs, "float32")
         left = inputs if self.run is None else ops.cast(self.run(inputs), "float32")
         return ops.stack([ops.max(ops.abs(inputs)), _deviation(inputs), _deviation(left)])
@@ -424,7 +425,7 @@ class _FirstNormalization:
             return mean, square, self.model(inputs, training=False)
 
     def compare(self, mean, square):
-        """Returns what `Report` tells of the layer, without accuracy, from the data's moments."""
+        """Returns what `CheckResult` tells of the layer but accuracy, from the data's moments."""
         layer = self.layer
         gamma = np.ones(mean.shape) if layer.gamma is None else np.abs(np.array(layer.gamma))
         # A channel that is switched off tells nothing.

@@ -8,9 +8,10 @@ import zipfile
 import keras
 from ml_collections import ConfigDict
 
-from tfkd import checkpoint, data
-from tfkd.config import needs_indices, teacher_preprocessing
+from tfkd import data, files
 from tfkd.errors import UsageError
+from tfkd.methods import needs_indices
+from tfkd.runs.teacher_images import teacher_preprocessing
 
 #: What is in `config.json` beside the config.
 _NO_CONFIG = ("precision",)
@@ -147,7 +148,7 @@ def write_class_names(path, names):
         path: Path of the file.
         names: Iterable of strings.
     """
-    checkpoint.write_text(path, "".join(f"{name}\n" for name in names))
+    files.write_text(path, "".join(f"{name}\n" for name in names))
 
 
 def check_class_names(workdir, data):

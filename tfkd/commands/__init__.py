@@ -1,0 +1,1 @@
+"""The commands: flags, and a call of the rooms below."""

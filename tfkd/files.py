@@ -1,0 +1,122 @@
+"""Writes files so that they are always whole: the old one or the new one."""
+
+import errno
+import os
+import pathlib
+import re
+import shutil
+
+from tfkd.errors import UsageError
+
+#: What a file is called until it is whole: `.{process}.partial.{name}`.
+_PARTIAL = "partial"
+
+
+def write(path, save, keep=None):
+    """Writes a file so that `path` is always whole: the old one or the new one.
+
+    A directory is replaced as a whole, too, by two renames: between them `path` does not exist.
+
+    Args:
+        path: Where the file is to be.
+        save: Function that writes to the path it is given, a file or a directory.
+        keep: Path to which the file that is there is moved once the new one is whole; None to
+            replace it.
+
+    Raises:
+        UsageError: If the disk is full or does not let it be written. What was there is then as
+            it was.
+    """
+    path = pathlib.Path(path)
+    # The ending stays the last one: Keras and numpy choose or add it by the name.
+    temporary = path.with_name(f".{os.getpid()}.{_PARTIAL}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            save(temporary)
+            _to_disk(temporary)
+            if keep is not None and path.exists():
+                os.replace(path, keep)
+            if temporary.is_dir() and path.is_dir():
+                _replace_directory(temporary, path)
+            else:
+                os.replace(temporary, path)
+        finally:
+            _remove(temporary)
+    except (OSError, RuntimeError) as error:
+        reason = _storage_reason(error)
+        if reason is None:
+            raise
+        raise UsageError(
+            f"{path} could not be written ({reason}): make room, or make its directory writable; "
+            "then the same command goes on. What was there is as it was."
+        ) from error
+
+
+def _to_disk(path):
+    """Waits until a file, or all files of a directory, are on the disk."""
+    for one in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]:
+        with open(one, "rb+") as file:
+            os.fsync(file.fileno())
+
+
+def _replace_directory(temporary, path):
+    old = path.with_name(f".{os.getpid()}.{_PARTIAL}.old.{path.name}")
+    os.replace(path, old)
+    try:
+        os.replace(temporary, path)
+    except OSError:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old)
+
+
+def _remove(path):
+    """Removes a file or a directory, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _storage_reason(error):
+    """Says why a file could not be written, in a few words; None for an error of another kind."""
+    text = str(error)
+    # Only Python itself tells the number; others, HDF5 among them, tell it within a long message.
+    found = re.search(r"errno = (\d+)", text)
+    number = int(found[1]) if found else getattr(error, "errno", None)
+    if number is None and re.search(r"\d+ requested and \d+ written", text):
+        # What numpy says of a disk that is full.
+        number = errno.ENOSPC
+    if number is None:
+        return None
+    return os.strerror(number)
+
+
+def remove_partial(folder):
+    """Removes what killed processes had begun to write in a folder and those below it.
+
+    Args:
+        folder: Path; nothing happens where there is none.
+    """
+    # All are found first: what is removed may be a directory that would be searched next.
+    for path in list(pathlib.Path(folder).rglob(f".*.{_PARTIAL}.*")):
+        process = path.name.split(".")[1]
+        if process.isdecimal() and not _lives(int(process)):
+            _remove(path)
+
+
+def _lives(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        # It belongs to somebody else.
+        return True
+    return True
+
+
+def write_text(path, text):
+    """Writes a text file in one piece; see `write`."""
+    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

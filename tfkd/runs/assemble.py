@@ -1,0 +1,139 @@
+"""Builds the data, the models and the distiller that a config describes."""
+
+import pathlib
+
+import keras
+
+from tfkd import distillers, losses, models, optimizers, runtime
+from tfkd.errors import UsageError
+from tfkd.methods import peers, takes_arguments
+from tfkd.runs import work_directory
+from tfkd.runs.teacher_images import check_size_of_images, teacher_preprocessing
+
+
+def build(config, data, teacher):
+    """Returns the compiled distiller of a run, with the student and its peers anew.
+
+    Args:
+        config: `ConfigDict` of the run.
+        data: Its `tfkd.data.Data`.
+        teacher: `keras.Model`; None for methods without one.
+
+    Raises:
+        UsageError: If the method's arguments or the models do not fit.
+    """
+    # What was drawn before depends on whether the teacher was there already.
+    runtime.set_seed(config.seed)
+    kinds = {config.student.model: config.student.arguments}
+    student, *others = (
+        # Seeds far apart, so that no peer starts as the student of another run.
+        _create(kind, data, config.seed + 1000 * position, **kinds.get(kind, {}))
+        for position, kind in enumerate([config.student.model, *peers(config)])
+    )
+    distiller = make_distiller(config, data, student, teacher, others)
+    compile_distiller(distiller, config, data, config.epochs, config.optimizer.learning_rate)
+    return distiller
+
+
+def load_data(config, data_dir):
+    """Loads the data of a run; the chief prepares it, the other workers find it."""
+    with runtime.chief_first():
+        return work_directory.load_data(config, data_dir)
+
+
+def _create(model, data, seed, **arguments):
+    return models.create(
+        model, num_classes=data.num_classes, input_shape=data.input_shape, seed=seed, **arguments
+    )
+
+
+def get_teacher(config, data, workdir):
+    """Returns the teacher: the one used here before, the given one, or one to be trained.
+
+    Args:
+        config: `ConfigDict` of the run.
+        data: Its `tfkd.data.Data`.
+        workdir: Path of the work directory; None where there is none.
+
+    Raises:
+        UsageError: If the given file is missing, or holds no model of one output.
+    """
+    own = workdir and workdir / "teacher.keras"
+    given = config.teacher.path and pathlib.Path(config.teacher.path)
+    path = own if own and own.exists() else given
+    if path and path.exists():
+        remedy = "give a whole .keras file"
+        if path == own:
+            remedy = "remove it, and the same command makes it anew"
+        try:
+            teacher = work_directory.load_model(path, remedy)
+        except UsageError as error:
+            raise UsageError(f"Teacher {error}") from error
+        if len(teacher.outputs) != 1:
+            raise UsageError(
+                f"Teacher {path} has {len(teacher.outputs)} outputs: it must have one, the logits."
+            )
+        return teacher
+    if path:
+        raise UsageError(f"Teacher {path} does not exist: train one, or correct the path.")
+    # Another seed than the student's, or two models of one kind would start equal.
+    return _create(config.teacher.model, data, config.seed + 1)
+
+
+def compile_distiller(distiller, config, data, epochs, learning_rate):
+    """Compiles a distiller with the optimizers, the schedule and the loss of a config."""
+    rate = optimizers.schedule(
+        learning_rate=learning_rate,
+        steps=max(1, epochs * data.steps_per_epoch // config.accumulation_steps),
+        **config.schedule.to_dict(),
+    )
+    settings = {**config.optimizer.to_dict(), "learning_rate": rate}
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    if data.one_hot:
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    own = config.method.optimizers.to_dict() if distiller.extra_optimizers else {}
+    distiller.compile(
+        optimizers.SGD(**settings),
+        loss=loss,
+        metrics=["accuracy"],
+        accumulation_steps=config.accumulation_steps,
+        **own,
+    )
+
+
+def make_distiller(config, data, student, teacher=None, others=()):
+    """Builds the distiller that `config.method` describes.
+
+    Args:
+        config: `ConfigDict` of a run.
+        data: The `tfkd.data.Data` that it will train on.
+        student: `keras.Model`.
+        teacher: `keras.Model`; None where the method has none.
+        others: List of `keras.Model`s of the kinds that `peers` names.
+
+    Returns:
+        A `tfkd.Distiller`, not yet compiled.
+    """
+    chosen = [
+        losses.get(identifier, **arguments)
+        for identifier, arguments in config.method.losses.to_dict().items()
+    ]
+    for loss in chosen:
+        if loss.needs_indices:
+            loss.set_examples(data.train_labels())
+    arguments = config.method.arguments.to_dict()
+    cls = distillers.KnowledgeDistiller
+    if config.method.distiller is not None:
+        cls = distillers.available()[config.method.distiller]
+    if "losses" in takes_arguments(cls):
+        arguments["losses"] = chosen
+    if cls.needs_image_range:
+        arguments |= {"image_mean": data.mean, "image_std": data.std}
+    if cls.takes_students:
+        arguments.pop("peers")
+        return cls([student, *others], **arguments)
+    preprocessing = teacher_preprocessing(config, data, teacher)
+    check_size_of_images(config, student, teacher)
+    if preprocessing is not None:
+        arguments["teacher_preprocessing"] = preprocessing
+    return cls(student, teacher, **arguments)

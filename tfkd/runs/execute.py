@@ -1,0 +1,241 @@
+"""One run: config, teacher, distiller, artefacts."""
+
+import copy
+import json
+import pathlib
+
+import keras
+import tensorflow as tf
+
+from tfkd import callbacks, files, plots, runtime
+from tfkd.config import check
+from tfkd.distillers import KnowledgeDistiller
+from tfkd.errors import UsageError
+from tfkd.inspection import diagnostics
+from tfkd.methods import ALONE, needs_teacher
+from tfkd.runs import measure, work_directory
+from tfkd.runs.assemble import build, compile_distiller, get_teacher, load_data
+from tfkd.runs.fitting import SECONDS, diagnostics_callback, fit, say, set_weights, weights_of
+from tfkd.runs.guard import as_json, check_same_config, check_same_files, check_writable
+
+
+def run(config, workdir, data_dir=None, command=None):
+    """Trains a teacher where none is given, distils a student and writes what came of it.
+
+    The same call again resumes where it was interrupted, and returns at once when the run is
+    complete.
+
+    Args:
+        config: `ConfigDict`, as the files in `configs/` make it.
+        workdir: Path of the work directory; it is made if need be.
+        data_dir: Where TFDS keeps its data sets; None for its default.
+        command: String, the command that was run, for the summary.
+
+    Returns:
+        The summary, a dictionary; also in `summary.json`.
+
+    Raises:
+        UsageError: If something in the config is wrong, or the work directory belongs to a run
+            of another config.
+    """
+    workdir = pathlib.Path(workdir)
+    check(config)
+    check_writable(workdir)
+    check_same_config(config, workdir)
+    check_same_files(workdir)
+    finished = workdir / "summary.json"
+    if finished.exists():
+        say(f"{workdir} holds this run, complete.")
+        try:
+            return json.loads(finished.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(
+                f"{finished} is damaged: remove it, and the same command writes it anew."
+            ) from error
+    files.remove_partial(workdir)
+
+    runtime.set_seed(config.seed)
+    data = load_data(config, data_dir)
+    work_directory.check_class_names(workdir, data)
+    # Everything is built before anything is trained: a mistake in the method shows at once.
+    teacher = get_teacher(config, data, workdir) if needs_teacher(config.method) else None
+    distiller = build(config, data, teacher)
+    student = distiller.student
+    if not (workdir / "config.json").exists():
+        files.write_text(workdir / "config.json", as_json(config))
+    work_directory.write_class_names(workdir / "class_names.txt", data.class_names)
+
+    summary = {"command": command, "config": json.loads(as_json(config)), "data": data.sizes}
+    if teacher is not None:
+        train_teacher(config, data, teacher, workdir)
+        summary["teacher"] = {
+            **measure.cost(teacher, data, workdir / "teacher.keras", distiller.teacher_inputs),
+            "test_accuracy": _teacher_accuracy(teacher, data, distiller),
+        }
+    if config.check and config.method.name != ALONE:
+        report = distiller.check(data.validation or data.train)
+        say(report)
+        summary["check"] = report.as_dict()
+    say(f"student {config.student.model} ({student.count_params():,} parameters)")
+    measuring = [diagnostics_callback(config, data)] if config.diagnostics else []
+    progress = fit(
+        distiller,
+        config,
+        data,
+        config.epochs,
+        workdir,
+        config.method.preparation_epochs,
+        measuring=measuring,
+    )
+    history = progress.history
+    summary["training_seconds"] = round(progress.seconds, 1)
+
+    summary |= _test(config, data, distiller, progress, workdir)
+    histories = {"student": history}
+    for name in distiller.learners():
+        keys = {"accuracy": f"{name}_accuracy", "val_accuracy": f"val_{name}_accuracy"}
+        histories[name] = [
+            {key: epoch[source] for key, source in keys.items() if source in epoch}
+            for epoch in history
+        ]
+    pictures = {"curves.png": lambda path: plots.curves(path, histories)}
+    summary |= {
+        name.removesuffix(SECONDS): {
+            "seconds": round(seconds, 1),
+            "share_of_training": round(seconds / progress.seconds, 4),
+        }
+        for name, seconds in _seconds(history).items()
+    }
+    if "diagnostics" in summary:
+        pictures["diagnostics.png"] = lambda path: diagnostics.picture(path, history)
+    writer = callbacks.picture_writer(workdir)
+    for name, draw in {**pictures, **distiller.pictures(history)}.items():
+        path = workdir / name
+        files.write(path, draw)
+        callbacks.show_in_tensorboard(workdir, path, path.stem, config.epochs, writer)
+    writer.close()
+    summary["versions"] = {"tensorflow": tf.__version__, "keras": keras.__version__}
+    files.write_text(finished, json.dumps(summary, indent=2) + "\n")
+    for name, found in {"student": summary["student"], **summary["learners"]}.items():
+        say(f"{name}: test accuracy {found['test_accuracy']:.2%} ({config.select} epoch)")
+    say(f"see {finished}")
+    return summary
+
+
+def _teacher_accuracy(teacher, data, distiller):
+    """Returns the teacher's accuracy on the test set; None where it has other classes."""
+    if teacher.output_shape[-1] != data.num_classes:
+        return None
+    return measure.accuracy(teacher, data.test, distiller.teacher_inputs)
+
+
+def _seconds(history):
+    """Returns `{name of the log: seconds}` of what tells its own time, over all epochs."""
+    names = {name for epoch in history for name in epoch if name.endswith(SECONDS)}
+    return {name: sum(epoch.get(name, 0.0) for epoch in history) for name in sorted(names)}
+
+
+def _test(config, data, distiller, progress, workdir):
+    """Saves what was trained, after its last and its best epoch, and measures it on the test set.
+
+    Returns:
+        `{"student": {...}, "learners": {name: {...}}, "peers": [name, ...]}`, for the summary.
+    """
+    trained = {"student": distiller.student, **distiller.learners()}
+    scores = {name: {} for name in trained}
+    epochs = {"last": config.epochs - 1, "best": progress.best["epoch"]}
+    weights = {"last": weights_of(distiller), "best": progress.best["weights"]}
+    for which, epoch in epochs.items():
+        if which == "best" and epoch == epochs["last"]:
+            for found in scores.values():
+                found["best"] = found["last"]
+            continue
+        set_weights(distiller, weights[which])
+        for name, model in trained.items():
+            prefix = "val" if name == "student" else f"val_{name}"
+            scores[name][which] = {
+                "epoch": epoch + 1,
+                "validation_accuracy": progress.history[epoch].get(f"{prefix}_accuracy"),
+                "test_accuracy": measure.accuracy(model, data.test),
+            }
+    set_weights(distiller, weights[config.select])
+    measured = {}
+    for name, model in trained.items():
+        path = workdir / f"{name}.keras"
+        files.write(path, model.save)
+        chosen = scores[name][config.select]
+        measured[name] = {**measure.cost(model, data, path), **chosen, **scores[name]}
+    return {
+        "student": measured.pop("student"),
+        "learners": measured,
+        "peers": list(distiller.peer_names),
+    }
+
+
+def check_methods(config, methods, workdir, data_dir=None):
+    """Builds the distillers of several methods, so that a mistake shows before anything runs.
+
+    Args:
+        config: `ConfigDict` of a run.
+        methods: Iterable of `ConfigDict`, in place of its `method`.
+        workdir: Path of the directory of the comparison.
+        data_dir: Where TFDS keeps its data sets; None for its default.
+
+    Raises:
+        UsageError: If something in the config or a method is wrong.
+    """
+    check(config)
+    methods = list(methods)
+    data = load_data(config, data_dir)
+    shared = None
+    if any(needs_teacher(method) for method in methods):
+        shared = get_teacher(config, data, workdir)
+    for method in methods:
+        one = copy.deepcopy(config)
+        one.method = method
+        build(one, data, shared if needs_teacher(method) else None)
+
+
+def check_run(config, workdir=None, data_dir=None):
+    """Checks a run before it is begun, as `tfkd.Distiller.check` does; nothing is written.
+
+    Args:
+        config: `ConfigDict` of a run.
+        workdir: Path of the work directory, where a run may have trained the teacher already.
+        data_dir: Where TFDS keeps its data sets; None for its default.
+
+    Returns:
+        A `tfkd.inspection.CheckResult`.
+
+    Raises:
+        UsageError: If something in the config is wrong.
+    """
+    check(config)
+    runtime.set_seed(config.seed)
+    data = load_data(config, data_dir)
+    teacher = None
+    if needs_teacher(config.method):
+        teacher = get_teacher(config, data, workdir and pathlib.Path(workdir))
+    return build(config, data, teacher).check(data.validation or data.train)
+
+
+def train_teacher(config, data, teacher, workdir):
+    """Trains the teacher and saves it as `teacher.keras`, unless it is there already.
+
+    Args:
+        config: `ConfigDict` of the run.
+        data: Its `tfkd.data.Data`.
+        teacher: What `get_teacher` returned. One that was given is only saved.
+        workdir: Path of the work directory.
+    """
+    path = workdir / "teacher.keras"
+    if path.exists():
+        return
+    if not config.teacher.path:
+        say(f"teacher {config.teacher.model} ({teacher.count_params():,} parameters)")
+        trainer = KnowledgeDistiller(teacher)
+        compile_distiller(
+            trainer, config, data, config.teacher.epochs, config.teacher.learning_rate
+        )
+        fit(trainer, config, data, config.teacher.epochs, workdir / "teacher")
+    files.write(path, teacher.save)

@@ -1,0 +1,208 @@
+"""Trains from the last checkpoint, and keeps checkpoint and metrics up to date."""
+
+import csv
+import hashlib
+import io
+import sys
+import time
+
+import keras
+
+from tfkd import callbacks, files
+from tfkd.distillers import Distiller
+from tfkd.distillers.preparation import Preparation
+from tfkd.errors import DivergenceError
+from tfkd.methods import needs_indices
+from tfkd.runs import checkpoint
+from tfkd.runs.guard import NON_TRAINING_KEYS, as_json
+
+# How the names of logs end that tell a time. No two runs agree in them: they are in the summary,
+# and metrics.csv has what a resumed run repeats to the last digit.
+SECONDS = "_seconds"
+
+
+def weights_of(distiller):
+    """Returns the weights of student and learners as one list of arrays."""
+    return [variable.numpy() for variable in _variables(distiller)]
+
+
+def set_weights(distiller, arrays):
+    """Sets what `weights_of` returned."""
+    for variable, array in zip(_variables(distiller), arrays):
+        variable.assign(array)
+
+
+def _variables(distiller):
+    """Returns the variables of student and learners, which may share some, each once."""
+    trained = [distiller.student, *distiller.learners().values()]
+    return list({id(v): v for model in trained for v in model.weights}.values())
+
+
+def say(text):
+    """Prints a line at once, also where the output is a pipe."""
+    print(text, flush=True)
+
+
+def fit(
+    distiller,
+    config,
+    data,
+    epochs,
+    folder,
+    preparation_epochs=None,
+    measuring=(),
+    further=(),
+):
+    """Trains in `folder`, from its checkpoint where there is one.
+
+    Args:
+        distiller: A compiled `tfkd.Distiller`.
+        config: `ConfigDict` of the run.
+        data: A `tfkd.data.Data`.
+        epochs: Integer.
+        folder: Path.
+        preparation_epochs: Integer, for how long to prepare losses that need it; None for what
+            each of them asks for.
+        measuring: List of callbacks that add to the logs of the epochs.
+        further: Callbacks beside those that keep the checkpoint, the metrics and the pictures;
+            not for the preparations.
+
+    Returns:
+        A `Progress`, with the `history` of logs, the `best` epoch and weights of the student,
+        and the `seconds` that training took, those before an interruption included.
+    """
+    # Which run and which of its stages a checkpoint belongs to; models alone can be alike.
+    digest = hashlib.sha256(as_json(config, NON_TRAINING_KEYS).encode()).hexdigest()[:12]
+    progress = Progress(data, folder, f"{type(distiller).__name__} of config {digest}")
+    restored = progress.restore(distiller)
+    if restored is not None:
+        if restored.warning:
+            say(f"warning: {restored.warning}")
+        say(f"resuming after epoch {len(progress.history)} of {epochs} ({restored.path})")
+    for preparation in distiller.preparations():
+        say(f"preparing loss {preparation.prepared_loss.name}")
+        part = preparation_epochs or preparation.epochs
+        fit(preparation, config, data, part, folder / preparation.name)
+        preparation.finish()
+    pictures = epoch_pictures(distiller, data, folder, progress.history)
+    if len(progress.history) == epochs:
+        # The interruption may have come between the last checkpoint and its pictures.
+        for callback in pictures:
+            callback.set_model(distiller)
+            callback.on_train_begin()
+            callback.on_train_end()
+        return progress
+    # Where there are further logs, those on the screen stay as they are.
+    screen = [keras.callbacks.ProgbarLogger()] if measuring else []
+    try:
+        distiller.fit(
+            data.train,
+            validation_data=None if isinstance(distiller, Preparation) else data.validation,
+            epochs=epochs,
+            initial_epoch=len(progress.history),
+            callbacks=[
+                *screen,
+                *measuring,
+                progress,
+                *pictures,
+                keras.callbacks.TensorBoard(folder / "tensorboard"),
+                *further,
+            ],
+            verbose=1 if sys.stdout.isatty() else 2,
+        )
+    except DivergenceError as error:
+        raise DivergenceError(f"{error} {progress.last_good()}") from error
+    return progress
+
+
+def diagnostics_callback(config, data):
+    """Returns the callback that looks at student and teacher after every epoch."""
+    gradient_data = data.train if needs_indices(config) else None
+    return callbacks.Diagnostics(data.validation, gradient_data=gradient_data)
+
+
+def epoch_pictures(distiller, data, folder, history):
+    """Returns the callback that draws what the method shows of each epoch, in a list, or none."""
+    if type(distiller).epoch_pictures is Distiller.epoch_pictures:
+        return []
+    images, labels = next(iter((data.validation or data.train).take(1)))[:2]
+    labels = labels["label"] if isinstance(labels, dict) else labels
+    return [callbacks.EpochPictures(folder, images[:8], labels[:8], data.class_names, history)]
+
+
+class Progress(keras.callbacks.Callback):
+    """Keeps the checkpoint, the metrics and the best weights of a run up to date."""
+
+    def __init__(self, data, folder, run):
+        super().__init__()
+        self.data = data
+        self.folder = folder
+        self.run = run
+        self.path = folder / "checkpoint.npz"
+        self.history = []
+        self.best = None
+        # The last checkpoint that is known to be good, and the epochs that it holds.
+        self.saved = None
+        self.seconds = 0.0
+        self._epoch_began = None
+
+    def restore(self, distiller):
+        """Goes on from the last good checkpoint; returns it, or None where there is none."""
+        restored = checkpoint.restore(self.path, distiller, self.run)
+        if restored is not None:
+            state, extra = restored.state, restored.extra
+            self.history, self.seconds = state["history"], state["seconds"]
+            weights = [extra[f"best/{i}"] for i in range(len(extra))]
+            self.best = {"epoch": state["best_epoch"], "weights": weights}
+            self.saved = (restored.path, len(self.history))
+        return restored
+
+    def last_good(self):
+        """Returns a sentence that says where the last checkpoint is."""
+        if self.saved is None:
+            return f"{self.folder} has no checkpoint yet."
+        path, epochs = self.saved
+        return f"The last good checkpoint is {path}, of epoch {epochs}."
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Sets the pipeline to the epoch, and the clock."""
+        self.data.start_epoch(epoch)
+        self._epoch_began = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Saves the checkpoint and the metrics."""
+        self.seconds += time.perf_counter() - self._epoch_began
+        variable = checkpoint.not_finite(self.model)
+        if variable is not None:
+            # No later step would mend it.
+            raise DivergenceError(
+                f"Training diverged: {variable} has NaN or infinite values after the last step of "
+                f"epoch {epoch + 1}. A smaller learning rate may help."
+            )
+        self.history.append({name: float(value) for name, value in logs.items()})
+        # Later epochs win a tie: they have seen more.
+        score = self.history[-1].get("val_accuracy", 0.0)
+        if self.best is None or score >= self.history[self.best["epoch"]].get("val_accuracy", 0.0):
+            self.best = {"epoch": epoch, "weights": weights_of(self.model)}
+        checkpoint.save(
+            self.path,
+            self.model,
+            {
+                "history": self.history,
+                "best_epoch": self.best["epoch"],
+                "seconds": self.seconds,
+            },
+            {f"best/{i}": array for i, array in enumerate(self.best["weights"])},
+            self.run,
+        )
+        self.saved = (self.path, len(self.history))
+        # From the history rather than appended to: a run that was killed leaves no double rows.
+        text = io.StringIO()
+        rows = [{"epoch": i + 1, **logs} for i, logs in enumerate(self.history)]
+        # What is not measured in every epoch has empty cells in the others.
+        columns = dict.fromkeys(name for row in rows for name in row)
+        columns = [name for name in columns if not name.endswith(SECONDS)]
+        writer = csv.DictWriter(text, fieldnames=columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        files.write_text(self.folder / "metrics.csv", text.getvalue())
