@@ -397,3 +397,31 @@ def test_losses_that_need_indices_have_no_gradients_without():
     distiller = make(tiny.model(seed=1), [remembering()])
     (logs,) = look_at(distiller)
     assert "teacher_kl" in logs and not any(name.startswith("gradient") for name in logs)
+
+
+class ByItself(tfkd.Distiller):
+    """A method that takes its step without the pieces of `Distiller`."""
+
+    def train_step(self, data):
+        batch = self.unpack(data)
+        with tf.GradientTape() as tape:
+            logits = self.observe_student(batch)["logits"]
+            loss = self.student_loss(batch, logits)
+        variables = self.student.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables))
+        self.track("loss", loss, batch)
+        return self.logs(batch, logits)
+
+
+def test_a_method_with_its_own_step_takes_no_more_steps_for_being_looked_at():
+    found = []
+    for looked_at in (False, True):
+        keras.utils.set_random_seed(0)
+        distiller = ByItself(tiny.model(seed=1), teacher())
+        distiller.compile(keras.optimizers.SGD(0.1), metrics=["accuracy"])
+        further = (lambda data: [tfkd.callbacks.Diagnostics(data, 16)]) if looked_at else ()
+        history = fit(distiller, further)
+        assert int(distiller.optimizer.iterations) == 4
+        found.append(values(distiller.student.variables))
+    assert_equal(*found)
+    assert "agreement_top1" in history and "gradient_norm" not in history
