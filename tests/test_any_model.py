@@ -101,7 +101,9 @@ def test_pairs_are_proposed_from_the_last_stage_up():
     with pytest.raises(UsageError, match="suggest_pairs"):
         tfkd.KnowledgeDistiller(student, teacher, losses=["at"])
     loss = tfkd.losses.get("at", spots=taps.suggest_pairs(student, teacher))
-    assert tfkd.KnowledgeDistiller(student, teacher, losses=[loss]).built
+    distiller = tfkd.KnowledgeDistiller(student, teacher, losses=[loss])
+    distiller.compile()
+    assert distiller.built
 
 
 def test_a_subclassed_model_that_cannot_be_cut_says_where_it_can_be_read():
@@ -222,7 +224,7 @@ def test_a_teacher_of_any_size_gets_the_shapes_of_its_preprocessed_inputs():
         teacher,
         losses=[loss],
         teacher_preprocessing=lambda x: tf.image.resize(x, (32, 32)),
-    )
+    ).compile()
     assert loss.adapters[0].target_shape == (16, 16, 4)
 
 

@@ -522,7 +522,7 @@ def test_probabilities_of_a_subclassed_model_are_an_error_at_the_first_batch():
 def test_models_that_do_not_fit(models, message):
     student, teacher = (make_model() for make_model in models)
     with pytest.raises(UsageError, match=message):
-        tfkd.KnowledgeDistiller(student, teacher)
+        tfkd.KnowledgeDistiller(student, teacher).compile()
 
 
 @pytest.mark.parametrize(

@@ -359,7 +359,10 @@ class ACN(MutualDistiller):
             # They do not learn: the loss is logged.
             logits = self.observe_students(batch, training=False)
             self.track_accuracies(batch, logits)
-            return logits[0], {"student_loss": (1.0, self.student_loss(batch, logits[0]))}
+            loss = self.student_loss(batch, logits[0])
+            # As in the other epochs, of which it is one loss of several.
+            self.track("student_loss", loss, batch)
+            return logits[0], {"student_loss": (1.0, loss)}
         noise = self.draw_noise(batch.size) if noise is None else noise
         # The generator does not learn here.
         divergent = self.from_range(

@@ -187,7 +187,7 @@ class Trainer(keras.Model):
 
         Keras would make them for all trainable variables, of one optimizer only.
         """
-        if not self.built:
+        if not (self.built and self.compiled):
             return
         runtime.synchronize_batch_normalization(self)
         accumulations = self._accumulations.by_optimizer
@@ -459,7 +459,9 @@ class Trainer(keras.Model):
         """
         values = dict(batch.values)
         means = self._means.evaluation if self._evaluating else self._means.training
-        self._loss_tracker.update_state(values.pop(TOTAL), sample_weight=batch.size)
+        # Means over no sample are no numbers.
+        loss = tf.where(batch.size > 0, values.pop(TOTAL), 0.0)
+        self._loss_tracker.update_state(loss, sample_weight=batch.size)
         means.update_state(values, batch.size)
         if not self._evaluating:
             self._loss_watch.note(batch.parts, batch)

@@ -63,7 +63,8 @@ def run(config, workdir, data_dir=None, command=None):
     student = distiller.student
     if not (workdir / "config.json").exists():
         files.write_text(workdir / "config.json", as_json(config))
-    work_directory.write_class_names(workdir / "class_names.txt", data.class_names)
+    if not (workdir / "class_names.txt").exists():
+        work_directory.write_class_names(workdir / "class_names.txt", data.class_names)
 
     summary = {"command": command, "config": json.loads(as_json(config)), "data": data.sizes}
     if teacher is not None:

@@ -19,9 +19,10 @@ def share_of_batch(local_size):
         local_size: Integer tensor, the number of samples of this replica.
 
     Returns:
-        The number 1.0 where there is one replica, otherwise a float32 scalar tensor.
+        The number 1.0 where there is one replica, or outside of a replica's step; otherwise a
+        float32 scalar tensor.
     """
-    if num_replicas() == 1:
+    if num_replicas() == 1 or tf.distribute.in_cross_replica_context():
         return 1.0
     local_size = tf.cast(local_size, "float32")
     total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, local_size)
@@ -178,7 +179,7 @@ def check_samples(size):
     Args:
         size: Integer tensor, the number of this replica's samples.
     """
-    if num_replicas() > 1:
+    if num_replicas() > 1 and not tf.distribute.in_cross_replica_context():
         tf.debugging.assert_positive(size, NO_SAMPLE)
 
 
