@@ -4,7 +4,7 @@ import keras
 import tensorflow as tf
 from keras import layers, ops
 
-from tfkd import losses, plots, schedules, taps
+from tfkd import losses, pictures, schedules, taps
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.trainer import Untracked
 from tfkd.errors import UsageError, check_nonnegative, unknown
@@ -420,7 +420,7 @@ class ACKD(Distiller):
                 f"real (features of the {real})": "discriminator_real_accuracy",
                 "fake (features of the learners)": "discriminator_fake_accuracy",
             }
-        return {"ackd.png": lambda path: plots.panels(path, history, contents)}
+        return {"ackd.png": pictures.Panels(history, contents)}
 
     def fused_student(self):
         """Returns student, auxiliary learners and fusion as one Keras model.

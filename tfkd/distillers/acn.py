@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tfkd import layers, plots, runtime, schedules
+from tfkd import layers, pictures, runtime, schedules
 from tfkd.distillers.mutual import MutualDistiller, mean_prediction
 from tfkd.errors import (
     UsageError,
@@ -557,9 +557,9 @@ class ACN(MutualDistiller):
         noise = keras.random.normal((len(inputs), self.noise_size), seed=seed)
         divergent = self.generate(images, noise)
         found = {}
-        for name, pictures in (("real", images), ("divergent", divergent)):
-            logits = [one(self.from_range(pictures), training=False) for one in self.students]
-            found[name] = np.array(pictures) / 2 + 0.5
+        for name, shown in (("real", images), ("divergent", divergent)):
+            logits = [one(self.from_range(shown), training=False) for one in self.students]
+            found[name] = np.array(shown) / 2 + 0.5
             found[f"{name}_predictions"] = np.array(ops.softmax(ops.cast(logits, "float32")))
         return found
 
@@ -573,11 +573,11 @@ class ACN(MutualDistiller):
             rows.append((name, found[name], captions))
         titles = [class_names[int(label)] for label in labels]
         return {
-            "divergent.png": lambda path: plots.image_grid(path, rows, titles),
-            "divergence.png": lambda path: self._draw_divergence(path, history),
+            "divergent.png": pictures.ImageGrid(rows, titles),
+            "divergence.png": self._divergence_panels(history),
         }
 
-    def _draw_divergence(self, path, history):
+    def _divergence_panels(self, history):
         contents = {
             "divergence in training mode": {
                 "generated images": "generated_divergence",
@@ -588,12 +588,11 @@ class ACN(MutualDistiller):
                 "right of generated images": "discriminator_fake_accuracy",
                 "share of images accepted": "accepted_share",
             },
-        }
-        if all("val_real_divergence" in epoch for epoch in history):
-            contents["divergence of validation images"] = {
+            "divergence of validation images": {
                 "generated images": "val_generated_divergence",
                 "real images": "val_real_divergence",
-            }
+            },
+        }
         measured = [
             {
                 log: value
@@ -602,14 +601,8 @@ class ACN(MutualDistiller):
             }
             for epoch, logs in enumerate(history)
         ]
-        # Of what has begun.
-        contents = {
-            title: {label: log for label, log in names.items() if any(log in e for e in measured)}
-            for title, names in contents.items()
-        }
-        contents = {title: names for title, names in contents.items() if names}
         free = [title for title in contents if title.startswith("divergence")]
-        plots.panels(path, measured, contents, free)
+        return pictures.Panels(measured, contents, free)
 
     def warnings(self, inputs):
         """Returns a line where inputs are not what `image_mean` and `image_std` say."""

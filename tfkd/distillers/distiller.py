@@ -184,15 +184,18 @@ class Distiller(Trainer):
         return {}
 
     def pictures(self, history):
-        """Returns `{file name: function that writes a PNG to a path}`; by default none.
+        """Returns `{file name: picture}`, by default none; `picture(path)` writes a PNG.
 
         Args:
             history: What `fit` returned, or a list of the logs of each epoch, `{name: value}`.
+
+        Returns:
+            Pictures as data, such as `tfkd.pictures.Panels`.
         """
         return {}
 
     def epoch_pictures(self, history, inputs, labels, class_names):
-        """Returns `{file name: function that writes a PNG to a path}`, drawn after every epoch.
+        """Returns `{file name: picture}` of an epoch, as `pictures`; drawn after every epoch.
 
         Args:
             history: List of the logs of each epoch so far, `{name: value}`.

@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfkd import losses, optimizers, plots, runtime, schedules
+from tfkd import losses, optimizers, pictures, runtime, schedules
 from tfkd.distillers.blocks import cut, cut_points
 from tfkd.distillers.distiller import Distiller
 from tfkd.errors import UsageError, check_positive_integer, check_share, unknown
@@ -234,7 +234,7 @@ class IAKD(Distiller):
         return [(self.kd, [("logits", "logits")])] if self.kd.weight != 0 else []
 
     def pictures(self, history):
-        """Returns `{file name: function that writes a PNG to a path}`."""
+        """Returns `{"swaps.png": ...}`: how often the blocks were swapped."""
         shares = {
             f"block that ends at {block.name}": f"swapped_{block.name}"
             for block in self.parts.blocks
@@ -243,7 +243,7 @@ class IAKD(Distiller):
             "probability to keep the student's block": {"mean over blocks": "keep_probability"},
             "share of blocks swapped": {**shares, "all": "swapped_share"},
         }
-        return {"swaps.png": lambda path: plots.panels(path, history, contents)}
+        return {"swaps.png": pictures.Panels(history, contents)}
 
     # The probability of keeping a block.
 

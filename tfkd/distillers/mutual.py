@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from tfkd import losses, plots, schedules, taps
+from tfkd import losses, pictures, schedules, taps
 from tfkd.distillers import checks
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.trainer import Untracked
@@ -283,12 +283,11 @@ class MutualDistiller(Distiller):
 
     def pictures(self, history):
         """Returns `{"mutual.png": ...}`: accuracies of all classifiers, and how they diverge."""
-        history = plots.logs_by_epoch(history)
         names = [*self.peer_names, "mean", ENSEMBLE]
         labels = {"student": "accuracy", **{name: f"{name}_accuracy" for name in names}}
-        contents = {"training accuracy": labels}
-        if all("val_accuracy" in epoch for epoch in history):
-            validation = {label: f"val_{log}" for label, log in labels.items()}
-            contents["validation accuracy"] = validation
-        contents["divergence from each other, by temperature²"] = {"sum": "mutual_loss"}
-        return {"mutual.png": lambda path: plots.panels(path, history, contents)}
+        contents = {
+            "training accuracy": labels,
+            "validation accuracy": {label: f"val_{log}" for label, log in labels.items()},
+            "divergence from each other, by temperature²": {"sum": "mutual_loss"},
+        }
+        return {"mutual.png": pictures.Panels(history, contents)}

@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfkd import losses as losses_module
-from tfkd import plots, runtime, taps
+from tfkd import pictures, runtime, taps
 from tfkd.distillers.losses_distiller import LossesDistiller
 from tfkd.distillers.routing import Routing
 from tfkd.errors import UsageError, check_positive, unknown
@@ -388,17 +388,12 @@ class SAKD(LossesDistiller):
         return (counts[:, :-1] / seen).T
 
     def pictures(self, history):
-        """Returns `{file name: function that writes a PNG}`: the shares over training, per class.
-
-        Args:
-            history: What `fit` returned, or a list of the logs of each epoch, `{name: value}`.
-        """
+        """Returns the shares of samples distilled: over training, and per class at its end."""
         names = [spot for spot, _ in self.spots]
         contents = {"share of samples distilled": {name: _share(name) for name in names}}
         return {
-            "spots.png": lambda path: plots.panels(path, history, contents),
-            "spots_per_class.png": lambda path: plots.heat_map(
-                path,
+            "spots.png": pictures.Panels(history, contents),
+            "spots_per_class.png": pictures.HeatMap(
                 self.shares_per_class(),
                 rows=names,
                 row_title="spot",

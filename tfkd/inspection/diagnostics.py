@@ -188,9 +188,4 @@ def picture(path, history):
         "cosine to the gradient of student_loss": family("gradient_cosine/"),
         "CKA of student and teacher": family("cka/"),
     }
-    shown = {
-        title: {label: name for label, name in labels.items() if name in names}
-        for title, labels in contents.items()
-    }
-    shown = {title: labels for title, labels in shown.items() if labels}
-    plots.panels(path, history, shown, free=("nats", calibration), columns=3)
+    plots.panels(path, history, contents, free=("nats", calibration), columns=3)
