@@ -7,7 +7,7 @@ from keras import layers, ops
 from tfkd import losses, pictures, schedules, taps
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.trainer import Untracked
-from tfkd.errors import UsageError, check_nonnegative, unknown
+from tfkd.errors import UsageError, check_nonnegative, check_one_of
 from tfkd.layers import AttentionFusion, AuxiliaryLearner, Discriminator, LogitAttention
 from tfkd.losses import masked_mean
 
@@ -120,10 +120,8 @@ class ACKD(Distiller):
         if teacher is None:
             raise UsageError("ACKD needs a teacher: pass a trained keras.Model.")
         super().__init__(student, teacher, relational_scope, teacher_preprocessing, name=name)
-        if attention not in ATTENTIONS:
-            raise unknown("attention", attention, ATTENTIONS)
-        if adversarial_target not in TARGETS:
-            raise unknown("adversarial_target", adversarial_target, TARGETS)
+        check_one_of("attention", attention, ATTENTIONS)
+        check_one_of("adversarial_target", adversarial_target, TARGETS)
         self.attention = attention
         self.adversarial_target = adversarial_target
         self.auxiliary_design = auxiliary_design

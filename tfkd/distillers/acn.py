@@ -12,11 +12,13 @@ from tfkd import layers, pictures, runtime, schedules
 from tfkd.distillers.mutual import MutualDistiller, mean_prediction
 from tfkd.errors import (
     UsageError,
+    check_boolean,
     check_nonnegative,
+    check_number,
+    check_one_of,
     check_positive,
     check_positive_integer,
     check_share,
-    unknown,
 )
 from tfkd.losses import masked_mean
 from tfkd.training.statistics import restore_on_exit, statistics
@@ -641,40 +643,43 @@ def _range_of(mean, std):
     return 2 * std, 2 * mean - 1
 
 
+_CHECKS = {
+    check_nonnegative: (
+        "divergence_weight",
+        "label_weight",
+        "distance_weight",
+        "distance_limit",
+        "acceptance_threshold",
+    ),
+    check_positive: ("divergence_temperature", "generator_clip_norm"),
+    check_share: ("divergence_cap", "residual_weight"),
+    check_positive_integer: (
+        "noise_size",
+        "generator_width",
+        "generator_blocks",
+        "discriminator_width",
+    ),
+    check_boolean: ("filter_divergent",),
+}
+
+
 def _check_options(options):
     """Checks the constructor's arguments that are numbers or names, given as a dictionary."""
-    for name, known in (
-        ("residual", RESIDUALS),
-        ("divergent_mean", MEANS),
-        ("generated_statistics", STATISTICS),
-    ):
-        if options[name] not in known:
-            raise unknown(name, options[name], known)
-    for name in ("divergence_weight", "label_weight", "distance_weight", "distance_limit"):
-        check_nonnegative(name, options[name])
-    check_nonnegative("acceptance_threshold", options["acceptance_threshold"])
-    if not isinstance(options["filter_divergent"], bool):
-        raise UsageError(
-            f"filter_divergent must be True or False; received {options['filter_divergent']!r}."
-        )
-    check_positive("divergence_temperature", options["divergence_temperature"])
-    for name in ("noise_size", "generator_width", "generator_blocks", "discriminator_width"):
-        check_positive_integer(name, options[name])
-    check_share("divergence_cap", options["divergence_cap"])
-    if options["divergence_cap"] == 0:
-        raise UsageError("divergence_cap must be above 0, and at most 1 for no cap; received 0.")
-    if options["residual_weight"] is not None:
-        check_share("residual_weight", options["residual_weight"])
-    if options["generator_clip_norm"] is not None:
-        check_positive("generator_clip_norm", options["generator_clip_norm"])
-    for name, allowed, wanted in (
-        ("warm_up", lambda x: x >= 0, "a whole number of epochs, at least 0"),
+    check_one_of("residual", options["residual"], RESIDUALS)
+    check_one_of("divergent_mean", options["divergent_mean"], MEANS)
+    check_one_of("generated_statistics", options["generated_statistics"], STATISTICS)
+    for check, names in _CHECKS.items():
+        for name in names:
+            if options[name] is not None or name not in ("residual_weight", "generator_clip_norm"):
+                check(name, options[name])
+    for name, wanted, accepts, kinds in (
+        ("divergence_cap", "above 0, and at most 1 for no cap", lambda x: x > 0, (int, float)),
+        ("warm_up", "a whole number of epochs, at least 0", lambda x: x >= 0, int),
         (
             "adversarial_every",
-            lambda x: x == 0 or x >= 2,
             "0, for both parts in every step, or a whole number of epochs of at least 2",
+            lambda x: x == 0 or x >= 2,
+            int,
         ),
     ):
-        value = options[name]
-        if type(value) is not int or not allowed(value):
-            raise UsageError(f"{name} must be {wanted}; received {value!r}.")
+        check_number(name, options[name], wanted, accepts, kinds)

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfkd import runtime, taps
-from tfkd.errors import UsageError, unknown
+from tfkd.errors import UsageError, check_one_of
 from tfkd.layers import Adapter
 from tfkd.training.statistics import statistics
 
@@ -110,8 +110,7 @@ def cut_points(student, teacher, granularity="stage", blocks=None):
                 "subclassed, so that its connections are Python code; a functional model whose "
                 "layers are its parts can be cut."
             )
-    if granularity not in GRANULARITIES:
-        raise unknown("granularity", granularity, GRANULARITIES)
+    check_one_of("granularity", granularity, GRANULARITIES)
     if blocks is not None:
         return _given(student, teacher, blocks)
     ends = [taps.boundaries(model) for model in (student, teacher)]

@@ -7,7 +7,7 @@ from keras import ops
 from tfkd import runtime, schedules, taps
 from tfkd.distillers import checks
 from tfkd.distillers.trainer import Trainer, Untracked
-from tfkd.errors import UsageError
+from tfkd.errors import UsageError, check_one_of
 from tfkd.inspection import check
 from tfkd.losses.label_losses import BINARY, kind_of
 from tfkd.training.divergence import TOTAL
@@ -76,7 +76,7 @@ class Distiller(Trainer):
 
     def __new__(cls, *args, **kwargs):
         """Refuses arguments that the constructor does not have, before Python does."""
-        checks.check_constructor_arguments(cls, kwargs)
+        checks.arguments.check_constructor_arguments(cls, kwargs)
         return super().__new__(cls, *args, **kwargs)
 
     def __init__(
@@ -88,12 +88,9 @@ class Distiller(Trainer):
         name=None,
     ):
         runtime.check_strategy(tf.distribute.get_strategy())
-        checks.check_models(student, teacher, teacher_preprocessing, self.same_classes)
+        checks.models.check_models(student, teacher, teacher_preprocessing, self.same_classes)
         super().__init__(student, name=name)
-        if relational_scope not in ("global", "replica"):
-            raise UsageError(
-                f"relational_scope must be 'global' or 'replica'; received {relational_scope!r}."
-            )
+        check_one_of("relational_scope", relational_scope, ("global", "replica"))
         self.relational_scope = relational_scope
         self._frozen = Untracked(teacher=teacher, preprocessing=teacher_preprocessing)
         self._observers = Untracked(student=None, teacher=None)
@@ -112,7 +109,7 @@ class Distiller(Trainer):
 
     def teacher_inputs(self, inputs):
         """Returns what the teacher sees where the student sees `inputs`."""
-        return checks.preprocessed(self.teacher_preprocessing, inputs)
+        return checks.models.preprocessed(self.teacher_preprocessing, inputs)
 
     def __dir__(self):
         # Keras saves whatever it finds here that has weights; the teacher stays out of files.
@@ -345,7 +342,7 @@ class Distiller(Trainer):
             A float32 scalar. It is not yet scaled for several replicas: `objective()` does that,
             once, for all losses.
         """
-        checks.check_label_shape(self.label_loss, batch.labels, logits)
+        checks.labels.check_label_shape(self.label_loss, batch.labels, logits)
         value = self.label_loss(batch.labels, ops.cast(logits, "float32"), batch.sample_weight)
         # A Keras loss divides by the number of replicas by itself.
         return value * runtime.num_replicas()
@@ -506,7 +503,7 @@ class Distiller(Trainer):
             An int32 tensor `(batch,)`.
         """
         labels = batch.labels
-        checks.check_present(labels)
+        checks.labels.check_present(labels)
         if tuple(labels.shape[1:]) == (classes,) != (1,):
             labels = ops.argmax(labels, axis=-1)
         return ops.cast(ops.reshape(labels, [-1]), "int32")

@@ -9,7 +9,13 @@ from keras import ops
 from tfkd import losses, optimizers, pictures, runtime, schedules
 from tfkd.distillers.blocks import cut, cut_points
 from tfkd.distillers.distiller import Distiller
-from tfkd.errors import UsageError, check_positive_integer, check_share, unknown
+from tfkd.errors import (
+    UsageError,
+    check_number,
+    check_one_of,
+    check_positive_integer,
+    check_share,
+)
 from tfkd.training.reestimation import Reestimation
 from tfkd.training.statistics import restore_on_exit
 
@@ -117,14 +123,10 @@ class IAKD(Distiller):
             raise UsageError("IAKD needs a teacher, whose blocks stand in for the student's.")
         super().__init__(student, teacher, teacher_preprocessing=teacher_preprocessing, name=name)
         check_share("start", start)
-        check_share("growth", growth)
-        if growth == 0:
-            raise UsageError("growth must be above 0, and at most 1; received 0.")
+        check_number("growth", growth, "above 0, and at most 1", lambda x: 0 < x <= 1)
         check_positive_integer("reestimation_batches", reestimation_batches)
-        if sampling not in SAMPLINGS:
-            raise unknown("sampling", sampling, SAMPLINGS)
-        if reestimation not in REESTIMATIONS:
-            raise unknown("reestimation", reestimation, REESTIMATIONS)
+        check_one_of("sampling", sampling, SAMPLINGS)
+        check_one_of("reestimation", reestimation, REESTIMATIONS)
         self.start, self.growth = start, growth
         self.milestones = None if milestones is None else _checked_milestones(milestones)
         self.sampling = sampling

@@ -9,7 +9,7 @@ from tfkd import losses, pictures, schedules, taps
 from tfkd.distillers import checks
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.trainer import Untracked
-from tfkd.errors import UsageError, unknown
+from tfkd.errors import UsageError, check_one_of
 
 TARGETS = ("mean", "pairwise")
 
@@ -92,10 +92,9 @@ class MutualDistiller(Distiller):
     needs_classes = True
 
     def __init__(self, students, temperature=1.0, mutual_weight=1.0, targets="mean", name=None):
-        students = checks.check_students(students)
+        students = checks.models.check_students(students)
         super().__init__(students[0], name=name)
-        if targets not in TARGETS:
-            raise unknown("targets", targets, TARGETS)
+        check_one_of("targets", targets, TARGETS)
         self.targets = targets
         self.peers = students[1:]
         self.peer_optimizers = None
@@ -115,7 +114,7 @@ class MutualDistiller(Distiller):
 
     def build(self, input_shape):
         """Checks that all classifiers have the same classes; makes those of subclassed models."""
-        shapes = [checks.logits_shape(student, input_shape) for student in self.students]
+        shapes = [checks.models.logits_shape(student, input_shape) for student in self.students]
         for student, shape in zip(self.students, shapes):
             if shape != shapes[0]:
                 raise UsageError(
@@ -150,7 +149,7 @@ class MutualDistiller(Distiller):
             )
         super().compile(optimizer, loss, metrics, **kwargs)
         further = [kwargs.get(name) for name in self.extra_optimizers]
-        if checks.has_duplicates([optimizer, *(given or ()), *further]):
+        if checks.arguments.has_duplicates([optimizer, *(given or ()), *further]):
             names = ", ".join(["optimizer", *self.extra_optimizers])
             raise UsageError(
                 f"{names} and peer_optimizers must be different objects: each keeps the state of "

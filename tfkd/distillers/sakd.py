@@ -9,7 +9,7 @@ from tfkd import losses as losses_module
 from tfkd import pictures, runtime, taps
 from tfkd.distillers.losses_distiller import LossesDistiller
 from tfkd.distillers.routing import Routing
-from tfkd.errors import UsageError, check_positive, unknown
+from tfkd.errors import UsageError, check_number, check_one_of, check_positive
 from tfkd.layers import SpotPolicy
 
 DECISIONS = ("policy", "reversed", "random", "always")
@@ -163,12 +163,8 @@ class SAKD(LossesDistiller):
         teacher_preprocessing=None,
         name=None,
     ):
-        if decisions not in DECISIONS:
-            raise unknown("value of decisions", decisions, DECISIONS)
-        if isinstance(routing_scale, bool) or not isinstance(routing_scale, (int, float)):
-            raise UsageError(f"routing_scale must be a number; received {routing_scale!r}.")
-        if not routing_scale >= 1:
-            raise UsageError(f"routing_scale must be at least 1; received {routing_scale!r}.")
+        check_one_of("value of decisions", decisions, DECISIONS)
+        check_number("routing_scale", routing_scale, "at least 1", lambda x: x >= 1)
         check_positive("gumbel_temperature", gumbel_temperature)
         if homogeneous not in ("auto", True, False):
             raise UsageError(

@@ -128,7 +128,7 @@ class Trainer(keras.Model):
                 meaning beside it, settings describe no optimizer, or a distillation loss cannot
                 compare the models' features.
         """
-        checks.check_compile_arguments(type(self), kwargs)
+        checks.arguments.check_compile_arguments(type(self), kwargs)
         check_positive_integer("accumulation_steps", accumulation_steps)
         self.accumulation_steps = accumulation_steps
         self.distillation_sample_weight = distillation_sample_weight
@@ -139,14 +139,14 @@ class Trainer(keras.Model):
             name: kwargs.pop(name, None) or default
             for name, default in self.extra_optimizers.items()
         }
-        self.label_loss = checks.label_loss(loss)
-        checks.match_labels(self)
+        self.label_loss = checks.labels.label_loss(loss)
+        checks.labels.match_labels(self)
         if jit_compile == "auto":
             jit_compile = runtime.jit_compile() and not run_eagerly
         with self._scope():
             self.ensure_built()
             metrics, weighted_metrics = (
-                checks.metrics_of_logits(some, self.label_loss)
+                checks.labels.metrics_of_logits(some, self.label_loss)
                 for some in (metrics, weighted_metrics)
             )
         super().compile(
@@ -159,7 +159,7 @@ class Trainer(keras.Model):
         )
         for name, argument in extra.items():
             setattr(self, name, self._extra_optimizer(name, argument))
-        if checks.has_duplicates([optimizer, *extra.values()]):
+        if checks.arguments.has_duplicates([optimizer, *extra.values()]):
             raise UsageError(
                 f"optimizer and {', '.join(extra)} must be different objects: each keeps the "
                 "state of its own variables."
@@ -273,7 +273,7 @@ class Trainer(keras.Model):
                 probabilities.
         """
         self._check_ready(y)
-        checks.check_first_batch(self.student, self.teacher, self.teacher_preprocessing, x)
+        checks.models.check_first_batch(self.student, self.teacher, self.teacher_preprocessing, x)
         x, y, kwargs = split_validation(x, y, kwargs)
         of_data = ("batch_size", "sample_weight", "class_weight", "steps_per_epoch", "shuffle")
         described = {name: kwargs[name] for name in of_data if name in kwargs}
@@ -293,7 +293,7 @@ class Trainer(keras.Model):
             *self.own_callbacks(x, kwargs.get("batch_size"), kwargs.get("epochs", 1)),
             *keras.tree.flatten(callbacks or []),
         ]
-        with self._scope(), checks.clear_label_errors(self.student):
+        with self._scope(), checks.labels.clear_label_errors(self.student):
             self.build_optimizers()
             x, y, kwargs = runtime.share_out(x, y, kwargs)
             return super().fit(x, y, callbacks=callbacks, **kwargs)
@@ -301,7 +301,7 @@ class Trainer(keras.Model):
     def train_on_batch(self, *args, **kwargs):
         """Takes one training step, as `keras.Model.train_on_batch`."""
         self._check_ready()
-        with self._scope(), checks.clear_label_errors(self.student):
+        with self._scope(), checks.labels.clear_label_errors(self.student):
             self.build_optimizers()
             return super().train_on_batch(*args, **kwargs)
 
@@ -317,7 +317,7 @@ class Trainer(keras.Model):
         # The values tracked in training have no meaning there: `metrics` leaves them out.
         self._evaluating = True
         try:
-            with self._scope(), checks.clear_label_errors(self.student):
+            with self._scope(), checks.labels.clear_label_errors(self.student):
                 return function(*args, **kwargs)
         finally:
             self._evaluating = False
@@ -336,7 +336,7 @@ class Trainer(keras.Model):
             raise UsageError(
                 f"Student {self.student.name!r} has nothing to train: set student.trainable = True."
             )
-        checks.check_labels(labels, self.label_loss)
+        checks.labels.check_labels(labels, self.label_loss)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         if iterator is not None and runtime.num_replicas() > 1:

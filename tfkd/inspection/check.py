@@ -68,7 +68,7 @@ def batches_of(x, y=None, sample_weight=None, batch_size=32):
             f"check takes y beside an array; {type(x).__name__} brings its labels with it. The "
             "number of batches to look at is batches=..."
         )
-    checks.check_labels(y)
+    checks.labels.check_labels(y)
     given = {"inputs": x, "labels": y, "sample weights": sample_weight}
     arrays = {name: _array(name, part) for name, part in given.items() if part is not None}
     sizes = {name: len(array) for name, part in arrays.items() for array in tf.nest.flatten(part)}
@@ -139,7 +139,7 @@ class _Seen:
         if not isinstance(batch.inputs, tf.Tensor):
             raise UsageError("check takes one tensor of images per batch; received several.")
         self._count_not_finite(batch)
-        with checks.clear_label_errors(self.distiller.student):
+        with checks.labels.clear_label_errors(self.distiller.student):
             outputs, values, moments, spreads = self.look(data)
         labels = self._labels(np.array(batch.labels), outputs["student"].shape[-1])
         self.labels.append(labels)
@@ -179,7 +179,7 @@ class _Seen:
         # On a GPU TensorFlow does not complain, and the loss is no number.
         for label in (labels.min(), labels.max()):
             if not 0 <= label < outputs:
-                raise checks.label_error(student, label, outputs)
+                raise checks.labels.label_error(student, label, outputs)
         return labels.astype("int64")
 
     def _look(self, data):
@@ -252,7 +252,7 @@ class _Seen:
     def _model(self, role, labels):
         model = getattr(self.distiller, role)
         outputs = np.concatenate([outputs[role] for outputs in self.outputs])
-        probabilities = checks.are_probabilities(outputs)
+        probabilities = checks.models.are_probabilities(outputs)
         accuracy, chance = self._accuracy(labels, outputs)
         if self.kind == BINARY and accuracy is not None:
             # Those of a sigmoid do not add up to 1. What a student starts with may look like it.

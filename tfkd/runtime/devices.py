@@ -8,7 +8,7 @@ import pathlib
 import keras
 import tensorflow as tf
 
-from tfkd.errors import UsageError, unknown
+from tfkd.errors import UsageError, check_number, check_one_of, unknown
 from tfkd.runtime.cluster import workers
 from tfkd.runtime.replicas import num_replicas
 
@@ -50,8 +50,8 @@ def strategy(name="auto", replicas=None):
         if reason is not None:
             raise UsageError(f"Strategy {name!r} is not supported: {reason}; {_INSTEAD}")
         raise unknown("strategy", name, STRATEGIES)
-    if replicas is not None and (not isinstance(replicas, int) or replicas < 1):
-        raise UsageError(f"replicas must be a whole number of at least 1; received {replicas!r}.")
+    if replicas is not None:
+        check_number("replicas", replicas, "a whole number of at least 1", lambda x: x > 0, int)
     if name == "auto" and len(_workers_of_cluster()) > 1:
         name = "multi_worker"
     if name in ("multi_worker", "tpu"):
@@ -221,8 +221,7 @@ def set_precision(name):
     Raises:
         UsageError: If the name is unknown.
     """
-    if name not in PRECISIONS:
-        raise unknown("precision", name, PRECISIONS)
+    check_one_of("precision", name, PRECISIONS)
     keras.config.set_dtype_policy(name)
 
 
