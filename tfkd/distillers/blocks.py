@@ -1,4 +1,4 @@
-"""Cuts student and teacher into blocks that can stand for each other."""
+"""Cuts student and teacher into blocks that can replace each other."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ GRANULARITIES = ("stage", "unit")
 
 @dataclasses.dataclass
 class Block:
-    """A part of the student and the part of the teacher that can stand for it.
+    """A part of the student and the part of the teacher that can replace it.
 
     Attributes:
         name: The student's tap at which it ends.
@@ -62,17 +62,17 @@ class Block:
         return ops.cast(features, self.student.outputs[0].dtype), tf.zeros(())
 
     def student_statistics(self):
-        """Returns the variables that the student's part changes as it runs."""
+        """Returns the variables that the student's part updates as it runs."""
         return statistics([self.student])
 
     def teacher_statistics(self):
-        """Returns the variables that the adapters change as they run."""
+        """Returns the variables that the adapters update as they run."""
         return statistics(self.transitions)
 
 
 @dataclasses.dataclass
 class Parts:
-    """The student in parts, some of which can be the teacher's.
+    """The parts of the student, with the blocks that can be the teacher's.
 
     Attributes:
         stem: The student's part before the first block, a `keras.Model`.

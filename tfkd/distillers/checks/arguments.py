@@ -9,7 +9,7 @@ from tfkd.errors import UsageError, unknown
 
 
 def check_constructor_arguments(cls, given):
-    """Raises a `UsageError` for arguments that the constructor of a distiller does not have.
+    """Raises a `UsageError` for unknown arguments of a distiller's constructor.
 
     Args:
         cls: A subclass of `Distiller`.
@@ -23,7 +23,7 @@ def check_constructor_arguments(cls, given):
 
 
 def _constructor_arguments(cls):
-    """Returns the names that a constructor takes, those that it only passes on included."""
+    """Returns the arguments of a constructor, including those that it passes on."""
     known = {}
     for base in cls.__mro__:
         if "__init__" in base.__dict__:
@@ -39,21 +39,21 @@ _VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 def unknown_argument(cls, what, name, value, known, chosen=None):
-    """Returns the error for an argument that does not exist, to be raised.
+    """Returns the `UsageError` for an unknown argument.
 
     Args:
         cls: The subclass of `Distiller` that it was given to.
-        what: String, what the name should have been, such as `"argument of IAKD"`.
+        what: String, the kind of the name, such as `"argument of IAKD"`.
         name: The name as given.
-        value: What was given.
+        value: Its value.
         known: Iterable of the names that exist.
-        chosen: The losses given beside it, where they were.
+        chosen: The `losses` given with it, or None.
     """
     of_constructor = _constructor_arguments(cls)
     if "losses" not in of_constructor:
         return unknown(what, name, known)
     if name == "alpha" and "student_loss_weight" in of_constructor and "dkd" not in _ids(chosen):
-        # What the Keras example of distillation, and many others, call the share of the labels.
+        # The weight of the labels in the Keras example of distillation.
         return UsageError(
             f"Unknown {what} {name!r}: the labels have the weight student_loss_weight=0.1, and "
             "each loss its own, as in losses=[tfkd.losses.get('kd', weight=0.9)]."
@@ -78,7 +78,7 @@ def _ids(chosen):
 
 
 def check_compile_arguments(cls, given):
-    """Raises a `UsageError` for arguments of `compile` that neither Keras nor a method has.
+    """Raises a `UsageError` for unknown arguments of `compile`.
 
     Args:
         cls: The class of the distiller.
@@ -94,10 +94,10 @@ def check_compile_arguments(cls, given):
 
 
 def has_duplicates(optimizers):
-    """Whether one Keras optimizer is there twice; names and settings make a new one each time.
+    """Whether a Keras optimizer occurs twice; names and settings make a new one each time.
 
     Args:
-        optimizers: List of what `compile` was given as optimizers.
+        optimizers: List of the optimizers given to `compile`.
     """
     objects = [id(one) for one in optimizers if isinstance(one, keras.optimizers.Optimizer)]
     return len(set(objects)) < len(objects)

@@ -1,4 +1,4 @@
-"""Checks labels, the loss on them and what follows from it for other losses and metrics."""
+"""Checks labels and the loss on them, and adapts losses and metrics to that loss."""
 
 import contextlib
 import math
@@ -59,9 +59,9 @@ class _FunctionLoss(keras.losses.Loss):
 
     def __init__(self, function):
         name = getattr(function, "__name__", "loss")
-        # A lambda's name, "<lambda>", is none that TensorFlow accepts.
+        # TensorFlow does not accept the name of a lambda, "<lambda>".
         super().__init__(name=name if name.isidentifier() else "loss")
-        # The name that Keras' own loss objects have for it, so that both are told alike.
+        # The attribute of Keras' own loss objects, so that `kind_of` recognises both.
         self.fn = function
 
     def call(self, y_true, y_pred):
@@ -69,13 +69,13 @@ class _FunctionLoss(keras.losses.Loss):
 
 
 def match_labels(distiller):
-    """Tells the losses of a distiller what its loss on the labels says of the outputs.
+    """Passes the loss on the labels to the losses of a distiller that depend on it.
 
     Args:
         distiller: A `Distiller` with its `label_loss`.
 
     Raises:
-        UsageError: If the method, or one of its losses, has no meaning beside it.
+        UsageError: If the method, or one of its losses, does not support it.
     """
     label_loss = distiller.label_loss
     if distiller.needs_classes and kind_of(label_loss) in (BINARY, REGRESSION):
@@ -91,10 +91,10 @@ def match_labels(distiller):
 
 
 def metrics_of_logits(metrics, label_loss):
-    """Returns metrics for `keras.Model.compile`, of which "accuracy" means that of the logits.
+    """Returns metrics for `keras.Model.compile` in which "accuracy" is that of logits.
 
-    Keras makes of it, beside yes-or-no labels, one that compares probabilities with 0.5, or the
-    largest of several outputs.
+    For binary labels Keras' own compares probabilities with 0.5, or takes the largest of several
+    outputs.
 
     Args:
         metrics: As `keras.Model.compile` takes them.
@@ -115,11 +115,11 @@ def check_labels(labels, loss):
     """Checks labels given as an array.
 
     Args:
-        labels: What was given to `fit`.
+        labels: The labels given to `fit`.
         loss: The `keras.losses.Loss` on them.
 
     Raises:
-        UsageError: If it holds single numbers that are not whole, or no numbers.
+        UsageError: If class labels are not whole numbers, or the labels no numbers.
     """
     if not isinstance(labels, (list, tuple, np.ndarray)):
         return
@@ -140,7 +140,7 @@ def check_present(labels):
 
 
 def check_label_shape(loss, labels, logits):
-    """Checks that labels have the form that a loss expects.
+    """Checks that labels have the shape that a loss expects.
 
     Args:
         loss: A `keras.losses.Loss`.
@@ -148,15 +148,14 @@ def check_label_shape(loss, labels, logits):
         logits: Tensor `(batch, classes)`.
 
     Raises:
-        UsageError: If there are none, or they are one-hot where the loss wants classes or the
-            other way round; if there is not one for each output where the loss takes the
-            outputs one by one.
+        UsageError: If there are none, they are one-hot where the loss takes class numbers or the
+            other way round, or a binary or regression loss has not one label per output.
     """
     check_present(labels)
     rank = labels.shape.rank if isinstance(labels, tf.Tensor) else np.ndim(labels)
     one_by_one = kind_of(loss) in (BINARY, REGRESSION)
     if one_by_one and rank is not None and math.prod(labels.shape[1:]) != logits.shape[-1]:
-        # Keras would repeat the labels for all outputs.
+        # Keras would broadcast the labels to all outputs.
         raise UsageError(
             f"{title_of(loss)} does not fit labels of shape {tuple(labels.shape)} and "
             f"{logits.shape[-1]} outputs: it needs a label for each output, or, for the numbers "
@@ -178,7 +177,7 @@ def check_label_shape(loss, labels, logits):
 
 @contextlib.contextmanager
 def clear_label_errors(student):
-    """Turns TensorFlow's complaints about a batch into one line: a label outside the classes.
+    """Turns TensorFlow's errors about labels outside the classes into a `UsageError`.
 
     Args:
         student: The `keras.Model` that is trained, for its number of classes.
@@ -196,7 +195,7 @@ def clear_label_errors(student):
 
 
 def label_error(student, label, classes):
-    """Returns the error for a label outside the classes of the student, to be raised."""
+    """Returns the `UsageError` for a label outside the classes of the student."""
     if classes == 1:
         return UsageError(
             f"The data has label {label}, and student {student.name!r} has a single logit: compile "

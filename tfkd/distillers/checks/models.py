@@ -19,12 +19,12 @@ def check_models(student, teacher=None, teacher_preprocessing=None, same_classes
     Args:
         student: A `keras.Model`.
         teacher: A `keras.Model`, or None.
-        teacher_preprocessing: Layer or function that makes the teacher's inputs of the
-            student's, or None.
+        teacher_preprocessing: Layer or function from the student's inputs to the teacher's, or
+            None.
         same_classes: Whether both must have the same number of classes.
 
     Raises:
-        UsageError: If either is no model, they share variables, differ in input shape or number
+        UsageError: If one is no model, they share variables, differ in input shape or number
             of classes, or output probabilities.
     """
     if teacher_preprocessing is not None and (
@@ -79,17 +79,6 @@ def check_students(students):
                     f"{student.name!r} {shapes[1]}: all see the same images."
                 )
     return list(students)
-
-
-def logits_shape(model, input_shape):
-    """Returns the shape of a model's logits for inputs of a shape, the batch included."""
-    output = taps.output(model)
-    if output is not None:
-        return tuple(output.shape)
-    # A subclassed model tells its shapes when it runs.
-    step = tf.function(lambda x: model(x, training=False))
-    inputs = tf.TensorSpec(input_shape, keras.config.floatx())
-    return tuple(step.get_concrete_function(inputs).structured_outputs.shape)
 
 
 def _check_model(role, model):
@@ -150,7 +139,7 @@ def _check_inputs(student, teacher, teacher_preprocessing, inputs, teacher_input
 
 
 def preprocessed(teacher_preprocessing, inputs):
-    """Returns the teacher's inputs: what the layer or function makes of the student's, if any."""
+    """Applies teacher preprocessing, if any, to the student's inputs."""
     if teacher_preprocessing is None:
         return inputs
     if isinstance(teacher_preprocessing, keras.layers.Layer):
@@ -167,18 +156,18 @@ def _agree(shape, other):
 
 
 def check_first_batch(student, teacher, teacher_preprocessing, x):
-    """Looks for probabilities in the outputs of models whose graph cannot be looked at.
+    """Checks that subclassed models do not output probabilities, on some of the data.
 
     Args:
         student: A `keras.Model`.
         teacher: A `keras.Model`, or None.
         teacher_preprocessing: As in `check_models`.
-        x: What was given to `fit`: a `tf.data.Dataset`, an array or a tensor. Anything else is
-            left alone, since looking at it would use it up.
+        x: The data given to `fit`: a `tf.data.Dataset`, an array or a tensor. Anything else is
+            not checked, since reading it would consume it.
 
     Raises:
-        UsageError: If the outputs for some of the data are probabilities, or the data has several
-            inputs, or one in a dictionary, where the student takes one tensor.
+        UsageError: If the outputs are probabilities, or the data has several inputs, or one in a
+            dictionary, where the student takes one tensor.
     """
     if taps.output(student) is not None:
         _check_one_input(x)
