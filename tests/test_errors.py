@@ -22,7 +22,7 @@ FULL = "No space left on device"
     ],
 )
 def test_a_full_disk_is_one_line(error, name, capsys):
-    with pytest.raises(SystemExit) as stop, errors.told_in_one_line():
+    with pytest.raises(SystemExit) as stop, errors.exit_on_usage_error():
         raise error
     assert stop.value.code == errors.MISTAKE
     expected = f"error: {name} could not be written ({FULL}): make room; then the same command "
@@ -34,7 +34,7 @@ def test_what_a_graph_says_is_wrong_is_one_line(capsys):
     told = tf.constant("UsageError: Image it's \u00eatre[1].png cannot be decoded: mend it.")
     numbers = tf.data.Dataset.range(3)
     checked = numbers.map(lambda x: [tf.debugging.Assert(x < 2, [told]), x][1])
-    with pytest.raises(SystemExit) as stop, errors.told_in_one_line():
+    with pytest.raises(SystemExit) as stop, errors.exit_on_usage_error():
         list(checked)
     assert stop.value.code == errors.MISTAKE
     assert capsys.readouterr().err.splitlines()[-1] == (
@@ -44,5 +44,5 @@ def test_what_a_graph_says_is_wrong_is_one_line(capsys):
 
 @pytest.mark.parametrize("error", [RuntimeError("a defect"), OSError("another"), KeyError("x")])
 def test_defects_keep_their_traceback(error):
-    with pytest.raises(type(error)), errors.told_in_one_line():
+    with pytest.raises(type(error)), errors.exit_on_usage_error():
         raise error

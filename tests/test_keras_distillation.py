@@ -441,7 +441,7 @@ def test_k16_one_model_in_both_roles_is_accepted():
     """Keras 3.15: a student that is its own teacher is frozen with it and never learns, without
     a word; tfkd: an error."""
     model = linear(1)
-    with pinned("K16", "the check for shared variables in distillers/checks.py"):
+    with pinned("K16", "the check for shared variables in distillers/checks/models.py"):
         assert keras_distiller(model, model, LogitsDistillation()).trainable_variables == []
     with pytest.raises(UsageError, match="share"):
         tfkd_distiller(model, model)

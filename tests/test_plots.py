@@ -50,8 +50,13 @@ def test_what_fit_returns_is_drawn_as_its_logs_by_epoch(tmp_path):
 
 
 @pytest.mark.slow
-def test_importing_leaves_the_figures_of_a_notebook_alone():
-    code = "import matplotlib, tfkd.plots as p; print(matplotlib.get_backend())"
+def test_drawing_leaves_the_figures_of_a_notebook_alone(tmp_path):
+    code = f"""
+import tfkd.plots
+tfkd.plots.panels({str(tmp_path / "one.png")!r}, [{{"loss": 1.0}}], {{"loss": {{"all": "loss"}}}})
+import matplotlib
+print(matplotlib.get_backend())
+"""
     # What a notebook's kernel sets, by a backend that every machine has.
     environment = {**os.environ, "MPLBACKEND": "svg"}
     command = [sys.executable, "-c", code]

@@ -196,7 +196,9 @@ def test_a_missing_gpu_is_told(visible, driver, with_cuda, expected, tmp_path, m
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(runtime, "_NVIDIA_DRIVER", tmp_path if driver else tmp_path / "none")
+    monkeypatch.setattr(
+        runtime.devices, "_NVIDIA_DRIVER", tmp_path if driver else tmp_path / "none"
+    )
     monkeypatch.setattr(tf.test, "is_built_with_cuda", lambda: with_cuda)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind] * (kind == "CPU"))
     line = runtime.describe_devices()

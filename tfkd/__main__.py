@@ -9,7 +9,7 @@ import importlib.util
 import runpy
 import sys
 
-from tfkd.errors import UsageError, told_in_one_line, unknown
+from tfkd.errors import UsageError, exit_on_usage_error, unknown
 
 #: Every command and what it does; each is the module of its name.
 COMMANDS = {
@@ -54,7 +54,7 @@ def main():
     if command in _HELP:
         print(usage())
         return
-    with told_in_one_line():
+    with exit_on_usage_error():
         if command.startswith("-"):
             raise UsageError(f"The command comes first: tfkd COMMAND {command}; see tfkd --help.")
         if command not in COMMANDS:

@@ -56,7 +56,7 @@ def main(run, needs_workdir=True):
         needs_workdir: Boolean, whether `--workdir` must be given.
     """
     try:
-        with errors.told_in_one_line():
+        with errors.exit_on_usage_error():
             _parse_with_config(needs_workdir)
             runtime.set_precision(flags.FLAGS.precision)
             runtime.set_determinism(flags.FLAGS.deterministic)
@@ -88,7 +88,7 @@ def main_without_config(run):
     ```
     """
     try:
-        with errors.told_in_one_line():
+        with errors.exit_on_usage_error():
             app.define_help_flags()
             try:
                 rest = flags.FLAGS(sys.argv)[1:]

@@ -1,4 +1,4 @@
-"""What tfkd raises when the user, not the code, is mistaken."""
+"""Errors for mistakes of the user, and checks of arguments that raise them."""
 
 import contextlib
 import difflib
@@ -7,17 +7,17 @@ import os
 import re
 import sys
 
-#: Exit code of a command that ends with a mistake in what the user gave.
+#: Exit code of a command on wrong input.
 MISTAKE = 2
-#: That of Ctrl-C, as shells expect it.
+#: Exit code after Ctrl-C, as shells expect it.
 INTERRUPTED = 130
 
 
 class UsageError(ValueError):
-    """A mistake in what the user passed: an argument, a name, a shape, a file.
+    """Wrong input from the user: an argument, a name, a shape, a file.
 
     Its message is one line that says what is wrong and what would be right. The command line
-    prints that line alone; every other exception is a defect of ours and keeps its traceback.
+    prints that line alone; every other exception is a bug in tfkd and keeps its traceback.
     """
 
     # Keras otherwise appends the arguments of the layer in whose call the error is raised.
@@ -25,14 +25,14 @@ class UsageError(ValueError):
 
 
 class DivergenceError(UsageError):
-    """Training whose loss is no longer a finite number; its message says since when, and which.
+    """A loss that became NaN or infinite in training; the message names it and the step.
 
-    `fit` raises it, and what was saved before is untouched.
+    `fit` raises it. Earlier checkpoints stay as they are.
     """
 
 
 def unknown(kind, name, known):
-    """Returns the error for a name that is not among those that exist.
+    """Returns the error for an unknown name.
 
     Args:
         kind: String, what the name should have named, such as `"model"`.
@@ -50,10 +50,10 @@ def unknown(kind, name, known):
 
 
 def near(name, known):
-    """Returns those of some names that a mistaken one is most likely to mean, in a list.
+    """Returns a list of the known names that are closest to a misspelled one.
 
     Args:
-        name: The name as given. Capitals and punctuation do not count: `"MobileNetV2"` means
+        name: The name as given. Case and punctuation do not count: `"MobileNetV2"` means
             `"mobilenet_v2"`.
         known: Iterable of strings.
     """
@@ -65,7 +65,7 @@ def near(name, known):
 
 
 def did_you_mean(names):
-    """Returns the end of a sentence that proposes names; empty where there is none."""
+    """Returns the end of a sentence that suggests names; empty where there are none."""
     text = " or ".join(names)
     return text and f"; did you mean {text}?"
 
@@ -75,83 +75,91 @@ def _plain(name):
 
 
 def check_no_arguments(given):
-    """Raises a `UsageError` where a command that takes flags alone was given something else.
+    """Raises a `UsageError` for positional arguments of a command that takes flags alone.
 
     Args:
-        given: List of strings, what the command line held beside flags.
+        given: List of strings, the positional arguments.
     """
     if given:
         raise UsageError(f"Unexpected argument {given[0]!r}: every option starts with --.")
 
 
-def check_positive(name, value):
-    """Raises a `UsageError` unless `value` is a number greater than 0.
+def check_one_of(name, value, known):
+    """Raises a `UsageError` unless `value` is among the known ones.
 
     Args:
         name: String, the argument's name, for the message.
         value: The argument.
+        known: Iterable of the values that exist.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise UsageError(f"{name} must be a number greater than 0; received {value!r}.")
+    if value not in [*known]:
+        raise unknown(name, value, known)
+
+
+def check_boolean(name, value):
+    """Raises a `UsageError` unless `value` is True or False; the arguments as `check_one_of`."""
+    if not isinstance(value, bool):
+        raise UsageError(f"{name} must be True or False; received {value!r}.")
+
+
+def check_number(name, value, wanted, accepts, kinds=(int, float)):
+    """Raises a `UsageError` unless `value` is a number that is accepted.
+
+    Args:
+        name: String, the argument's name, for the message.
+        value: The argument.
+        wanted: String, what it must be, for the message.
+        accepts: Function of a number that returns whether it is accepted.
+        kinds: The Python types of such numbers. A boolean is never one.
+    """
+    if isinstance(value, bool) or not isinstance(value, kinds) or not accepts(value):
+        raise UsageError(f"{name} must be {wanted}; received {value!r}.")
+
+
+def check_positive(name, value):
+    """Raises a `UsageError` unless `value` is a number greater than 0."""
+    check_number(name, value, "a number greater than 0", lambda x: x > 0)
 
 
 def check_positive_integer(name, value):
-    """Raises a `UsageError` unless `value` is a whole number greater than 0.
-
-    Args:
-        name: String, the argument's name, for the message.
-        value: The argument.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UsageError(f"{name} must be a whole number greater than 0; received {value!r}.")
+    """Raises a `UsageError` unless `value` is a whole number greater than 0."""
+    check_number(name, value, "a whole number greater than 0", lambda x: x > 0, int)
 
 
 def check_nonnegative(name, value):
-    """Raises a `UsageError` unless `value` is a number of at least 0.
-
-    Args:
-        name: String, the argument's name, for the message.
-        value: The argument.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise UsageError(f"{name} must be a number of at least 0; received {value!r}.")
+    """Raises a `UsageError` unless `value` is a number of at least 0."""
+    check_number(name, value, "a number of at least 0", lambda x: x >= 0)
 
 
 def check_share(name, value):
-    """Raises a `UsageError` unless `value` is a number between 0 and 1, or one of these.
-
-    Args:
-        name: String, the argument's name, for the message.
-        value: The argument.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise UsageError(f"{name} must be a number between 0 and 1; received {value!r}.")
+    """Raises a `UsageError` unless `value` is a number from 0 to 1."""
+    check_number(name, value, "a number between 0 and 1", lambda x: 0 <= x <= 1)
 
 
 def raised_within(error):
-    """Returns the `UsageError` that a TensorFlow graph has raised, by `tf.debugging.Assert`.
+    """Returns the `UsageError` that `tf.debugging.Assert` has raised in a TensorFlow graph.
 
     Args:
-        error: Exception in whose text TensorFlow has put `[UsageError: ...]`.
+        error: Exception whose text may contain `[UsageError: ...]`.
 
     Returns:
-        A `UsageError`, to be raised by the caller; None if there is none in it.
+        A `UsageError`, to be raised by the caller; None if the text contains none.
     """
-    told = re.search(r"\[UsageError: (.+)\]", str(error))
-    if not told:
+    found = re.search(r"\[UsageError: (.+)\]", str(error))
+    if not found:
         return None
-    # TensorFlow escapes quotes, and bytes that are no UTF-8, as in C.
-    text = told[1].encode("utf-8", "replace").decode("unicode_escape")
+    # TensorFlow escapes quotes and bytes outside of UTF-8 as C does.
+    text = found[1].encode("utf-8", "replace").decode("unicode_escape")
     return UsageError(text.encode("latin-1").decode("utf-8", "replace"))
 
 
 @contextlib.contextmanager
-def told_in_one_line():
-    """Ends the process where a command finds a mistake: with one line, and exit code `MISTAKE`.
+def exit_on_usage_error():
+    """Exits with one line and the code `MISTAKE` on a `UsageError` or an error of the files.
 
     Example:
     ```python
-    with told_in_one_line():
+    with exit_on_usage_error():
         train(config)
     ```
     """
@@ -160,9 +168,9 @@ def told_in_one_line():
     except UsageError as error:
         _stop(error)
     except Exception as error:
-        if told := raised_within(error):
-            _stop(told)
-        # Python's own error tells a number, those of TensorFlow (TensorBoard's files) only a text.
+        if usage_error := raised_within(error):
+            _stop(usage_error)
+        # Python's error has a number, TensorFlow's (of TensorBoard's files) only a text.
         full = re.search(rf"(?:(/\S+); *)?{os.strerror(errno.ENOSPC)}", str(error))
         if full:
             path = getattr(error, "filename", None) or full[1] or "A file"

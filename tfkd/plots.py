@@ -1,10 +1,6 @@
-"""Pictures of runs, as PNG files."""
+"""Draws pictures of runs as PNG files; imports matplotlib where it draws."""
 
 import numpy as np
-from matplotlib import ticker
-
-# Not pyplot, whose backend belongs to whoever imports tfkd: a notebook shows its figures by it.
-from matplotlib.figure import Figure
 
 
 def logs_by_epoch(history):
@@ -36,7 +32,7 @@ def curves(path, histories):
         "accuracy": "training accuracy",
         "val_accuracy": "validation accuracy",
     }
-    figure = Figure(figsize=(13, 3.8), layout="constrained")
+    figure = _figure(13, 3.8)
     axes = figure.subplots(1, len(shown))
     for axis, (key, title) in zip(axes, shown.items()):
         for label, runs in histories.items():
@@ -64,6 +60,16 @@ def _is_one(runs):
     return isinstance(first, dict) and not any(isinstance(x, list) for x in first.values())
 
 
+def logged(contents, history):
+    """Returns the part of `panels`' contents that some epoch of a history has logged."""
+    names = {name for epoch in history for name in epoch}
+    kept = {
+        title: {label: name for label, name in lines.items() if name in names}
+        for title, lines in contents.items()
+    }
+    return {title: lines for title, lines in kept.items() if lines}
+
+
 def panels(path, history, contents, free=(), columns=None):
     """Draws values over the epochs, in one panel per kind.
 
@@ -71,15 +77,17 @@ def panels(path, history, contents, free=(), columns=None):
         path: Where to write the PNG.
         history: The logs of each epoch, as `logs_by_epoch` takes them. Lines leave out the epochs
             that do not have a value.
-        contents: `{title: {label: name of a log}}`. A panel whose values are all within 0 and 1
-            shows that range, so that shares can be compared by eye.
+        contents: `{title: {label: name of a log}}`; logs that no epoch has are left out. A panel
+            whose values are all within 0 and 1 shows that range, so that shares can be compared
+            by eye.
         free: Titles of panels that show the range of their values in any case.
         columns: Integer, how many panels are beside each other; None for all.
     """
     history = logs_by_epoch(history)
+    contents = logged(contents, history)
     columns = min(columns or len(contents), len(contents))
     rows = -(-len(contents) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.8 * rows), layout="constrained")
+    figure = _figure(4.6 * columns, 3.8 * rows)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(contents) :]:
         axis.set_axis_off()
@@ -107,7 +115,7 @@ def image_grid(path, rows, titles):
         titles: List of strings, one for each column.
     """
     columns = len(titles)
-    figure = Figure(figsize=(1.5 * columns, 1.85 * len(rows)), layout="constrained")
+    figure = _figure(1.5 * columns, 1.85 * len(rows))
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis, title in zip(axes[0], titles):
         axis.set_title(title, fontsize="small")
@@ -134,7 +142,7 @@ def heat_map(path, values, rows, row_title, column_title, title):
         column_title: String, what the columns are.
         title: String, what the values are.
     """
-    figure = Figure(figsize=(10, 1.6 + 0.35 * len(rows)), layout="constrained")
+    figure = _figure(10, 1.6 + 0.35 * len(rows))
     axis = figure.subplots()
     image = axis.imshow(values, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axis.set_yticks(range(len(rows)), rows)
@@ -158,9 +166,11 @@ def trials(path, scores, values, title, logarithmic=()):
         title: String, what the scores are.
         logarithmic: Names whose axis is logarithmic.
     """
+    from matplotlib import ticker
+
     columns = min(4, 1 + len(values))
     lines = -(-(1 + len(values)) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.6 * lines), layout="constrained")
+    figure = _figure(4.2 * columns, 3.6 * lines)
     grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
     order = np.arange(1, len(scores) + 1)
     first, *others = grid.flat
@@ -194,6 +204,13 @@ def trials(path, scores, values, title, logarithmic=()):
     for axis in others[len(values) :]:
         axis.set_visible(False)
     _save(figure, path, f"{title} of the trials, over {', '.join(values)}")
+
+
+def _figure(width, height):
+    # Not pyplot, whose backend belongs to whoever imports tfkd: a notebook shows its figures by it.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure, path, description):

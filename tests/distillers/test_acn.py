@@ -474,24 +474,23 @@ def test_pictures_are_drawn_of_every_epoch(tmp_path):
         (2, {"generated": [3], "real": [0, 1, 3], "right of real": [2, 4]}),
     ],
 )
-def test_what_an_epoch_has_not_measured_is_not_drawn(every, drawn, monkeypatch):
+def test_what_an_epoch_has_not_measured_is_not_drawn(every, drawn):
     distiller = tfkd.ACN(students(), **{**SMALL, "warm_up": 2}, adversarial_every=every)
     logs = dict.fromkeys((*MEASURED_IN, "loss"), 0.5)
-    shown = []
-    monkeypatch.setattr(plots, "panels", lambda path, *given: shown.append(given))
-    found = distiller.epoch_pictures([logs] * 5, images(2)[0], [0, 1], "abcde")
-    found["divergence.png"]("divergence.png")
-    (history, contents, _), lines = shown[0], {}
-    for names in contents.values():
-        lines |= {
-            label.removesuffix(" images"): [n for n, epoch in enumerate(history) if log in epoch]
-            for label, log in names.items()
-        }
+
+    def panels(epochs):
+        found = distiller.epoch_pictures([logs] * epochs, images(2)[0], [0, 1], "abcde")
+        return found["divergence.png"]
+
+    shown, lines = panels(5), {}
+    for names in shown.contents.values():
+        for label, log in names.items():
+            epochs = [n for n, epoch in enumerate(shown.history) if log in epoch]
+            lines.setdefault(label.removesuffix(" images"), epochs)
     assert {label: lines[label] for label in drawn} == drawn
     assert lines["share of images accepted"] == drawn["generated"]
-    found = distiller.epoch_pictures([logs] * 2, images(2)[0], [0, 1], "abcde")
-    found["divergence.png"]("divergence.png")
-    assert shown[1][1] == {"divergence in training mode": {"real images": "real_divergence"}}
+    begun = plots.logged(shown.contents, panels(2).history)
+    assert begun == {"divergence in training mode": {"real images": "real_divergence"}}
 
 
 def test_pictures_take_labels_of_either_kind_and_the_history_of_others(tmp_path):

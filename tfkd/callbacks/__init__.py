@@ -1,4 +1,4 @@
-"""Keras callbacks beside those that every distiller brings along."""
+"""Keras callbacks for distillers."""
 
 from tfkd.callbacks.diagnostics import Diagnostics
 from tfkd.callbacks.epoch_pictures import EpochPictures

@@ -1,4 +1,4 @@
-"""Diagnostics: what a student takes over from its teacher, epoch by epoch."""
+"""Diagnostics: compares student and teacher during training."""
 
 import contextlib
 import heapq
@@ -16,31 +16,29 @@ from tfkd.inspection import diagnostics
 from tfkd.inspection.gradients import PartGradients
 from tfkd.losses.label_losses import CATEGORICAL, kind_of
 
-#: How many images are looked at together, and compared with each other for CKA.
+#: The largest number of images per batch, within which CKA compares them.
 _BATCH = 128
 
 
 class Diagnostics(keras.callbacks.Callback):
-    """Logs on a fixed subset of validation data how student and teacher compare.
+    """Compares student and teacher on a fixed subset of validation data, and logs the results.
 
-    Nothing in training changes by it: no variable, no optimizer, no metric, no random state. Its
-    values go into the logs of the epoch, so it comes before callbacks that write them, such as
-    `keras.callbacks.TensorBoard`. Of methods without a teacher it logs what makes sense.
-    docs/diagnostics.md tells how to read the values.
+    It changes no variable, optimizer, metric or random state. Its values are added to the logs of
+    the epoch, so it must precede callbacks that write them, such as
+    `keras.callbacks.TensorBoard`. Methods without a teacher get the values that need none.
+    docs/diagnostics.md explains the values.
 
     Args:
         dataset: `tf.data.Dataset`, or another iterable, of batches `(inputs, labels)` as the
             student takes them: validation data. It is read once.
-        examples: Integer, how many of its images to draw.
-        every: Integer, after every how many epochs to look, and after the last.
-        gradient_examples: Integer, how many of the images drawn make the batch on which gradients
-            are taken.
-        gradient_data: Iterable of batches, of whose first one that batch is taken instead; for
-            losses that need to know which training example an image is. Without it, no gradients
-            are measured of a distiller with such a loss. Gradients are those of the parts that
-            `compute_losses` of the distiller returns: of a method that has only a `train_step` of
-            its own, none are measured.
-        seed: Integer, of the draw.
+        examples: Integer, the number of its images to draw.
+        every: Integer, the number of epochs between measurements; the last is always measured.
+        gradient_examples: Integer, the number of drawn images in the batch for gradients.
+        gradient_data: Iterable of batches whose first one is the batch for gradients instead; for
+            losses that need the positions of the images in the training set. Without it,
+            gradients of a distiller with such a loss are not measured. Gradients are those of the
+            parts that `compute_losses` returns; a method with only a `train_step` has none.
+        seed: Integer, the seed of the draw.
         folder: Path of a directory for `diagnostics.png`, written at the end of training; None
             for no picture.
 
@@ -58,8 +56,8 @@ class Diagnostics(keras.callbacks.Callback):
     `calibration_error`, `teacher_calibration_error` (all of classes of which one is right; those
     with the teacher where it has the same); `peer_agreement` where several classifiers
     learn together; `gradient_norm`, and with two parts or more `gradient_share/{part}` and
-    `gradient_cosine/{part}`; `cka/{tap of the student}`; `diagnostics_seconds`, the time that
-    all this took, in the first epoch with what is done once.
+    `gradient_cosine/{part}`; `cka/{tap of the student}`; `diagnostics_seconds`, the run time,
+    in the first epoch with compilation.
 
     References:
         - See `tfkd.inspection.diagnostics`.
@@ -86,21 +84,21 @@ class Diagnostics(keras.callbacks.Callback):
         self.examples, self.every, self.seed = examples, every, seed
         self.gradient_examples, self.gradient_data = gradient_examples, gradient_data
         self.folder = None if folder is None else pathlib.Path(folder)
-        #: What it has taken in this `fit`, and as a share of all of `fit`.
+        #: The run time in this `fit`, and its share of the whole.
         self.seconds, self.share = 0.0, None
-        self._subset = self._look = None
+        self._subset = self._measurement = None
         self._history = []
         self._began = None
 
     def on_train_begin(self, logs=None):
-        """Begins anew, for this model."""
-        self._look = None
+        """Resets the measurements."""
+        self._measurement = None
         self._history = []
         self.seconds, self.share = 0.0, None
         self._began = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Measures, and adds what was found to the logs."""
+        """Measures, and adds the values to the logs."""
         number = epoch + 1
         found = {}
         if number % self.every == 0 or number == self.params.get("epochs"):
@@ -112,7 +110,7 @@ class Diagnostics(keras.callbacks.Callback):
         self._history.append(found)
 
     def on_train_end(self, logs=None):
-        """Tells the cost, and draws."""
+        """Prints the run time, and draws."""
         self.share = self.seconds / (time.perf_counter() - self._began)
         if self.params.get("verbose"):
             print(f"diagnostics took {self.seconds:.1f} s, {self.share:.1%} of training")
@@ -121,18 +119,18 @@ class Diagnostics(keras.callbacks.Callback):
             files.write(path, lambda path: diagnostics.picture(path, self._history))
 
     def _measure(self):
-        if self._look is None:
+        if self._measurement is None:
             if self._subset is None:
                 self._subset = draw(self.dataset, self.examples, self.seed)
             inputs, labels = self._subset
-            self._look = _Look(self.model, inputs, labels, self._gradient_batch())
-        return self._look.measure()
+            self._measurement = _Measurement(self.model, inputs, labels, self._gradient_batch())
+        return self._measurement.measure()
 
     def _gradient_batch(self):
         """Returns the batch for gradients; None where the distiller needs another one."""
         first, data = slice(self.gradient_examples), self._subset
         if type(self.model).compute_losses is Distiller.compute_losses:
-            # The method's own train_step says nothing of its parts.
+            # A method with only a train_step does not name its parts.
             return None
         if self.gradient_data is not None:
             data = tuple(next(iter(self.gradient_data)))
@@ -141,18 +139,18 @@ class Diagnostics(keras.callbacks.Callback):
         return tf.nest.map_structure(lambda part: tf.convert_to_tensor(part)[first], data)
 
 
-class _Look:
-    """Looks at one distiller, again and again, on the same images."""
+class _Measurement:
+    """Measures one distiller, always on the same images."""
 
     def __init__(self, distiller, inputs, labels, gradient_batch):
         self.distiller = distiller
-        # What is measured by a softmax has no meaning for other outputs.
+        # Values of a softmax are meaningless for other outputs.
         self.by_class = kind_of(distiller.label_loss) in (None, CATEGORICAL)
         self.labels = labels.argmax(-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels
         self.labels = self.labels.reshape(-1)
         parts = -(-len(inputs) // _BATCH)
         self.batches = [tf.convert_to_tensor(part) for part in np.array_split(inputs, parts)]
-        # Estimates over fewer images are none.
+        # The estimate needs four images.
         compares = distiller.teacher is not None and min(map(len, self.batches)) >= 4
         self.pairs = _pairs(distiller.student, distiller.teacher) if compares else []
         self.of_student = _reader(distiller.student, [student for student, _ in self.pairs])
@@ -163,7 +161,7 @@ class _Look:
             self.gradients = PartGradients(distiller, gradient_batch)
         self.teacher = None
         if distiller.teacher is not None:
-            # It does not change: once is enough.
+            # The teacher does not change: one pass is enough.
             of_teacher = _reader(distiller.teacher, [teacher for _, teacher in self.pairs])
             self.teacher = _read(of_teacher, map(distiller.teacher_inputs, self.batches))
 
@@ -187,7 +185,7 @@ class _Look:
         return found
 
     def _compare(self, logits, similarities):
-        """Returns what student and teacher have in common."""
+        """Returns the comparison of student and teacher."""
         of_teacher, theirs = self.teacher
         found = {}
         if self.by_class and of_teacher.shape == logits.shape:
@@ -204,10 +202,10 @@ class _Look:
         return found
 
     def _contributions(self):
-        """Returns what each part of the loss contributes to the student's gradient."""
+        """Returns the contribution of each part of the loss to the student's gradient."""
         parts, products, weights = self.gradients.measure()
         if not np.all(np.isfinite(products)):
-            # An overflow of float16, which training skips as well.
+            # An overflow of float16; training skips such steps too.
             return {}
         label = parts.index("student_loss") if "student_loss" in parts else None
         norm, shares, cosines = diagnostics.shares_and_cosines(products, weights, label)
@@ -221,11 +219,11 @@ class _Look:
 
 
 def draw(dataset, examples, seed=0):
-    """Draws some images of a data set: the same ones wherever it has the same order.
+    """Draws some images of a data set at random; the same ones where its order is the same.
 
     Args:
-        dataset: Iterable of batches `(inputs, labels)`; what else a batch holds is ignored.
-        examples: Integer, how many; all where there are fewer.
+        dataset: Iterable of batches `(inputs, labels)`; further parts of a batch are ignored.
+        examples: Integer, the number of images; all where there are fewer.
         seed: Integer.
 
     Returns:

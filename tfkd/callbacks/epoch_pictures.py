@@ -1,4 +1,4 @@
-"""EpochPictures: what a method shows of each epoch, as files."""
+"""EpochPictures: saves the pictures of a method after every epoch."""
 
 import pathlib
 
@@ -13,8 +13,8 @@ class EpochPictures(keras.callbacks.Callback):
     """Saves the pictures that a method draws of each epoch, such as those of `tfkd.ACN`.
 
     They are written as `{folder}/pictures/{name}-epoch007.png`, and shown by TensorBoard where it
-    reads `{folder}/tensorboard`. Training that resumes first draws those of the last epoch which
-    an interruption has left out.
+    reads `{folder}/tensorboard`. A resumed training first draws missing pictures of its last
+    epoch.
 
     Args:
         folder: Path.
@@ -46,7 +46,7 @@ class EpochPictures(keras.callbacks.Callback):
         self._writer = None
 
     def on_train_begin(self, logs=None):
-        """Draws what is missing of the last epoch, whose state training begins with."""
+        """Draws missing pictures of the last epoch, whose state is that of the model now."""
         if self.history and not self._collects:
             self._draw(len(self.history), missing=True)
 
@@ -57,13 +57,13 @@ class EpochPictures(keras.callbacks.Callback):
         self._draw(epoch + 1)
 
     def on_train_end(self, logs=None):
-        """Closes the file of events."""
+        """Closes the event file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
     def _draw(self, number, missing=False):
-        """Draws the pictures of an epoch, counted from 1; or those that are missing."""
+        """Draws the pictures of an epoch, counted from 1; with `missing` only those not there."""
         for name, draw in self.model.epoch_pictures(self.history, **self.examples).items():
             stem = pathlib.Path(name).stem
             path = self.folder / "pictures" / f"{stem}-epoch{number:03d}.png"

@@ -1,4 +1,4 @@
-"""Pictures where TensorBoard reads them."""
+"""Writes pictures for TensorBoard."""
 
 import pathlib
 
@@ -6,7 +6,7 @@ import tensorflow as tf
 
 
 def picture_writer(folder):
-    """Returns a writer of the events of pictures: one event file, until it is closed.
+    """Returns a writer of pictures for TensorBoard: one event file, until it is closed.
 
     Args:
         folder: Path of the work directory.
@@ -15,7 +15,7 @@ def picture_writer(folder):
 
 
 def show_in_tensorboard(folder, path, name, epoch, writer=None):
-    """Adds a picture to the events that TensorBoard reads.
+    """Adds a picture to an event file of TensorBoard.
 
     Args:
         folder: Path of the work directory.
@@ -29,7 +29,7 @@ def show_in_tensorboard(folder, path, name, epoch, writer=None):
     own = picture_writer(folder) if writer is None else writer
     with own.as_default():
         tf.summary.image(name, image[None], step=epoch)
-    # What is drawn is there to be seen, also of a run that is killed.
+    # So a run that is killed has its pictures.
     own.flush()
     if writer is None:
         own.close()

@@ -23,7 +23,7 @@ import time
 
 from absl import flags
 
-from tfkd.errors import INTERRUPTED, UsageError, told_in_one_line
+from tfkd.errors import INTERRUPTED, UsageError, exit_on_usage_error
 
 flags.DEFINE_integer("workers", 2, "How many workers to start.", 1)
 
@@ -147,7 +147,7 @@ def _signal(processes, number):
 
 def main():
     """Reads the flags, runs the workers and ends with their exit code."""
-    with told_in_one_line():
+    with exit_on_usage_error():
         try:
             _, *command = flags.FLAGS(sys.argv)
         except flags.Error as error:

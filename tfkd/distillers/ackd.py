@@ -4,17 +4,17 @@ import keras
 import tensorflow as tf
 from keras import layers, ops
 
-from tfkd import losses, plots, schedules, taps
+from tfkd import losses, pictures, schedules, taps
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.trainer import Untracked
-from tfkd.errors import UsageError, check_nonnegative, unknown
+from tfkd.errors import UsageError, check_nonnegative, check_one_of
 from tfkd.layers import AttentionFusion, AuxiliaryLearner, Discriminator, LogitAttention
 from tfkd.losses import masked_mean
 
 ATTENTIONS = ("channel", "logit", "uniform")
 TARGETS = ("teacher", "ensemble")
 
-#: The names of the learner that the student is by itself, and of the one that fuses all.
+#: The names of the student as a learner, and of the fused learner.
 MAIN, FUSED = "main", "fused"
 
 
@@ -120,10 +120,8 @@ class ACKD(Distiller):
         if teacher is None:
             raise UsageError("ACKD needs a teacher: pass a trained keras.Model.")
         super().__init__(student, teacher, relational_scope, teacher_preprocessing, name=name)
-        if attention not in ATTENTIONS:
-            raise unknown("attention", attention, ATTENTIONS)
-        if adversarial_target not in TARGETS:
-            raise unknown("adversarial_target", adversarial_target, TARGETS)
+        check_one_of("attention", attention, ATTENTIONS)
+        check_one_of("adversarial_target", adversarial_target, TARGETS)
         self.attention = attention
         self.adversarial_target = adversarial_target
         self.auxiliary_design = auxiliary_design
@@ -266,7 +264,7 @@ class ACKD(Distiller):
         return logits, terms
 
     def forward(self, batch):
-        """Lets the learners collaborate, learn, and deceive the discriminator.
+        """Runs the learners, their fusion and the discriminator.
 
         Args:
             batch: The `Batch`.
@@ -291,11 +289,11 @@ class ACKD(Distiller):
         return student[taps.LOGITS], terms, detection
 
     def collaborate(self, student, batch=None, training=False):
-        """Runs the auxiliary learners and their fusion on what the student computed.
+        """Runs the auxiliary learners and their fusion on the student's features.
 
         Args:
             student: `{tap: tensor}`, as from `observe_student`.
-            batch: The `Batch`, to log what the learners do; None not to.
+            batch: The `Batch`, to log accuracies and attention; None for no logs.
             training: Whether the learners run in training mode.
 
         Returns:
@@ -334,7 +332,7 @@ class ACKD(Distiller):
         return dict.fromkeys(maps, logits[FUSED]), attention
 
     def _mix(self, vectors, logits):
-        """Adds the fused learner, whose logits are the mean of what each learner is to learn."""
+        """Adds the fused learner, whose logits are the mean of the learners' targets."""
         stacked = ops.stack(list(vectors.values()), axis=1)
         tensors = ops.stack(list(logits.values()), axis=1)
         mixed, attention = _runner(self.fusion, stacked)([stacked, tensors])
@@ -346,7 +344,7 @@ class ACKD(Distiller):
         return targets, shares
 
     def teach(self, batch, logits, targets, teacher):
-        """Returns what labels, teacher and fused learner teach, as terms of the objective."""
+        """Returns the terms of labels, teacher and fused learner."""
         own = {learner: self.student_loss(batch, tensor) for learner, tensor in logits.items()}
         everyone = list(logits.values())
         from_teacher = [teacher[taps.LOGITS]] * len(everyone)
@@ -366,7 +364,7 @@ class ACKD(Distiller):
         return terms
 
     def judge(self, vectors, teacher):
-        """Lets the discriminator judge all features at once.
+        """Runs the discriminator on all features at once.
 
         Returns:
             The tuple `(real, fakes)`: a tensor `(batch,)`, and a list of such.
@@ -393,7 +391,7 @@ class ACKD(Distiller):
         return self.evaluated(batch, logits[MAIN])
 
     def _all_logits(self, inputs, training):
-        """Returns `{learner: logits}` of what student and learners say of some inputs."""
+        """Returns `{learner: logits}` of the student and the learners for some inputs."""
         student = self._observers.student(inputs, training=training)
         return self.collaborate(student, training=training)[1]
 
@@ -402,7 +400,7 @@ class ACKD(Distiller):
         return {FUSED: self.fused_student()} if self.collaborates else {}
 
     def pictures(self, history):
-        """Returns `{"ackd.png": ...}`: what the learners, their fusion and the adversary did."""
+        """Returns `{"ackd.png": ...}`: accuracies, attention and the discriminator."""
         if not self.collaborates:
             return {}
         peers = [*self.auxiliary_stages, MAIN]
@@ -420,7 +418,7 @@ class ACKD(Distiller):
                 f"real (features of the {real})": "discriminator_real_accuracy",
                 "fake (features of the learners)": "discriminator_fake_accuracy",
             }
-        return {"ackd.png": lambda path: plots.panels(path, history, contents)}
+        return {"ackd.png": pictures.Panels(history, contents)}
 
     def fused_student(self):
         """Returns student, auxiliary learners and fusion as one Keras model.
@@ -451,9 +449,9 @@ class ACKD(Distiller):
 
 
 def _runner(layer, tensor):
-    """Returns what runs a layer: for symbolic tensors, what leaves only its own parts behind.
+    """Returns the layer, or its `call` for symbolic tensors.
 
-    So a model made of them consists of Keras' layers, which load without tfkd.
+    So a functional model of it consists of Keras' layers, which load without tfkd.
     """
     return layer.call if keras.utils.is_keras_tensor(tensor) else layer
 

@@ -1,4 +1,4 @@
-"""ACN: mutual learning on images that a GAN makes to divide (Zhang et al., 2021)."""
+"""ACN: mutual learning on images of a GAN that divide the classifiers (Zhang et al., 2021)."""
 
 import dataclasses
 import math
@@ -8,15 +8,17 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tfkd import layers, plots, runtime, schedules
+from tfkd import layers, pictures, runtime, schedules
 from tfkd.distillers.mutual import MutualDistiller, mean_prediction
 from tfkd.errors import (
     UsageError,
+    check_boolean,
     check_nonnegative,
+    check_number,
+    check_one_of,
     check_positive,
     check_positive_integer,
     check_share,
-    unknown,
 )
 from tfkd.losses import masked_mean
 from tfkd.training.statistics import restore_on_exit, statistics
@@ -26,7 +28,7 @@ RESIDUALS = {"weak_skip": 0.5, "weak_residual": 0.1}
 STATISTICS = ("separate", "shared")
 MEANS = ("batch", "accepted")
 
-#: What is logged beside what mutual learning logs.
+#: The logs beside those of mutual learning.
 LOGS = (
     "divergent_loss",
     "divergent_mutual_loss",
@@ -43,10 +45,10 @@ LOGS = (
     "discriminator_fake_accuracy",
 )
 
-#: What a step does: the classifiers learn from each other on real images; a GAN learns to divide
-#: them; they learn from each other on its images too; or the last two in one step.
+#: The phases: the classifiers learn from each other on real images; a GAN learns to divide them;
+#: they learn from each other on its images too; or the last two in one step.
 WARM_UP, SEARCH, LEARN, BOTH = "warm_up", "search", "learn", "both"
-#: In which of them what is drawn is measured; in the others its log is 0.
+#: The phases in which a drawn value is measured; in the others its log is 0.
 MEASURED_IN = {
     "real_divergence": (WARM_UP, LEARN, BOTH),
     "generated_divergence": (LEARN, BOTH),
@@ -57,7 +59,7 @@ MEASURED_IN = {
 
 
 def divergence(logits, temperature=1.0):
-    """How far predictions for the same samples are apart: their Jensen-Shannon divergence.
+    """Returns the Jensen-Shannon divergence of predictions for the same samples.
 
     `H(mean of the predictions) - mean of the H(prediction)`, with the entropy `H`.
 
@@ -70,12 +72,12 @@ def divergence(logits, temperature=1.0):
     """
     logs = ops.stack([ops.log_softmax(tensor / temperature) for tensor in logits])
     mean = ops.log_softmax(mean_prediction(logits, temperature) / temperature)
-    # As a mean of KL divergences, so that rounding does not take it far below 0.
+    # As a mean of KL divergences, so that rounding keeps it near 0 or above.
     return ops.mean(ops.sum(ops.exp(logs) * (logs - mean), axis=-1), axis=0)
 
 
 def weakly_residual(images, generated, residual, weight):
-    """Adds what a generator made of images to these, weakly.
+    """Combines images with generated ones through a weakly residual connection.
 
     Args:
         images: Tensor `(batch, height, width, channels)` in [-1, 1].
@@ -304,10 +306,10 @@ class ACN(MutualDistiller):
             ),
         }
 
-    # Which part of the algorithm runs.
+    # Phases.
 
     def phase_of(self, epoch):
-        """Returns what the steps of an epoch do: `"warm_up"`, `"search"`, `"learn"`, `"both"`."""
+        """Returns the phase of an epoch: `"warm_up"`, `"search"`, `"learn"` or `"both"`."""
         if epoch < self.warm_up:
             return WARM_UP
         if self.adversarial_every == 0:
@@ -320,14 +322,14 @@ class ACN(MutualDistiller):
         phase = self.phase_of(epoch)
         if phase == self.phase:
             return
-        # Keras compiles one step; here each phase has its own, which costs nothing where it is
-        # not. A condition within one step is no way under several replicas.
+        # Keras compiles one step; here each phase has its own, without the cost of the others. A
+        # condition within one step does not work under several replicas.
         self._steps[self.phase] = self.train_function
         self.phase, self.train_function = phase, self._steps.get(phase)
         self.make_train_function()
 
     def train_step(self, data):
-        """Plays one round of the game and lets the classifiers learn, as the phase demands."""
+        """Takes the steps of the phase: generator and discriminator, then the classifiers."""
         if self.phase == WARM_UP:
             return super().train_step(data)
         batch = self.unpack(data)
@@ -344,7 +346,7 @@ class ACN(MutualDistiller):
         return self.logs(batch, logits)
 
     def compute_losses(self, batch, noise=None):
-        """Runs the classifiers on what the phase lets them learn from.
+        """Runs the classifiers on the images of the phase.
 
         Args:
             batch: The `Batch`.
@@ -356,7 +358,7 @@ class ACN(MutualDistiller):
         if self.phase == WARM_UP:
             return super().compute_losses(batch)
         if self.phase == SEARCH:
-            # They do not learn: the loss is logged.
+            # They do not learn; their loss is logged.
             logits = self.observe_students(batch, training=False)
             self.track_accuracies(batch, logits)
             loss = self.student_loss(batch, logits[0])
@@ -384,7 +386,7 @@ class ACN(MutualDistiller):
 
         Args:
             size: Integer tensor, the number of this replica's samples.
-            seed: Integer, for the same noise every time; None to draw on.
+            seed: Integer, for the same noise every time; None for the distiller's generator.
         """
         seed = self.seed_generator if seed is None else seed
         return runtime.draw_per_sample(
@@ -458,15 +460,15 @@ class ACN(MutualDistiller):
             ),
         }
 
-    # What the classifiers learn.
+    # The part of the classifiers.
 
     def teach_each_other(self, batch, logits):
-        """Returns what labels and peers teach on real images; see `MutualDistiller`."""
+        """Returns the terms of labels and peers on real images; see `MutualDistiller`."""
         self._track_divergence("real_divergence", batch, logits)
         return super().teach_each_other(batch, logits)
 
     def teach_on_divergent(self, batch, logits):
-        """Returns what labels and peers teach on divergent images, as terms of the objective.
+        """Returns the terms of labels and peers on divergent images.
 
         Args:
             batch: The `Batch`, with divergent images.
@@ -476,13 +478,13 @@ class ACN(MutualDistiller):
         accepted = self.accept(batch, logits)
         weight = batch.sample_weight
         if weight is None:
-            share = self.mean_over_replicas(batch, ops.mean(accepted))
+            share = batch.mean_over_replicas(ops.mean(accepted))
             weight = accepted
         else:
-            # Samples of weight 0 are no part of the batch.
+            # Samples of weight 0 do not count.
             present = ops.cast(weight > 0, "float32")
             parts = ops.mean(accepted * present), ops.mean(present)
-            parts = [self.mean_over_replicas(batch, part) for part in parts]
+            parts = [batch.mean_over_replicas(part) for part in parts]
             share = tf.math.divide_no_nan(*parts)
             weight = accepted * ops.cast(weight, "float32")
         self.track("accepted_share", share, batch)
@@ -524,10 +526,10 @@ class ACN(MutualDistiller):
         self.track(name, _mean(batch, divergence(logits, self.divergence_temperature)), batch)
 
     def test_step(self, data):
-        """Evaluates all classifiers, and how far real and divergent images divide them."""
+        """Evaluates all classifiers, and their divergence on real and divergent images."""
         batch = self.unpack(data)
         logits = self.observe_students(batch, training=False)
-        # Of a fixed seed, so that evaluating draws nothing that training would miss.
+        # A fixed seed, so that evaluation does not advance the generator of training.
         noise = self.draw_noise(batch.size, seed=0)
         divergent = runtime.run_padded(
             lambda tensors: self.from_range(self.generate(self.to_range(tensors[0]), tensors[1])),
@@ -540,12 +542,12 @@ class ACN(MutualDistiller):
         self.track_accuracies(batch, logits)
         return self.evaluated(batch, logits[0])
 
-    # What people look at.
+    # Pictures and warnings.
 
     def examples(self, inputs, seed=0):
-        """Makes divergent images of some inputs, and what the classifiers see in both.
+        """Returns divergent images of some inputs, and the predictions for both.
 
-        Nothing changes by it.
+        It changes no variable.
 
         Args:
             inputs: Tensor or array `(batch, height, width, channels)`, as the students take it.
@@ -560,9 +562,9 @@ class ACN(MutualDistiller):
         noise = keras.random.normal((len(inputs), self.noise_size), seed=seed)
         divergent = self.generate(images, noise)
         found = {}
-        for name, pictures in (("real", images), ("divergent", divergent)):
-            logits = [one(self.from_range(pictures), training=False) for one in self.students]
-            found[name] = np.array(pictures) / 2 + 0.5
+        for name, shown in (("real", images), ("divergent", divergent)):
+            logits = [one(self.from_range(shown), training=False) for one in self.students]
+            found[name] = np.array(shown) / 2 + 0.5
             found[f"{name}_predictions"] = np.array(ops.softmax(ops.cast(logits, "float32")))
         return found
 
@@ -576,11 +578,11 @@ class ACN(MutualDistiller):
             rows.append((name, found[name], captions))
         titles = [class_names[int(label)] for label in labels]
         return {
-            "divergent.png": lambda path: plots.image_grid(path, rows, titles),
-            "divergence.png": lambda path: self._draw_divergence(path, history),
+            "divergent.png": pictures.ImageGrid(rows, titles),
+            "divergence.png": self._divergence_panels(history),
         }
 
-    def _draw_divergence(self, path, history):
+    def _divergence_panels(self, history):
         contents = {
             "divergence in training mode": {
                 "generated images": "generated_divergence",
@@ -591,12 +593,11 @@ class ACN(MutualDistiller):
                 "right of generated images": "discriminator_fake_accuracy",
                 "share of images accepted": "accepted_share",
             },
-        }
-        if all("val_real_divergence" in epoch for epoch in history):
-            contents["divergence of validation images"] = {
+            "divergence of validation images": {
                 "generated images": "val_generated_divergence",
                 "real images": "val_real_divergence",
-            }
+            },
+        }
         measured = [
             {
                 log: value
@@ -605,17 +606,11 @@ class ACN(MutualDistiller):
             }
             for epoch, logs in enumerate(history)
         ]
-        # Of what has begun.
-        contents = {
-            title: {label: log for label, log in names.items() if any(log in e for e in measured)}
-            for title, names in contents.items()
-        }
-        contents = {title: names for title, names in contents.items() if names}
         free = [title for title in contents if title.startswith("divergence")]
-        plots.panels(path, measured, contents, free)
+        return pictures.Panels(measured, contents, free)
 
     def warnings(self, inputs):
-        """Returns a line where inputs are not what `image_mean` and `image_std` say."""
+        """Returns a warning where inputs do not fit `image_mean` and `image_std`."""
         images = np.array(inputs, "float32") * self._scale + self._offset
         outside = float(np.mean(np.abs(images) > 1.01))
         if outside < 0.02:
@@ -651,40 +646,43 @@ def _range_of(mean, std):
     return 2 * std, 2 * mean - 1
 
 
+_CHECKS = {
+    check_nonnegative: (
+        "divergence_weight",
+        "label_weight",
+        "distance_weight",
+        "distance_limit",
+        "acceptance_threshold",
+    ),
+    check_positive: ("divergence_temperature", "generator_clip_norm"),
+    check_share: ("divergence_cap", "residual_weight"),
+    check_positive_integer: (
+        "noise_size",
+        "generator_width",
+        "generator_blocks",
+        "discriminator_width",
+    ),
+    check_boolean: ("filter_divergent",),
+}
+
+
 def _check_options(options):
     """Checks the constructor's arguments that are numbers or names, given as a dictionary."""
-    for name, known in (
-        ("residual", RESIDUALS),
-        ("divergent_mean", MEANS),
-        ("generated_statistics", STATISTICS),
-    ):
-        if options[name] not in known:
-            raise unknown(name, options[name], known)
-    for name in ("divergence_weight", "label_weight", "distance_weight", "distance_limit"):
-        check_nonnegative(name, options[name])
-    check_nonnegative("acceptance_threshold", options["acceptance_threshold"])
-    if not isinstance(options["filter_divergent"], bool):
-        raise UsageError(
-            f"filter_divergent must be True or False; received {options['filter_divergent']!r}."
-        )
-    check_positive("divergence_temperature", options["divergence_temperature"])
-    for name in ("noise_size", "generator_width", "generator_blocks", "discriminator_width"):
-        check_positive_integer(name, options[name])
-    check_share("divergence_cap", options["divergence_cap"])
-    if options["divergence_cap"] == 0:
-        raise UsageError("divergence_cap must be above 0, and at most 1 for no cap; received 0.")
-    if options["residual_weight"] is not None:
-        check_share("residual_weight", options["residual_weight"])
-    if options["generator_clip_norm"] is not None:
-        check_positive("generator_clip_norm", options["generator_clip_norm"])
-    for name, allowed, wanted in (
-        ("warm_up", lambda x: x >= 0, "a whole number of epochs, at least 0"),
+    check_one_of("residual", options["residual"], RESIDUALS)
+    check_one_of("divergent_mean", options["divergent_mean"], MEANS)
+    check_one_of("generated_statistics", options["generated_statistics"], STATISTICS)
+    for check, names in _CHECKS.items():
+        for name in names:
+            if options[name] is not None or name not in ("residual_weight", "generator_clip_norm"):
+                check(name, options[name])
+    for name, wanted, accepts, kinds in (
+        ("divergence_cap", "above 0, and at most 1 for no cap", lambda x: x > 0, (int, float)),
+        ("warm_up", "a whole number of epochs, at least 0", lambda x: x >= 0, int),
         (
             "adversarial_every",
-            lambda x: x == 0 or x >= 2,
             "0, for both parts in every step, or a whole number of epochs of at least 2",
+            lambda x: x == 0 or x >= 2,
+            int,
         ),
     ):
-        value = options[name]
-        if type(value) is not int or not allowed(value):
-            raise UsageError(f"{name} must be {wanted}; received {value!r}.")
+        check_number(name, options[name], wanted, accepts, kinds)

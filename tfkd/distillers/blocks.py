@@ -1,4 +1,4 @@
-"""Cuts student and teacher into blocks that can stand for each other."""
+"""Cuts student and teacher into blocks that can replace each other."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfkd import runtime, taps
-from tfkd.errors import UsageError, unknown
+from tfkd.errors import UsageError, check_one_of
 from tfkd.layers import Adapter
 from tfkd.training.statistics import statistics
 
@@ -16,7 +16,7 @@ GRANULARITIES = ("stage", "unit")
 
 @dataclasses.dataclass
 class Block:
-    """A part of the student and the part of the teacher that can stand for it.
+    """A part of the student and the part of the teacher that can replace it.
 
     Attributes:
         name: The student's tap at which it ends.
@@ -62,17 +62,17 @@ class Block:
         return ops.cast(features, self.student.outputs[0].dtype), tf.zeros(())
 
     def student_statistics(self):
-        """Returns the variables that the student's part changes as it runs."""
+        """Returns the variables that the student's part updates as it runs."""
         return statistics([self.student])
 
     def teacher_statistics(self):
-        """Returns the variables that the adapters change as they run."""
+        """Returns the variables that the adapters update as they run."""
         return statistics(self.transitions)
 
 
 @dataclasses.dataclass
 class Parts:
-    """The student in parts, some of which can be the teacher's.
+    """The parts of the student, with the blocks that can be the teacher's.
 
     Attributes:
         stem: The student's part before the first block, a `keras.Model`.
@@ -110,8 +110,7 @@ def cut_points(student, teacher, granularity="stage", blocks=None):
                 "subclassed, so that its connections are Python code; a functional model whose "
                 "layers are its parts can be cut."
             )
-    if granularity not in GRANULARITIES:
-        raise unknown("granularity", granularity, GRANULARITIES)
+    check_one_of("granularity", granularity, GRANULARITIES)
     if blocks is not None:
         return _given(student, teacher, blocks)
     ends = [taps.boundaries(model) for model in (student, teacher)]

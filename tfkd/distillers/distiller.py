@@ -1,13 +1,12 @@
-"""Distiller: what all methods share of a training step beside the algorithm."""
+"""Distiller: the base class of all methods, with everything of a step but the algorithm."""
 
-import keras
 import tensorflow as tf
 from keras import ops
 
 from tfkd import runtime, schedules, taps
 from tfkd.distillers import checks
 from tfkd.distillers.trainer import Trainer, Untracked
-from tfkd.errors import UsageError
+from tfkd.errors import check_one_of
 from tfkd.inspection import check
 from tfkd.losses.label_losses import BINARY, kind_of
 from tfkd.training.divergence import TOTAL
@@ -65,18 +64,18 @@ class Distiller(Trainer):
     takes_students = False
     #: Whether its constructor takes the `image_mean` and `image_std` of the data.
     needs_image_range = False
-    #: Whether the teacher must have the student's classes; the losses may ask for it where not.
+    #: Whether the teacher must have the student's classes.
     same_classes = True
     #: Whether every image must be of one class, so that other losses on the labels are refused.
     needs_classes = False
-    #: Which of its training steps the method takes in this epoch; None where it has but one.
+    #: The kind of training step in this epoch; None for methods with one kind.
     phase = None
-    #: What a variable gets on which the objective does not depend; see `update`.
+    #: The gradient of variables on which the objective does not depend; see `update`.
     unconnected = "none"
 
     def __new__(cls, *args, **kwargs):
-        """Refuses arguments that the constructor does not have, before Python does."""
-        checks.check_constructor_arguments(cls, kwargs)
+        """Raises a clear error for unknown arguments."""
+        checks.arguments.check_constructor_arguments(cls, kwargs)
         return super().__new__(cls, *args, **kwargs)
 
     def __init__(
@@ -88,12 +87,9 @@ class Distiller(Trainer):
         name=None,
     ):
         runtime.check_strategy(tf.distribute.get_strategy())
-        checks.check_models(student, teacher, teacher_preprocessing, self.same_classes)
+        checks.models.check_models(student, teacher, teacher_preprocessing, self.same_classes)
         super().__init__(student, name=name)
-        if relational_scope not in ("global", "replica"):
-            raise UsageError(
-                f"relational_scope must be 'global' or 'replica'; received {relational_scope!r}."
-            )
+        check_one_of("relational_scope", relational_scope, ("global", "replica"))
         self.relational_scope = relational_scope
         self._frozen = Untracked(teacher=teacher, preprocessing=teacher_preprocessing)
         self._observers = Untracked(student=None, teacher=None)
@@ -107,29 +103,29 @@ class Distiller(Trainer):
 
     @property
     def teacher_preprocessing(self):
-        """What makes the teacher's inputs of the student's; None where both take the same."""
+        """The layer or function from the student's inputs to the teacher's, or None."""
         return self._frozen.preprocessing
 
     def teacher_inputs(self, inputs):
-        """Returns what the teacher sees where the student sees `inputs`."""
-        return checks.preprocessed(self.teacher_preprocessing, inputs)
+        """Returns the teacher's inputs for some of the student's."""
+        return checks.models.preprocessed(self.teacher_preprocessing, inputs)
 
     def __dir__(self):
-        # Keras saves whatever it finds here that has weights; the teacher stays out of files.
+        # Keras saves all attributes with weights that it finds here; the teacher is not saved.
         hidden = ("teacher", "teacher_preprocessing")
         return [name for name in super().__dir__() if name not in hidden]
 
-    # What a method asks for, and what it tells.
+    # The interface between a method and the base class.
 
     def watch(self, student=(), teacher=()):
-        """Asks for taps that `observe_student` and `observe_teacher` then return.
+        """Adds taps to the outputs of `observe_student` and `observe_teacher`.
 
         Args:
             student: Iterable of taps of the student.
             teacher: Iterable of taps of the teacher.
 
         Raises:
-            UsageError: If a model has no such tap; the message says which it has.
+            UsageError: If a model has no such tap.
         """
         for role, model, wanted in (
             ("student", self.student, student),
@@ -150,20 +146,9 @@ class Distiller(Trainer):
         Returns:
             `{tap: shape}` of the student and of the teacher; empty for a teacher that is None.
         """
-        inputs = tf.TensorSpec(input_shape, keras.config.floatx())
-
-        def shapes(observe, prepare=lambda x: x):
-            if observe is None:
-                return {}
-            outputs = getattr(observe, "output", None)
-            if outputs is None or any(None in tensor.shape[1:] for tensor in outputs.values()):
-                # A subclassed model, or one for any input size, tells its shapes when it runs.
-                step = tf.function(lambda x: observe(prepare(x), training=False))
-                outputs = step.get_concrete_function(inputs).structured_outputs
-            return {tap: tuple(tensor.shape) for tap, tensor in outputs.items()}
-
-        teacher = shapes(self._observers.teacher, self.teacher_inputs)
-        return shapes(self._observers.student), teacher
+        student, teacher = self._observers.student, self._observers.teacher
+        shapes = {} if teacher is None else taps.shapes(teacher, input_shape, self.teacher_inputs)
+        return taps.shapes(student, input_shape), shapes
 
     def value_of(self, number_or_schedule):
         """Returns a number as it is, and a schedule's value at the current epoch."""
@@ -176,15 +161,15 @@ class Distiller(Trainer):
         return []
 
     def learners(self):
-        """Returns `{name: keras.Model}` of what is trained beside the student to classify.
+        """Returns `{name: keras.Model}` of further classifiers in training; by default none.
 
-        They are evaluated and reported with the student; by default there are none. Their
-        validation accuracy is logged as `val_{name}_accuracy`.
+        They are evaluated and reported with the student. Their validation accuracy is logged as
+        `val_{name}_accuracy`.
         """
         return {}
 
     def pictures(self, history):
-        """Returns `{file name: function that writes a PNG to a path}`; by default none.
+        """Returns `{file name: picture}`, such as a `tfkd.pictures.Panels`; by default none.
 
         Args:
             history: What `fit` returned, or a list of the logs of each epoch, `{name: value}`.
@@ -192,7 +177,7 @@ class Distiller(Trainer):
         return {}
 
     def epoch_pictures(self, history, inputs, labels, class_names):
-        """Returns `{file name: function that writes a PNG to a path}`, drawn after every epoch.
+        """Returns `{file name: picture}` of an epoch, as `pictures`; drawn after every epoch.
 
         Args:
             history: List of the logs of each epoch so far, `{name: value}`.
@@ -204,33 +189,31 @@ class Distiller(Trainer):
         return {}
 
     def warnings(self, inputs):
-        """Returns a list of lines on what looks wrong in some inputs; `check` reports them."""
+        """Returns a list of warnings about some inputs, for `check`."""
         return []
 
     def check(self, x, y=None, sample_weight=None, *, batch_size=32, batches=20):
-        """Looks for what would spoil training, before it: one pass over some data.
+        """Checks models, losses and data before training, in one pass over some data.
 
-        Nothing changes by it: no variable, no metric, no random state.
+        It changes no variable, metric or random state.
 
         Args:
-            x: Data as the student will see it; validation data serves best. As in `fit`, an array
+            x: Data as the student will see it, preferably validation data: as in `fit`, an array
                 of inputs, or a `tf.data.Dataset`, `keras.utils.PyDataset` or other iterable of
-                batches `(inputs, labels)` or `(inputs, labels, sample weights)`. Such a tuple of
-                arrays is taken too.
+                batches `(inputs, labels)` or `(inputs, labels, sample weights)`; or such a tuple
+                of arrays.
             y: Array of labels, where `x` is an array.
             sample_weight: Array of sample weights, where `x` is an array, or None.
-            batch_size: Integer, of arrays; they are looked at in a fixed random order.
-            batches: Integer, how many batches to look at at most.
+            batch_size: Integer, of arrays, which are read in a fixed random order.
+            batches: Integer, the largest number of batches to read.
 
         Returns:
-            A `tfkd.inspection.CheckResult`: accuracies of both models on this data, their outputs
-            and sizes, every loss at the start, and `warnings`, a list of lines on what looks
-            wrong. `print` shows it as a table.
+            A `tfkd.inspection.CheckResult`: accuracies, outputs and sizes of both models, every
+            loss at the start, and `warnings`. `print` shows it as a table.
 
         Raises:
-            UsageError: If the distiller is not compiled, or its student has never run and cannot
-                tell its shapes; if the data has no labels, some outside the classes, or other
-                inputs than one tensor of images.
+            UsageError: If the distiller is not compiled, the shapes of its student are unknown,
+                or the data lacks labels or has some outside the classes.
 
         Example:
         ```python
@@ -260,10 +243,9 @@ class Distiller(Trainer):
         return self.logs(batch, logits)
 
     def compute_losses(self, batch):
-        """Runs the networks and computes all parts of the objective of the students.
+        """Runs the networks and computes all parts of the students' objective.
 
-        It takes no step of an optimizer and changes no log: `train_step` does, and diagnostics
-        call it to look at the parts.
+        It takes no step of an optimizer; `train_step` and diagnostics call it.
 
         Args:
             batch: The `Batch`.
@@ -302,7 +284,7 @@ class Distiller(Trainer):
         return batch.teacher
 
     def observe_student(self, batch, training=True):
-        """Runs the student once, and notes its activity regularization.
+        """Runs the student once, and records its activity regularization.
 
         Returns:
             `{tap: tensor}` of all watched taps and `"logits"`.
@@ -310,10 +292,10 @@ class Distiller(Trainer):
         return self.run_student(batch, self.student, self._observers.student, training)
 
     def run_student(self, batch, student, run, training=True):
-        """Runs one of the students, or what reads its taps, on the inputs of a batch.
+        """Runs one of the students, or an extractor of its taps, on the inputs of a batch.
 
-        Every pass through a student that counts for the objective goes through here, so that its
-        activity regularization counts once.
+        Every pass of a student that is part of the objective must use it, so that its activity
+        regularization counts once.
 
         Args:
             batch: The `Batch`.
@@ -322,7 +304,7 @@ class Distiller(Trainer):
             training: Whether in training mode.
 
         Returns:
-            What `run` returns.
+            The outputs of `run`.
         """
         if training:
             outputs = run(batch.inputs, training=True)
@@ -339,68 +321,32 @@ class Distiller(Trainer):
             logits: Tensor `(batch, classes)`.
 
         Returns:
-            A float32 scalar. It is not yet scaled for several replicas: `objective()` does that,
-            once, for all losses.
+            A float32 scalar, not yet scaled for replicas: `objective()` scales all losses at once.
         """
-        checks.check_label_shape(self.label_loss, batch.labels, logits)
+        checks.labels.check_label_shape(self.label_loss, batch.labels, logits)
         value = self.label_loss(batch.labels, ops.cast(logits, "float32"), batch.sample_weight)
-        # A Keras loss divides by the number of replicas by itself.
+        # A Keras loss divides by the number of replicas.
         return value * runtime.num_replicas()
-
-    def loss_arguments(self, loss, batch, sample_masks=None):
-        """Returns what a distillation loss takes of a batch, beside the taps.
-
-        Args:
-            loss: A `tfkd.losses.DistillationLoss`.
-            batch: The `Batch`.
-            sample_masks: List of masks `(batch,)` of zeros and ones, one per spot: the samples
-                that a method lets the loss see. None for all.
-
-        Returns:
-            A dictionary of keyword arguments: labels, mask, and indices where it needs them.
-
-        Raises:
-            UsageError: If the batch lacks what the loss needs.
-        """
-        mask = batch.sample_weight if self.distillation_sample_weight else None
-        if loss.relational and mask is not None:
-            mask = ops.cast(mask > 0, "float32")
-        if sample_masks is not None:
-            mask = (
-                sample_masks
-                if mask is None
-                else [ops.cast(own, mask.dtype) * mask for own in sample_masks]
-            )
-        labels = _class_numbers(batch.labels, loss) if loss.needs_labels else None
-        arguments = {"labels": labels, "sample_mask": mask}
-        if loss.needs_indices:
-            if batch.indices is None:
-                raise UsageError(
-                    f"Loss {loss.name!r} needs to know which training example a sample is: labels "
-                    'as {"label": labels, "index": positions}, or '
-                    "tfkd.data.load(..., indices=True)."
-                )
-            arguments["indices"] = batch.indices
-        return arguments
 
     def distillation_loss(self, loss, batch, student_taps, teacher_taps, sample_masks=None):
         """Returns the unweighted value of a distillation loss for this replica's samples.
 
-        Samples of weight 0 do not take part; other sample weights scale the losses that are a
-        mean over samples (but see `distillation_sample_weight` of `compile`). Relational losses
-        see the batch of all replicas.
+        Samples of weight 0 are left out; other sample weights scale the losses that are a mean
+        over samples (but see `distillation_sample_weight` of `compile`). Relational losses use
+        the batch of all replicas.
 
         Args:
             loss: A `tfkd.losses.DistillationLoss`.
             batch: The `Batch`.
             student_taps: List of the student's tensors, one per spot.
             teacher_taps: List of the teacher's tensors, one per spot.
-            sample_masks: As in `loss_arguments`.
+            sample_masks: List of masks `(batch,)` of zeros and ones, one per spot: the samples
+                that a method lets the loss see. None for all.
 
         Returns:
             A float32 scalar, to be scaled by `objective()`.
         """
-        arguments = self.loss_arguments(loss, batch, sample_masks)
+        arguments = batch.loss_arguments(loss, self.distillation_sample_weight, sample_masks)
         gather = loss.relational and self.relational_scope == "global"
         if gather:
             student_taps, teacher_taps, arguments = runtime.gather_batch(
@@ -408,13 +354,12 @@ class Distiller(Trainer):
             )
         value = loss(student_taps, teacher_taps, training=True, **arguments)
         if gather and runtime.num_replicas() > 1:
-            # Every replica has computed the same value: each counts for an equal part of it,
-            # whatever its share of the batch.
+            # All replicas computed the same value: each contributes an equal part of it.
             value = batch.sum_as_mean(value / runtime.num_replicas())
         return value
 
     def objective(self, batch, terms):
-        """Adds up weighted losses and regularizers, scales them for the replicas and logs them.
+        """Sums weighted losses and regularizers, scales the sum for replicas and logs the parts.
 
         Args:
             batch: The `Batch`.
@@ -423,7 +368,7 @@ class Distiller(Trainer):
                 `student_loss` as `distillation_loss`.
 
         Returns:
-            The scalar whose gradients, added up over the replicas, are those of the loss on the
+            A scalar whose gradients, summed over the replicas, are those of the loss on the
             global batch.
         """
         weighted = {name: weight * value for name, (weight, value) in terms.items()}
@@ -439,9 +384,9 @@ class Distiller(Trainer):
         return batch.scaled(total)
 
     def auxiliary_objective(self, batch, terms):
-        """Adds up, scales and logs the losses of a method's own network, such as a discriminator.
+        """Sums, scales and logs the losses of a method's own network, such as a discriminator.
 
-        Neither the student's regularizers nor its log `loss` have a part in it.
+        They are no part of the log `loss`, and the student's regularizers are no part of them.
 
         Args:
             batch: The `Batch`.
@@ -460,21 +405,14 @@ class Distiller(Trainer):
             self.track(name, value, batch)
 
     def regularization(self, batch):
-        """Returns what the regularizers add to the loss, as a mean over this replica's samples.
+        """Returns the losses of all regularizers, a mean over this replica's samples.
 
-        Keras makes activity regularizers such means. They are those of every pass of a student
-        that the batch notes, and of the method's own layers.
+        Activity regularization is that of every recorded pass of a student, and of the method's
+        own layers.
         """
         activity = sum([*batch.activity, runtime.take_activity_losses(self)])
         weights = sum(ops.cast(loss, "float32") for loss in self.losses)
         return weights + activity
-
-    def mean_over_replicas(self, batch, value):
-        """Returns the mean over the global batch of a mean over this replica's samples.
-
-        It serves to compare; no gradient flows back.
-        """
-        return runtime.sum_over_replicas(batch.scaled(value))
 
     def track_accuracy(self, name, logits, batch):
         """Logs the accuracy of some logits.
@@ -493,7 +431,7 @@ class Distiller(Trainer):
         self.track(name, ops.mean(ops.cast(hits, "float32")), batch)
 
     def class_numbers(self, batch, classes):
-        """Returns the number of each sample's class, of labels that may be one-hot.
+        """Returns the class number of each sample; labels may be one-hot.
 
         Args:
             batch: The `Batch`.
@@ -503,19 +441,7 @@ class Distiller(Trainer):
             An int32 tensor `(batch,)`.
         """
         labels = batch.labels
-        checks.check_present(labels)
+        checks.labels.check_present(labels)
         if tuple(labels.shape[1:]) == (classes,) != (1,):
             labels = ops.argmax(labels, axis=-1)
         return ops.cast(ops.reshape(labels, [-1]), "int32")
-
-
-def _class_numbers(labels, loss):
-    """Returns labels as integers `(batch,)`, of which Keras also allows `(batch, 1)`."""
-    if len(labels.shape) == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if len(labels.shape) != 1:
-        raise UsageError(
-            f"Loss {loss.name!r} needs the number of each sample's class, (batch,); received "
-            f"labels of shape {tuple(labels.shape)}: train without one-hot, mixup and cutmix."
-        )
-    return labels

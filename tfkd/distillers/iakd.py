@@ -6,10 +6,16 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfkd import losses, optimizers, plots, runtime, schedules
+from tfkd import losses, optimizers, pictures, runtime, schedules
 from tfkd.distillers.blocks import cut, cut_points
 from tfkd.distillers.distiller import Distiller
-from tfkd.errors import UsageError, check_positive_integer, check_share, unknown
+from tfkd.errors import (
+    UsageError,
+    check_number,
+    check_one_of,
+    check_positive_integer,
+    check_share,
+)
 from tfkd.training.reestimation import Reestimation
 from tfkd.training.statistics import restore_on_exit
 
@@ -40,23 +46,23 @@ class IAKD(Distiller):
         blocks: `[(student tap, teacher tap), ...]`: where to cut, in place of `granularity`. The
             first pair ends the stems, and the last begins the student's classifier.
         schedule: How the probability `p` to keep the student's block changes over the epochs:
-            `"uniform"`, always `start`; `"linear"`, from `start` to 1; `"review"`, the same anew
+            `"uniform"`, always `start`; `"linear"`, from `start` to 1; `"review"`, the same again
             after every drop of the learning rate; a `tfkd.schedules.Schedule`; or a list with one
             of these for each block.
         start: Number in [0, 1], the probability at the start.
         growth: Number in (0, 1], the part of the run after which `"linear"` reaches 1.
-        milestones: Increasing fractions of the run at which `"review"` begins anew; None for
+        milestones: Increasing fractions of the run at which `"review"` restarts; None for
             those at which the optimizer's learning rate drops. They are rounded to epochs.
         sampling: `"batch"`, one draw per block and step, which runs only what was drawn; or
             `"sample"`, one per block and example, which runs both and costs accordingly.
         kd_weight: Number or schedule, the weight of the KL divergence between the predictions of
             the mixed network and of the teacher, which then runs in full too. 0 leaves it out.
         temperature: Positive number or schedule, for that divergence.
-        reestimation: Whether to measure the student's batch-norm statistics anew after every
+        reestimation: Whether to recompute the student's batch-norm statistics after every
             epoch, before validation: `"auto"`, where blocks are still swapped in the last epoch,
             as under all three schedules but `"linear"` with a small `growth`; `"always"`;
             `"never"`.
-        reestimation_batches: Integer, on how many batches of training data at most.
+        reestimation_batches: Integer, the largest number of training batches for it.
         teacher_preprocessing: What makes the teacher's inputs of the student's; see `Distiller`.
             Only its run in full, for `kd_weight`, sees inputs.
         name: String, optional.
@@ -75,7 +81,7 @@ class IAKD(Distiller):
 
     Logs: `loss`, `keep_probability`, `swapped_share` (of all blocks) and `swapped_{tap}` for every
     block; `student_loss` and `kd_loss` where the latter takes part; `reestimation_seconds` where
-    statistics are measured anew. `accuracy` is that of the mixed network, `val_accuracy` that
+    statistics are recomputed. `accuracy` is that of the mixed network, `val_accuracy` that
     of the student.
 
     Deviations: the abstract of the paper says that blocks are randomly replaced; no code was
@@ -83,8 +89,8 @@ class IAKD(Distiller):
     the frozen teacher with gradients through it, the loss without a distillation term and the
     names of the three schedules; what they mean, all default values, the granularity, the
     transitions (1×1 convolution without bias and batch normalization around the teacher's block,
-    where shapes differ), one draw per batch, `kd_weight` and the new measurement of batch-norm
-    statistics are our choices.
+    where shapes differ), one draw per batch, `kd_weight` and the recomputed batch-norm statistics
+    are our choices.
 
     References:
         - [Interactive Knowledge Distillation](https://arxiv.org/abs/2007.01476).
@@ -92,7 +98,7 @@ class IAKD(Distiller):
     """
 
     id = "iakd"
-    # A block that is swapped out goes on with its momentum and weight decay.
+    # Momentum and weight decay of a swapped block go on.
     unconnected = "zero"
 
     def __init__(
@@ -117,14 +123,10 @@ class IAKD(Distiller):
             raise UsageError("IAKD needs a teacher, whose blocks stand in for the student's.")
         super().__init__(student, teacher, teacher_preprocessing=teacher_preprocessing, name=name)
         check_share("start", start)
-        check_share("growth", growth)
-        if growth == 0:
-            raise UsageError("growth must be above 0, and at most 1; received 0.")
+        check_number("growth", growth, "above 0, and at most 1", lambda x: 0 < x <= 1)
         check_positive_integer("reestimation_batches", reestimation_batches)
-        if sampling not in SAMPLINGS:
-            raise unknown("sampling", sampling, SAMPLINGS)
-        if reestimation not in REESTIMATIONS:
-            raise unknown("reestimation", reestimation, REESTIMATIONS)
+        check_one_of("sampling", sampling, SAMPLINGS)
+        check_one_of("reestimation", reestimation, REESTIMATIONS)
         self.start, self.growth = start, growth
         self.milestones = None if milestones is None else _checked_milestones(milestones)
         self.sampling = sampling
@@ -190,7 +192,7 @@ class IAKD(Distiller):
         """Returns the student's features after a block, or the teacher's in their place.
 
         Args:
-            batch: The `Batch`, which notes the activity regularization of what runs.
+            batch: The `Batch`, which records the activity regularization.
             block: A `Block`.
             keep: Boolean, Python's or a scalar tensor, whether the student's runs; or a tensor
                 `(batch,)`.
@@ -210,8 +212,8 @@ class IAKD(Distiller):
                 keep, lambda: block.run(True, features), lambda: block.run(False, features)
             )
         else:
-            # Replicas may not meet inside of a condition, as batch normalization makes them: both
-            # run, and what the swapped one changed is restored.
+            # Replicas cannot communicate inside of a condition, as batch normalization does: both
+            # run, and the statistics of the swapped one are restored.
             with restore_on_exit(block.student_statistics(), keep):
                 ours, of_ours = block.run(True, features)
             with restore_on_exit(block.teacher_statistics(), tf.logical_not(keep)):
@@ -234,7 +236,7 @@ class IAKD(Distiller):
         return [(self.kd, [("logits", "logits")])] if self.kd.weight != 0 else []
 
     def pictures(self, history):
-        """Returns `{file name: function that writes a PNG to a path}`."""
+        """Returns `{"swaps.png": ...}`: how often the blocks were swapped."""
         shares = {
             f"block that ends at {block.name}": f"swapped_{block.name}"
             for block in self.parts.blocks
@@ -243,7 +245,7 @@ class IAKD(Distiller):
             "probability to keep the student's block": {"mean over blocks": "keep_probability"},
             "share of blocks swapped": {**shares, "all": "swapped_share"},
         }
-        return {"swaps.png": lambda path: plots.panels(path, history, contents)}
+        return {"swaps.png": pictures.Panels(history, contents)}
 
     # The probability of keeping a block.
 
@@ -293,13 +295,12 @@ class IAKD(Distiller):
         """Sets the probabilities of an epoch.
 
         Raises:
-            UsageError: If one is not between 0 and 1, or depends on a number of epochs that
-                nobody has told.
+            UsageError: If one is not between 0 and 1, or depends on an unknown number of epochs.
         """
         super().start_epoch(epoch)
         if epoch > 0 and None in self._by_epoch:
             raise UsageError(
-                "schedule='linear' and 'review' depend on how long training is, which fit tells: "
+                "schedule='linear' and 'review' depend on the length of training, known in fit: "
                 "call start_training(epochs, steps) before, or pass a tfkd.schedules.Schedule."
             )
         values = [
@@ -311,17 +312,17 @@ class IAKD(Distiller):
         self.keep_probability.assign(values)
 
     def own_callbacks(self, x, batch_size=None, epochs=1):
-        """Returns what recomputes batch-norm statistics, where it is asked for.
+        """Returns the callback that recomputes batch-norm statistics, where it is enabled.
 
         Raises:
-            UsageError: If it is, and the data is neither a `tf.data.Dataset` nor arrays.
+            UsageError: If it is enabled and the data is neither a `tf.data.Dataset` nor arrays.
         """
         if not self._reestimates(epochs):
             return []
         return [Reestimation(x, batch_size, self.reestimation_batches)]
 
     def _reestimates(self, epochs):
-        """Whether statistics are measured anew: by default, where blocks are swapped to the end."""
+        """Whether statistics are recomputed; by default where blocks are swapped to the end."""
         if self.reestimation != "auto":
             return self.reestimation == "always"
         # "review" is below 1 in the last epoch wherever its milestones are, if it starts below.

@@ -12,41 +12,34 @@ class KnowledgeDistiller(LossesDistiller):
 
     Args:
         student: A `keras.Model` that outputs logits `(batch, classes)`.
-        teacher: A trained `keras.Model` that outputs logits `(batch, classes)`; None trains the
-            student on its labels alone. Its classes may be others where no loss compares logits.
-        losses: List of `tfkd.losses.DistillationLoss` objects or ids such as `"kd"`. Each is
-            multiplied by its own `weight`. Defaults to `["kd"]` where there is a teacher.
+        teacher: A trained `keras.Model` that outputs logits; None to train on labels alone. Its
+            classes may differ where no loss compares logits.
+        losses: List of `tfkd.losses.DistillationLoss` objects, each with its `weight`, or ids
+            such as `"kd"`. Defaults to `["kd"]` where there is a teacher.
         student_loss_weight: Number, the weight of the loss on the labels. Defaults to 0.1 where
             `kd` is the only loss and to 1 otherwise, as in the CRD benchmark.
         relational_scope: `"global"` or `"replica"`; see `Distiller`.
-        teacher_preprocessing: What makes the teacher's inputs of the student's; see `Distiller`.
+        teacher_preprocessing: From the student's inputs to the teacher's; see `Distiller`.
         name: String, optional.
 
     Raises:
-        UsageError: If the models do not fit each other (see `Distiller`), or a loss finds no
-            spot in one of them.
+        UsageError: If the models do not fit each other, or a loss finds no spot in one of them.
 
     Example:
     ```python
-    distiller = tfkd.KnowledgeDistiller(
-        student, teacher, losses=[tfkd.losses.KnowledgeDistillation(temperature=4.0)]
-    )
-    distiller.compile(
-        optimizer="sgd",
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
+    kd = tfkd.losses.KnowledgeDistillation(temperature=4.0)
+    distiller = tfkd.KnowledgeDistiller(student, teacher, losses=[kd])
+    distiller.compile(tfkd.optimizers.SGD(0.05, momentum=0.9), metrics=["accuracy"])
     distiller.fit(train, validation_data=validation, epochs=30)
     distiller.student.save("student.keras")
     ```
 
-    Logs: `loss`, `student_loss`, `distillation_loss` (the weighted sum) and each loss under its
-    own name with `_loss` appended, unweighted: `kd_loss`.
+    Logs: `loss`, `student_loss`, `distillation_loss` (the weighted sum) and each loss by name,
+    unweighted: `kd_loss`.
 
     References:
         - [Distilling the Knowledge in a Neural Network](https://arxiv.org/abs/1503.02531)
-        - Protocol and default weights: the
-          [CRD benchmark](https://arxiv.org/abs/1910.10699).
+        - Default weights: the [CRD benchmark](https://arxiv.org/abs/1910.10699).
     """
 
     same_classes = False
@@ -71,7 +64,7 @@ class KnowledgeDistiller(LossesDistiller):
         self.student_loss_weight = student_loss_weight
 
     def compute_losses(self, batch):
-        """Runs both models once; the losses are those on the labels and of the list."""
+        """Runs both models once and returns the loss on the labels and those of the list."""
         teacher = self.observe_teacher(batch)
         student = self.observe_student(batch)
         logits = student[taps.LOGITS]

@@ -1,4 +1,4 @@
-"""LossesDistiller: what the methods share that distil by a list of losses."""
+"""LossesDistiller: the base class of methods with a list of losses."""
 
 import warnings
 
@@ -14,7 +14,7 @@ def _takes_part(loss):
 
 
 class LossesDistiller(Distiller):
-    """Makes losses, finds their spots in both models, prepares them and computes their values.
+    """Base class that creates losses, finds their spots, prepares them and computes them.
 
     Args:
         student: A `keras.Model` that outputs logits `(batch, classes)`.
@@ -60,9 +60,9 @@ class LossesDistiller(Distiller):
     def _pair(self, loss):
         """Returns `[(student tap, teacher tap), ...]`: where a loss distils.
 
-        Different numbers of stages are an error rather than matched in silence: which stages
-        belong together decides what is learned, and neither equal sizes nor equal depth is right
-        for all models. `taps.suggest_pairs` matches them, where a user can read what it chose.
+        Different numbers of stages are an error and not matched in silence: neither equal sizes
+        nor equal depth is right for all models. `taps.suggest_pairs` matches them in sight of the
+        user.
         """
         if not isinstance(loss.spots, str):
             return loss.spots
@@ -89,9 +89,9 @@ class LossesDistiller(Distiller):
         return list(zip(self.distillation_losses, self._spots))
 
     def preparations(self):
-        """Returns what is to be trained before the student, as a list of `Preparation`.
+        """Returns the preparations of losses before training, as a list of `Preparation`.
 
-        A loss that has been prepared, here or in the run whose weights were loaded, needs none.
+        A loss that is prepared, here or in the run whose weights were loaded, needs none.
 
         Raises:
             UsageError: If the shapes of the student's features are not known yet.
@@ -120,7 +120,7 @@ class LossesDistiller(Distiller):
         terms = {}
         for loss, pairs in self.distillation_parts():
             if loss.weight == 0:
-                # It acts in its preparation only.
+                # It is used in its preparation only.
                 continue
             value = self.distillation_loss(
                 loss,

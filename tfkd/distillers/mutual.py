@@ -5,11 +5,11 @@ import math
 import keras
 from keras import ops
 
-from tfkd import losses, plots, schedules, taps
+from tfkd import losses, pictures, schedules, taps
 from tfkd.distillers import checks
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.trainer import Untracked
-from tfkd.errors import UsageError, unknown
+from tfkd.errors import UsageError, check_one_of
 
 TARGETS = ("mean", "pairwise")
 
@@ -32,9 +32,9 @@ def mean_prediction(logits, temperature=1.0):
 
 
 class MutualDistiller(Distiller):
-    """Trains several classifiers that teach each other; there is no teacher.
+    """Trains several classifiers that teach each other, without a teacher.
 
-    Every classifier learns from the labels and from what the others predict for the same images:
+    Every classifier learns from the labels and from the others' predictions for the same images:
 
     `L = Σ_i CE(z_i, y) + mutual_weight · temperature² · Σ_i KL(q_i ‖ softmax(z_i / temperature))`
 
@@ -50,7 +50,7 @@ class MutualDistiller(Distiller):
             `(batch, classes)` for the same inputs, of any architectures. Build them with
             different seeds: equal classifiers have nothing to teach.
         temperature: Positive number or schedule.
-        mutual_weight: Number of at least 0 or schedule, the weight of what peers teach.
+        mutual_weight: Number of at least 0 or schedule, the weight of the divergence from peers.
         targets: `"mean"`, each learns from the mean of the others' predictions; or `"pairwise"`,
             from each of them, by the mean of the divergences. Both have the same gradient, since
             that of a KL divergence is linear in its target; `mutual_loss` differs.
@@ -78,7 +78,7 @@ class MutualDistiller(Distiller):
     `accuracy` of the first, `student2_accuracy`, ... of the others, their `mean_accuracy`, and
     `ensemble_accuracy` of their mean prediction. All accuracies are also those of `evaluate`.
 
-    Deviations: the paper updates one classifier after the other, each on predictions made anew;
+    Deviations: the paper updates one classifier after the other, each on new predictions;
     here all are updated at once, from one forward pass each. More than two learn pairwise in the
     paper; the mean of the others is its ensemble variant.
 
@@ -92,10 +92,9 @@ class MutualDistiller(Distiller):
     needs_classes = True
 
     def __init__(self, students, temperature=1.0, mutual_weight=1.0, targets="mean", name=None):
-        students = checks.check_students(students)
+        students = checks.models.check_students(students)
         super().__init__(students[0], name=name)
-        if targets not in TARGETS:
-            raise unknown("targets", targets, TARGETS)
+        check_one_of("targets", targets, TARGETS)
         self.targets = targets
         self.peers = students[1:]
         self.peer_optimizers = None
@@ -114,8 +113,11 @@ class MutualDistiller(Distiller):
         return [f"student{number}" for number in range(2, len(self.peers) + 2)]
 
     def build(self, input_shape):
-        """Checks that all classifiers have the same classes; makes those of subclassed models."""
-        shapes = [checks.logits_shape(student, input_shape) for student in self.students]
+        """Checks that all classifiers have the same classes; builds subclassed ones."""
+        shapes = [
+            taps.shapes(taps.extractor(student), input_shape)[taps.LOGITS]
+            for student in self.students
+        ]
         for student, shape in zip(self.students, shapes):
             if shape != shapes[0]:
                 raise UsageError(
@@ -138,7 +140,7 @@ class MutualDistiller(Distiller):
             **kwargs: As `tfkd.Distiller.compile` takes them.
 
         Raises:
-            UsageError: If there are not as many optimizers as peers, or one of them is there twice.
+            UsageError: If there are not as many optimizers as peers, or one occurs twice.
         """
         given = peer_optimizers
         if given is not None and (
@@ -150,7 +152,7 @@ class MutualDistiller(Distiller):
             )
         super().compile(optimizer, loss, metrics, **kwargs)
         further = [kwargs.get(name) for name in self.extra_optimizers]
-        if checks.has_duplicates([optimizer, *(given or ()), *further]):
+        if checks.arguments.has_duplicates([optimizer, *(given or ()), *further]):
             names = ", ".join(["optimizer", *self.extra_optimizers])
             raise UsageError(
                 f"{names} and peer_optimizers must be different objects: each keeps the state of "
@@ -189,7 +191,7 @@ class MutualDistiller(Distiller):
         return [ops.cast(logits, "float32") for logits in outputs]
 
     def teach_each_other(self, batch, logits):
-        """Returns what labels and peers teach, as terms of the objective.
+        """Returns the terms of labels and peers.
 
         Args:
             batch: The `Batch`.
@@ -204,9 +206,9 @@ class MutualDistiller(Distiller):
         }
 
     def mutual_loss(self, batch, logits, sample_mask=None):
-        """Returns the sum over the classifiers of their divergence from what the others predict.
+        """Returns the sum of the classifiers' divergences from the others' predictions.
 
-        No gradient flows into what teaches, as in every distillation loss.
+        No gradient flows into the targets, as in every distillation loss.
 
         Args:
             batch: The `Batch`.
@@ -272,7 +274,7 @@ class MutualDistiller(Distiller):
                         "others in one Keras model; a functional model can."
                     )
             inputs = keras.Input(self.student.input_shape[1:], name="images")
-            # Under names of their own: the students' may be equal.
+            # With new names: those of the students may be equal.
             named = [
                 keras.Model(student.inputs, student.outputs[0], name=f"student{number}")
                 for number, student in enumerate(self.students, start=1)
@@ -283,12 +285,11 @@ class MutualDistiller(Distiller):
 
     def pictures(self, history):
         """Returns `{"mutual.png": ...}`: accuracies of all classifiers, and how they diverge."""
-        history = plots.logs_by_epoch(history)
         names = [*self.peer_names, "mean", ENSEMBLE]
         labels = {"student": "accuracy", **{name: f"{name}_accuracy" for name in names}}
-        contents = {"training accuracy": labels}
-        if all("val_accuracy" in epoch for epoch in history):
-            validation = {label: f"val_{log}" for label, log in labels.items()}
-            contents["validation accuracy"] = validation
-        contents["divergence from each other, by temperature²"] = {"sum": "mutual_loss"}
-        return {"mutual.png": lambda path: plots.panels(path, history, contents)}
+        contents = {
+            "training accuracy": labels,
+            "validation accuracy": {label: f"val_{log}" for label, log in labels.items()},
+            "divergence from each other, by temperature²": {"sum": "mutual_loss"},
+        }
+        return {"mutual.png": pictures.Panels(history, contents)}

@@ -1,22 +1,22 @@
-"""The stage before training that some losses need."""
+"""Preparation: the training of a loss, before that of the student."""
 
 from tfkd.distillers.distiller import Distiller
 from tfkd.optimizers import SGD
 
 
 class Preparation(Distiller):
-    """Trains what a loss needs before the student is trained with it.
+    """Trains a loss before the student is trained with it.
 
-    That is the paraphraser of factor transfer, or the student's own features for activation
-    boundaries. Made by `KnowledgeDistiller.preparations()`, already compiled: the optimizer is
-    the one that the loss asks for.
+    For example the paraphraser of factor transfer, or the student's features for activation
+    boundaries. Made by `KnowledgeDistiller.preparations()`, compiled with the optimizer of the
+    loss.
 
     Args:
         distiller: The `KnowledgeDistiller` whose loss it is.
         loss: A `DistillationLoss` with a `preparation`.
         pairs: List of `(student tap, teacher tap)`, where the loss distils.
 
-    Logs: `loss`, what is minimised.
+    Logs: `loss`, the preparation loss.
     """
 
     same_classes = False
@@ -34,12 +34,12 @@ class Preparation(Distiller):
         self.watch([student for student, _ in pairs], [teacher for _, teacher in pairs])
         settings = {**loss.preparation}
         self.epochs = settings.pop("epochs")
-        # The loss on the labels has no part in it, but the losses learn from it what outputs are.
+        # The loss on the labels is no part of it, but the losses depend on its kind.
         labels = getattr(distiller, "label_loss", None)
         self.compile(SGD(**settings), labels, accumulation_steps=distiller.accumulation_steps)
 
     def ensure_built(self):
-        """Notes that all parts are built: the distiller has done so."""
+        """Marks it as built: the distiller has built all parts."""
         if not self.built:
             self.build(None)
 
@@ -52,11 +52,11 @@ class Preparation(Distiller):
         return {"optimizer": (self.optimizer, variables)}
 
     def finish(self):
-        """Notes that the loss is prepared; the note is saved with its weights."""
+        """Marks the loss as prepared; the mark is saved with its weights."""
         self.prepared_loss.prepared.assign(1)
 
     def compute_losses(self, batch):
-        """Computes what the loss minimises before training."""
+        """Computes the preparation loss."""
         loss = self.prepared_loss
         teacher = self.observe_teacher(batch)
         student = self.observe_student(batch, training=loss.prepares_student)

@@ -1,4 +1,4 @@
-"""Routing: both networks as one, whose features change sides at the spots."""
+"""Routing: student and teacher as one network that switches between them at the spots."""
 
 import keras
 from keras import ops
@@ -9,7 +9,7 @@ from tfkd.layers import Adapter
 
 
 class Routing(keras.layers.Layer):
-    """Runs student and teacher side by side and lets features change sides at every spot.
+    """Runs student and teacher side by side; features may switch networks at every spot.
 
     Both networks are cut at the spots `1 … m` into segments, and at each spot an adapter leads
     from the student to the teacher (`A`) and another one back (`B`). With the decision `a_j` of a
@@ -70,10 +70,10 @@ class Routing(keras.layers.Layer):
         """Routes a batch.
 
         Args:
-            images: What the student takes.
-            teacher_features: What the teacher computes of its images, in inference mode, at the
-                first spot; its logits where there is no spot. It is the same for any decisions,
-                and known from distillation.
+            images: The student's inputs.
+            teacher_features: The teacher's features at the first spot, in inference mode; its
+                logits where there is no spot. They do not depend on the decisions and are known
+                from distillation.
             decisions: Tensor `(batch, spots + 1)`, 1 for the teacher's side and 0 for the
                 student's; those of the logits come last.
             training: Whether the adapters run in training mode.

@@ -6,10 +6,10 @@ import tensorflow as tf
 from keras import ops
 
 from tfkd import losses as losses_module
-from tfkd import plots, runtime, taps
+from tfkd import pictures, runtime, taps
 from tfkd.distillers.losses_distiller import LossesDistiller
 from tfkd.distillers.routing import Routing
-from tfkd.errors import UsageError, check_positive, unknown
+from tfkd.errors import UsageError, check_number, check_one_of, check_positive
 from tfkd.layers import SpotPolicy
 
 DECISIONS = ("policy", "reversed", "random", "always")
@@ -18,7 +18,7 @@ LOGITS = (taps.LOGITS, taps.LOGITS)
 
 
 def routing_factor(routing_loss, student_loss, scale):
-    """By what the loss of the routed features is multiplied.
+    """Returns the factor of the loss of the routed features.
 
     Args:
         routing_loss: Scalar, the cross-entropy of the routed features.
@@ -55,7 +55,7 @@ def same_architecture(student, teacher):
 
 
 def _places(model, word, otherwise):
-    """The taps that one word means in a model, or another word where there are none."""
+    """Returns the taps of one kind of spots, or of another where there are none."""
     try:
         return taps.at_spots(model, word)
     except UsageError:
@@ -63,14 +63,14 @@ def _places(model, word, otherwise):
 
 
 def _summary(model):
-    """The tap that says most of a sample: the pooled vector, or else the last map."""
+    """Returns the tap that the policy reads: the pooled vector, or else the last map."""
     return _places(model, "pooled", "last_map")[0]
 
 
 class SAKD(LossesDistiller):
-    """Spot-adaptive distillation: where to distil is decided anew for each sample.
+    """Spot-adaptive distillation: a policy decides for each sample where to distil.
 
-    A policy network looks at both models' pooled features and decides, per sample, at which spots
+    The policy network reads both models' pooled features and decides, per sample, at which spots
     the losses count. To judge a decision, the features are routed through both networks: at each
     spot they go on in the teacher where it distils, in the student where not. The cross-entropy
     of what comes out trains the policy and the adapters between the networks, and nothing else.
@@ -163,12 +163,8 @@ class SAKD(LossesDistiller):
         teacher_preprocessing=None,
         name=None,
     ):
-        if decisions not in DECISIONS:
-            raise unknown("value of decisions", decisions, DECISIONS)
-        if isinstance(routing_scale, bool) or not isinstance(routing_scale, (int, float)):
-            raise UsageError(f"routing_scale must be a number; received {routing_scale!r}.")
-        if not routing_scale >= 1:
-            raise UsageError(f"routing_scale must be at least 1; received {routing_scale!r}.")
+        check_one_of("value of decisions", decisions, DECISIONS)
+        check_number("routing_scale", routing_scale, "at least 1", lambda x: x >= 1)
         check_positive("gumbel_temperature", gumbel_temperature)
         if homogeneous not in ("auto", True, False):
             raise UsageError(
@@ -193,7 +189,7 @@ class SAKD(LossesDistiller):
         else:
             self.extra_optimizers = {}
             self.seed_generator = keras.random.SeedGenerator()
-        # Per class the samples distilled at each spot in this epoch, and in the last column all.
+        # Per class the distilled samples at each spot in this epoch; the last column counts all.
         self.counts = self.add_weight(
             shape=(student.output_shape[-1], len(self.spots) + 1),
             initializer="zeros",
@@ -232,14 +228,14 @@ class SAKD(LossesDistiller):
 
     @property
     def policy_variables(self):
-        """What learns from the routed features: the variables of the policy and the adapters."""
+        """The variables of the policy and the adapters, which learn from the routed features."""
         if self.policy is None:
             return []
         return self.policy.trainable_variables + self.routing.trainable_variables
 
     @property
     def student_variables(self):
-        """What learns from the student's loss: the student and the connectors of the losses."""
+        """The variables of the student and of connectors, which learn from the student's loss."""
         others = {id(variable) for variable in self.policy_variables}
         return [variable for variable in self.trainable_variables if id(variable) not in others]
 
@@ -251,12 +247,12 @@ class SAKD(LossesDistiller):
         return optimizers
 
     def start_epoch(self, epoch):
-        """Starts counting anew who is distilled where."""
+        """Resets the counts of distilled samples."""
         super().start_epoch(epoch)
         self.counts.assign(ops.zeros_like(self.counts))
 
     def decide(self, batch, student, teacher):
-        """Decides for each sample at which spots it is distilled.
+        """Returns the decisions of each sample: the spots at which it is distilled.
 
         Args:
             batch: The `Batch`.
@@ -285,12 +281,12 @@ class SAKD(LossesDistiller):
         """Returns the logits of the features that the decisions route through both networks."""
         _, first = self.spots[0]
         routed = self.routing(batch.inputs, teacher[first], decisions, training=True)
-        # This pass does not train the student, whose regularizers it does not count for.
+        # This pass does not train the student: its regularizers are discarded.
         runtime.take_activity_losses(self.student)
         return routed
 
     def routing_objective(self, batch, routed, decisions, student_loss):
-        """Returns what policy and adapters minimise, `L_R` of the class.
+        """Returns the objective of policy and adapters, `L_R` of the class.
 
         Args:
             batch: The `Batch`.
@@ -300,20 +296,20 @@ class SAKD(LossesDistiller):
         """
         routing_loss = self.student_loss(batch, routed)
         factor = routing_factor(
-            self.mean_over_replicas(batch, routing_loss),
-            self.mean_over_replicas(batch, student_loss),
+            batch.mean_over_replicas(routing_loss),
+            batch.mean_over_replicas(student_loss),
             self.routing_scale,
         )
         taking_part = _taking_part(batch)
         too_few = ops.sum(taking_part * (0.5 - decisions[:, -1]))
-        # The whole batch counts: a replica must not be pushed for others to make up for.
+        # The constraint is on the global batch, not on each replica's part.
         hinge = ops.where(runtime.sum_over_replicas(too_few) > 0, too_few, 0.0)
         self.track_accuracy("routing_accuracy", routed, batch)
         terms = {"routing_loss": (1.0, factor * routing_loss + batch.sum_as_mean(hinge))}
         return self.auxiliary_objective(batch, terms)
 
     def selected(self, decisions):
-        """Returns who is distilled where, `(batch, spots)` of zeros and ones, without gradient."""
+        """Returns the mask of distilled samples, `(batch, spots)`, without gradient."""
         selected = tf.stop_gradient(decisions) > 0.5
         if self.decisions == "reversed":
             selected = ~selected
@@ -365,7 +361,7 @@ class SAKD(LossesDistiller):
         }
 
     def count(self, batch, selected):
-        """Notes who is distilled where, for the logs and for the picture per class."""
+        """Counts the distilled samples, for the logs and for the picture per class."""
         taking_part = _taking_part(batch)[:, None]
         distilled = selected * taking_part
         for number, (spot, _) in enumerate(self.spots):
@@ -388,17 +384,12 @@ class SAKD(LossesDistiller):
         return (counts[:, :-1] / seen).T
 
     def pictures(self, history):
-        """Returns `{file name: function that writes a PNG}`: the shares over training, per class.
-
-        Args:
-            history: What `fit` returned, or a list of the logs of each epoch, `{name: value}`.
-        """
+        """Returns the shares of samples distilled: over training, and per class at its end."""
         names = [spot for spot, _ in self.spots]
         contents = {"share of samples distilled": {name: _share(name) for name in names}}
         return {
-            "spots.png": lambda path: plots.panels(path, history, contents),
-            "spots_per_class.png": lambda path: plots.heat_map(
-                path,
+            "spots.png": pictures.Panels(history, contents),
+            "spots_per_class.png": pictures.HeatMap(
                 self.shares_per_class(),
                 rows=names,
                 row_title="spot",

@@ -1,4 +1,4 @@
-"""Trainer: how Keras is told to train students, with several optimizers and on replicas."""
+"""Trainer: the Keras model behind a distiller; several optimizers, replicas, saving."""
 
 import contextlib
 
@@ -26,10 +26,10 @@ class Untracked:
 
 
 class Trainer(keras.Model):
-    """What every `Distiller` does around its training step: the base class of that class.
+    """Base class of `Distiller`: everything around a training step.
 
-    It builds, compiles, fits, evaluates and saves; takes batches apart, lets optimizers take
-    their steps, and keeps the logs.
+    It builds, compiles, fits, evaluates and saves; unpacks batches, updates variables and keeps
+    the logs.
 
     Args:
         student: The `keras.Model` that is trained.
@@ -41,17 +41,17 @@ class Trainer(keras.Model):
     extra_optimizers = {}
 
     def __init__(self, student, name=None):
-        # The distiller only passes inputs on: casting them is up to each of the models.
+        # The distiller passes inputs on: each model casts them itself.
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)
         self.student = student
         self.accumulation_steps = 1
         self.distillation_sample_weight = True
-        # Not among what Keras tracks: logs are no part of saved weights.
+        # Untracked: logs are no part of saved weights.
         self._means = Untracked(training=EpochMeans(), evaluation=EpochMeans())
         self._evaluating = False
         self._loss_watch = LossWatch()
         self._accumulations = Untracked(by_optimizer={})
-        # As a variable, so that a compiled step sees it change.
+        # A variable, so that a compiled step reads its current value.
         self._epoch = self.add_weight(
             shape=(),
             initializer="zeros",
@@ -71,15 +71,14 @@ class Trainer(keras.Model):
     def build(self, input_shape):
         """Creates the method's own weights; by default it has none.
 
-        Called once: by `compile`, or at the first batch where no student tells the shape of its
-        inputs before.
+        Called once: by `compile`, or at the first batch where all students are subclassed.
 
         Args:
             input_shape: Shape of the students' inputs, the batch included.
         """
 
     def ensure_built(self):
-        """Builds the distiller where a student tells the shape of its inputs."""
+        """Builds the distiller where the input shape of a student is known."""
         known = [student for student in self.students if taps.output(student) is not None]
         if known and not self.built:
             self.build(known[0].input_shape)
@@ -113,22 +112,22 @@ class Trainer(keras.Model):
             accumulation_steps: Integer, over how many batches every optimizer takes the mean of
                 its gradients before it takes one step: so a batch that does not fit into memory
                 is trained on in parts. Learning-rate schedules count the optimizer's steps.
-                What looks at a batch as a whole, such as batch normalization and relational
-                losses, sees the parts.
+                Batch normalization and relational losses, which use a batch as a whole, see the
+                parts.
             distillation_sample_weight: Whether `sample_weight` and `class_weight` of `fit`
-                multiply the distillation losses too. False: they are weights of the loss on the
-                labels alone, and every sample is distilled, those of weight 0 included, such as
-                images without a label.
+                multiply the distillation losses too. False: they multiply the loss on the labels
+                alone, and every sample is distilled, including those of weight 0, such as images
+                without a label.
             **kwargs: Other arguments of `keras.Model.compile`, and the method's own optimizers:
                 each a Keras optimizer, its name, or a dictionary of settings as
                 `tfkd.optimizers.create` takes them.
 
         Raises:
-            UsageError: If the loss expects probabilities, the method or one of its losses has no
-                meaning beside it, settings describe no optimizer, or a distillation loss cannot
+            UsageError: If the loss expects probabilities, the method or one of its losses does
+                not support it, settings describe no optimizer, or a distillation loss cannot
                 compare the models' features.
         """
-        checks.check_compile_arguments(type(self), kwargs)
+        checks.arguments.check_compile_arguments(type(self), kwargs)
         check_positive_integer("accumulation_steps", accumulation_steps)
         self.accumulation_steps = accumulation_steps
         self.distillation_sample_weight = distillation_sample_weight
@@ -139,14 +138,14 @@ class Trainer(keras.Model):
             name: kwargs.pop(name, None) or default
             for name, default in self.extra_optimizers.items()
         }
-        self.label_loss = checks.label_loss(loss)
-        checks.match_labels(self)
+        self.label_loss = checks.labels.label_loss(loss)
+        checks.labels.match_labels(self)
         if jit_compile == "auto":
             jit_compile = runtime.jit_compile() and not run_eagerly
         with self._scope():
             self.ensure_built()
             metrics, weighted_metrics = (
-                checks.metrics_of_logits(some, self.label_loss)
+                checks.labels.metrics_of_logits(some, self.label_loss)
                 for some in (metrics, weighted_metrics)
             )
         super().compile(
@@ -159,7 +158,7 @@ class Trainer(keras.Model):
         )
         for name, argument in extra.items():
             setattr(self, name, self._extra_optimizer(name, argument))
-        if checks.has_duplicates([optimizer, *extra.values()]):
+        if checks.arguments.has_duplicates([optimizer, *extra.values()]):
             raise UsageError(
                 f"optimizer and {', '.join(extra)} must be different objects: each keeps the "
                 "state of its own variables."
@@ -183,9 +182,9 @@ class Trainer(keras.Model):
         }
 
     def build_optimizers(self):
-        """Makes the optimizers' own variables, each for the variables that it updates.
+        """Builds the optimizers, each for the variables that it updates.
 
-        Keras would make them for all trainable variables, of one optimizer only.
+        Keras would build one optimizer, for all trainable variables.
         """
         if not (self.built and self.compiled):
             return
@@ -195,7 +194,7 @@ class Trainer(keras.Model):
             runtime.check_accumulation(
                 name, optimizer, self.accumulation_steps, self.distribute_strategy
             )
-            # One that scales the loss would add its variables a second time.
+            # A LossScaleOptimizer would add its variables a second time.
             if not optimizer.built:
                 optimizer.build(variables)
             if self.accumulation_steps > 1:
@@ -204,16 +203,16 @@ class Trainer(keras.Model):
                 accumulations[id(optimizer)].steps = self.accumulation_steps
 
     def preparations(self):
-        """Returns the stages that must run before training, as distillers; by default none."""
+        """Returns the stages before training, as distillers; by default none."""
         return []
 
     def prepare(self, x=None, y=None, epochs=None, verbose="auto", **kwargs):
-        """Runs the stage before training that some losses need; `fit` does it where it is due.
+        """Runs the preparation that some losses need before training; `fit` calls it.
 
         Args:
             x: As in `fit`.
             y: As in `fit`.
-            epochs: Integer, for how long; None for what each loss asks for.
+            epochs: Integer; None for the number of each loss.
             verbose: As in `fit`.
             **kwargs: Other arguments of `keras.Model.fit` that describe the data, such as
                 `batch_size` or `steps_per_epoch`.
@@ -228,10 +227,10 @@ class Trainer(keras.Model):
             preparation.finish()
 
     def own_callbacks(self, x, batch_size=None, epochs=1):
-        """Returns callbacks of the method itself, for `fit`; by default none.
+        """Returns the method's own callbacks for `fit`; by default none.
 
         Args:
-            x: What `fit` trains on, without the samples of `validation_split`.
+            x: The training data, without the samples of `validation_split`.
             batch_size: Integer, or None for Keras' default.
             epochs: Integer, the last epoch.
         """
@@ -240,15 +239,15 @@ class Trainer(keras.Model):
     # Training and evaluation, as Keras calls them.
 
     def start_training(self, epochs, steps):
-        """Tells what depends on it how long training is; `fit` calls it before the first step.
+        """Receives the length of training; `fit` calls it before the first step.
 
         Args:
-            epochs: Integer, those of earlier calls that this one resumes included.
-            steps: Integer, the steps of an epoch; None where the data does not tell.
+            epochs: Integer, including those of earlier calls that this one resumes.
+            steps: Integer, the steps of an epoch; None where unknown.
         """
 
     def start_epoch(self, epoch):
-        """Tells schedules and losses which epoch begins; `fit` calls it at every beginning.
+        """Sets the epoch of schedules and losses; `fit` calls it as an epoch begins.
 
         Args:
             epoch: Number, counted from 0.
@@ -261,9 +260,9 @@ class Trainer(keras.Model):
     def fit(self, x=None, y=None, *, callbacks=None, **kwargs):
         """Trains the student; the arguments are those of `keras.Model.fit`.
 
-        They are keyword only from `batch_size` on. In the logs `val_loss` is the loss on the
-        labels alone, since validation runs the student alone. `sample_weight` and `class_weight`
-        multiply the distillation losses too, unless `compile` is told otherwise. Under several
+        They are keyword only from `batch_size` on. `val_loss` is the loss on the labels alone,
+        since validation runs the student alone. `sample_weight` and `class_weight` multiply the
+        distillation losses too, unless `compile(distillation_sample_weight=False)`. Under several
         replicas a batch that would leave a replica without a sample is cut to a multiple of the
         number of replicas.
 
@@ -273,13 +272,13 @@ class Trainer(keras.Model):
                 probabilities.
         """
         self._check_ready(y)
-        checks.check_first_batch(self.student, self.teacher, self.teacher_preprocessing, x)
+        checks.models.check_first_batch(self.student, self.teacher, self.teacher_preprocessing, x)
         x, y, kwargs = split_validation(x, y, kwargs)
         of_data = ("batch_size", "sample_weight", "class_weight", "steps_per_epoch", "shuffle")
         described = {name: kwargs[name] for name in of_data if name in kwargs}
         self.prepare(x, y, verbose=kwargs.get("verbose", "auto"), **described)
         if isinstance(x, tf.data.Dataset):
-            # Keras' default, which it warns that it ignores for a data set.
+            # Keras warns that it ignores its own default for a data set.
             kwargs.setdefault("shuffle", False)
         announce = keras.callbacks.LambdaCallback(
             on_train_begin=lambda logs: self.start_training(
@@ -293,7 +292,7 @@ class Trainer(keras.Model):
             *self.own_callbacks(x, kwargs.get("batch_size"), kwargs.get("epochs", 1)),
             *keras.tree.flatten(callbacks or []),
         ]
-        with self._scope(), checks.clear_label_errors(self.student):
+        with self._scope(), checks.labels.clear_label_errors(self.student):
             self.build_optimizers()
             x, y, kwargs = runtime.share_out(x, y, kwargs)
             return super().fit(x, y, callbacks=callbacks, **kwargs)
@@ -301,7 +300,7 @@ class Trainer(keras.Model):
     def train_on_batch(self, *args, **kwargs):
         """Takes one training step, as `keras.Model.train_on_batch`."""
         self._check_ready()
-        with self._scope(), checks.clear_label_errors(self.student):
+        with self._scope(), checks.labels.clear_label_errors(self.student):
             self.build_optimizers()
             return super().train_on_batch(*args, **kwargs)
 
@@ -314,21 +313,21 @@ class Trainer(keras.Model):
         return self._while_evaluating(super().test_on_batch, *args, **kwargs)
 
     def _while_evaluating(self, function, *args, **kwargs):
-        # The values tracked in training have no meaning there: `metrics` leaves them out.
+        # `metrics` then leaves out the values tracked in training.
         self._evaluating = True
         try:
-            with self._scope(), checks.clear_label_errors(self.student):
+            with self._scope(), checks.labels.clear_label_errors(self.student):
                 return function(*args, **kwargs)
         finally:
             self._evaluating = False
 
     def _scope(self):
-        """The scope that the distiller was built in, which `fit` may be called outside of."""
+        """Returns the scope that the distiller was built in; `fit` may be called outside of it."""
         strategy = self._distribute_strategy
         return contextlib.nullcontext() if strategy is None else strategy.scope()
 
     def _check_ready(self, labels=None):
-        """Raises a `UsageError` for what training would stumble over much later."""
+        """Raises a `UsageError` early where training would fail later."""
         if not self.compiled or self.optimizer is None:
             raise UsageError("Compile the distiller with an optimizer before training it.")
         runtime.check_scope(self._distribute_strategy)
@@ -336,7 +335,7 @@ class Trainer(keras.Model):
             raise UsageError(
                 f"Student {self.student.name!r} has nothing to train: set student.trainable = True."
             )
-        checks.check_labels(labels, self.label_loss)
+        checks.labels.check_labels(labels, self.label_loss)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         if iterator is not None and runtime.num_replicas() > 1:
@@ -357,7 +356,7 @@ class Trainer(keras.Model):
         self.student.save(filepath, **kwargs)
 
     def load_weights(self, filepath, **kwargs):
-        """Restores what `save_weights` has saved, of a distiller made in the same way.
+        """Restores the weights that `save_weights` saved of a distiller made in the same way.
 
         `keras.callbacks.ModelCheckpoint(..., save_weights_only=True)` saves by it, too. The
         student that was saved is then `distiller.student`.
@@ -381,17 +380,17 @@ class Trainer(keras.Model):
         """Exports the plain student: see `keras.Model.export`."""
         self.student.export(filepath, **kwargs)
 
-    # The frame of a step: what it gets, how it updates, what it logs.
+    # Parts of a step: batch, update, logs.
 
     def unpack(self, data):
-        """Returns the `Batch` of what `fit` hands to `train_step`.
+        """Returns the `Batch` of the data of `train_step`.
 
         Labels may come as `{"label": ..., "index": ...}`, with the positions of the samples in
         the training set, which some losses need.
         """
         inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if not self.built and hasattr(inputs, "shape"):
-            # A student whose shapes only data tells. Variables are made outside of the step.
+            # The shapes of a subclassed student. Variables are created outside of the step.
             with tf.init_scope():
                 self.build((None, *inputs.shape[1:]))
                 self.build_optimizers()
@@ -405,21 +404,20 @@ class Trainer(keras.Model):
         return Batch(inputs, labels, sample_weight, indices, size, share)
 
     def update(self, tape, objective, optimizer, variables, unconnected="none", clip_norm=None):
-        """Takes one step of one optimizer on its own variables, and on no others.
+        """Takes one step of one optimizer on its own variables.
 
         Args:
             tape: The `tf.GradientTape` that recorded the objective.
             objective: Scalar, from `objective()` or `auxiliary_objective()`.
             optimizer: A Keras optimizer.
             variables: List of the variables that it updates.
-            unconnected: What a variable gets on which the objective does not depend: `"none"`,
-                no update; `"zero"`, that of a gradient of zero, in which momentum and weight
-                decay go on.
-            clip_norm: Number, what the norm of the whole gradient, that of all replicas, is
-                clipped to; None for no clipping.
+            unconnected: The gradient of variables on which the objective does not depend:
+                `"none"`, no update; `"zero"`, zero, so that momentum and weight decay go on.
+            clip_norm: Number to which the norm of the gradient, summed over the replicas, is
+                clipped; None for no clipping.
 
-        Where gradients are accumulated, the step is one on their mean, and only every
-        `accumulation_steps`-th call takes it.
+        Where gradients are accumulated, every `accumulation_steps`-th call takes a step on their
+        mean.
         """
         accumulation = None
         if self.accumulation_steps > 1:
@@ -427,9 +425,9 @@ class Trainer(keras.Model):
         update(tape, objective, optimizer, variables, unconnected, clip_norm, accumulation)
 
     def declare_logs(self, names):
-        """Names values that only some epochs log; in the others they are 0.
+        """Declares values that only some epochs log; in the others they are 0.
 
-        Whatever else a step logs needs no declaration.
+        Other values need no declaration.
 
         Args:
             names: Iterable of strings.
@@ -437,7 +435,7 @@ class Trainer(keras.Model):
         self._means.training.declare(names)
 
     def track(self, name, value, batch):
-        """Logs a value: in the logs of an epoch is its mean over the samples.
+        """Logs a value; the logs of an epoch have its mean over the samples.
 
         Args:
             name: String.
@@ -447,7 +445,7 @@ class Trainer(keras.Model):
         batch.values[name] = value
 
     def logs(self, batch, logits=None):
-        """Adds what the step has logged to the means of the epoch; called once, at its end.
+        """Adds the values of a step to the means of the epoch; called once, at its end.
 
         Args:
             batch: The `Batch`.
@@ -472,6 +470,6 @@ class Trainer(keras.Model):
 
     @property
     def metrics(self):
-        """The metrics of the student, and the means of what the method logs."""
+        """The metrics of the student, and the means of the method's logs."""
         means = self._means.evaluation if self._evaluating else self._means.training
         return [*super().metrics, means]

@@ -1,4 +1,4 @@
-"""What is looked at before and during training, and what it says."""
+"""Checks before training, and diagnostics during it."""
 
 from tfkd.inspection.check_result import CheckResult
 

@@ -1,4 +1,4 @@
-"""One pass over data before training, which finds what would spoil it."""
+"""Checks models, losses and data before training, in one pass over the data."""
 
 import contextlib
 import itertools
@@ -17,12 +17,12 @@ from tfkd.losses.label_losses import BINARY, CATEGORICAL, REGRESSION, kind_of, t
 
 
 def check(distiller, dataset, batches=20):
-    """Looks at models, losses and data as they are before training; see `Distiller.check`.
+    """Checks models, losses and data before training; see `Distiller.check`.
 
     Args:
         distiller: A compiled `Distiller`.
         dataset: Iterable of batches `(inputs, labels[, sample weights])`.
-        batches: Integer, how many batches to look at at most.
+        batches: Integer, the largest number of batches to read.
 
     Returns:
         A `CheckResult`.
@@ -68,7 +68,7 @@ def batches_of(x, y=None, sample_weight=None, batch_size=32):
             f"check takes y beside an array; {type(x).__name__} brings its labels with it. The "
             "number of batches to look at is batches=..."
         )
-    checks.check_labels(y)
+    checks.labels.check_labels(y)
     given = {"inputs": x, "labels": y, "sample weights": sample_weight}
     arrays = {name: _array(name, part) for name, part in given.items() if part is not None}
     sizes = {name: len(array) for name, part in arrays.items() for array in tf.nest.flatten(part)}
@@ -97,7 +97,7 @@ def _array(name, part):
 
 @contextlib.contextmanager
 def unchanged(distiller):
-    """Puts back what a distiller draws or remembers within, so that looking changes nothing.
+    """Restores all variables of a distiller at the end of the context.
 
     Args:
         distiller: A `Distiller`.
@@ -112,7 +112,7 @@ def unchanged(distiller):
 
 
 class _Seen:
-    """Adds up over batches what a report tells."""
+    """Accumulates the values of a report over batches."""
 
     def __init__(self, distiller):
         self.distiller = distiller
@@ -128,7 +128,7 @@ class _Seen:
         self.warnings = []
 
     def add(self, data):
-        """Looks at one batch."""
+        """Adds one batch."""
         if not isinstance(data, (tuple, list)) or not 2 <= len(data) <= 3:
             raise UsageError(
                 "check needs batches (inputs, labels) or (inputs, labels, sample weights), such "
@@ -139,7 +139,7 @@ class _Seen:
         if not isinstance(batch.inputs, tf.Tensor):
             raise UsageError("check takes one tensor of images per batch; received several.")
         self._count_not_finite(batch)
-        with checks.clear_label_errors(self.distiller.student):
+        with checks.labels.clear_label_errors(self.distiller.student):
             outputs, values, moments, spreads = self.look(data)
         labels = self._labels(np.array(batch.labels), outputs["student"].shape[-1])
         self.labels.append(labels)
@@ -176,14 +176,14 @@ class _Seen:
             return labels
         if labels.ndim == 2:
             labels = labels.argmax(-1) if labels.shape[1] > 1 else labels[:, 0]
-        # On a GPU TensorFlow does not complain, and the loss is no number.
+        # On a GPU TensorFlow raises no error, and the loss is NaN.
         for label in (labels.min(), labels.max()):
             if not 0 <= label < outputs:
-                raise checks.label_error(student, label, outputs)
+                raise checks.labels.label_error(student, label, outputs)
         return labels.astype("int64")
 
     def _look(self, data):
-        """Runs both models on one batch, in inference mode, and every loss on what they say."""
+        """Runs both models on one batch, in inference mode, and every loss on their outputs."""
         distiller = self.distiller
         batch = distiller.unpack(data)
         student = distiller.observe_student(batch, training=False)
@@ -196,7 +196,7 @@ class _Seen:
                 [student[tap] for tap, _ in pairs],
                 [teacher[tap] for _, tap in pairs],
                 training=False,
-                **distiller.loss_arguments(loss, batch),
+                **batch.loss_arguments(loss, distiller.distillation_sample_weight),
             )
         inputs, outputs, moments = {"student": batch.inputs}, {"student": student["logits"]}, []
         if teacher:
@@ -252,7 +252,7 @@ class _Seen:
     def _model(self, role, labels):
         model = getattr(self.distiller, role)
         outputs = np.concatenate([outputs[role] for outputs in self.outputs])
-        probabilities = checks.are_probabilities(outputs)
+        probabilities = checks.models.are_probabilities(outputs)
         accuracy, chance = self._accuracy(labels, outputs)
         if self.kind == BINARY and accuracy is not None:
             # Those of a sigmoid do not add up to 1. What a student starts with may look like it.
@@ -268,8 +268,8 @@ class _Seen:
         }
 
     def _accuracy(self, labels, outputs):
-        """Returns the accuracy of outputs and that of guesses, None where they have none."""
-        # A teacher of other classes says nothing of these.
+        """Returns the accuracy of outputs and that of chance, None where undefined."""
+        # A teacher of other classes has no accuracy on these.
         if self.kind == REGRESSION or outputs.shape[-1] != self._classes():
             return None, None
         if self.kind == BINARY:
@@ -343,7 +343,7 @@ def _trained(distiller):
 
 
 def _own_steps(distiller):
-    """Returns `{model: [methods]}`: what models bring for their own `fit`, which is not called."""
+    """Returns `{model: [methods]}` of training methods of the models, which are not called."""
     methods = ("train_step", "compute_loss")
     found = {
         model.name: [
@@ -357,7 +357,7 @@ def _own_steps(distiller):
 
 
 def _augmentations(distiller):
-    """Returns `{model: [layers]}`: the layers inside that alter images at random."""
+    """Returns `{model: [layers]}` of layers that alter images at random."""
     others = ("AugMix", "CutMix", "MixUp", "RandAugment")
     kinds = tuple(
         kind
@@ -376,7 +376,7 @@ def _augmentations(distiller):
 
 
 class _Entrance:
-    """Measures what a model's own preprocessing leaves of its inputs."""
+    """Measures the inputs of a model before and after its own preprocessing."""
 
     def __init__(self, model):
         self.run = taps.entrance(model)
@@ -395,11 +395,11 @@ def _deviation(x):
 
 
 class _FirstNormalization:
-    """Compares what a model's first batch normalization gets with what it got in training."""
+    """Compares the inputs of a model's first batch normalization with those in training."""
 
     @classmethod
     def of(cls, model):
-        """Returns the comparison for a model; None where there is no such layer to be found."""
+        """Returns the comparison for a model; None where it has no such layer."""
         found = [] if model is None else taps.of_kind(model, keras.layers.BatchNormalization)
         return cls(model, *found[0]) if found else None
 
@@ -408,10 +408,10 @@ class _FirstNormalization:
         self.run = taps.before(model, path)
 
     def look(self, inputs):
-        """Looks at a batch.
+        """Measures one batch.
 
         Returns:
-            Mean and mean square of each channel of what the layer gets, and the logits of the
+            Mean and mean square of each channel of the layer's inputs, and the logits of the
             model with these as the layer's statistics, in place of those of its training.
         """
         x = ops.cast(self.run(inputs, training=False), "float32")
@@ -420,22 +420,22 @@ class _FirstNormalization:
         mean, square = ops.mean(x, axis=axes), ops.mean(x**2, axis=axes)
         variance = ops.maximum(square - mean**2, 0.0)
         own = [(self.layer.moving_mean, mean), (self.layer.moving_variance, variance)]
-        # Nothing is assigned: within the scope these are the values of the variables.
+        # Nothing is assigned: the variables have these values within the scope only.
         with keras.StatelessScope(own):
             return mean, square, self.model(inputs, training=False)
 
     def compare(self, mean, square):
-        """Returns what `CheckResult` tells of the layer but accuracy, from the data's moments."""
+        """Returns the values of `CheckResult` for the layer, without accuracy, from moments."""
         layer = self.layer
         gamma = np.ones(mean.shape) if layer.gamma is None else np.abs(np.array(layer.gamma))
-        # A channel that is switched off tells nothing.
+        # Channels with a scale near 0 are left out.
         open_ = gamma > 0.01 * gamma.max()
         here = mean[open_], np.maximum(square - mean**2, 0.0)[open_]
         moving = [
             np.array(variable, "float64")[open_]
             for variable in (layer.moving_mean, layer.moving_variance)
         ]
-        # Of data that is not finite all of it is NaN.
+        # For data that is not finite all values are NaN.
         with np.errstate(invalid="ignore"):
             shift, spread = _differences(*here, *moving, layer.epsilon)
             return {
@@ -447,7 +447,7 @@ class _FirstNormalization:
 
 
 def _differences(mean, variance, moving_mean, moving_variance, epsilon):
-    """Returns by how many deviations means are off, and how many times the deviations are."""
+    """Returns differences of means in standard deviations, and ratios of these deviations."""
     deviation = np.sqrt(moving_variance + epsilon)
     return (mean - moving_mean) / deviation, np.sqrt(variance + epsilon) / deviation
 

@@ -1,4 +1,4 @@
-"""CheckResult: what `distiller.check` found, as values and as a table."""
+"""CheckResult: the result of `distiller.check`, as values and as a table."""
 
 import dataclasses
 import math
@@ -6,40 +6,38 @@ import math
 
 @dataclasses.dataclass
 class CheckResult:
-    """What teacher, student, losses and data are before training; made by `distiller.check`.
+    """Teacher, student, losses and data before training; made by `distiller.check`.
 
     Attributes:
-        warnings: List of strings, one line each: what looks wrong and what would be right.
-        data: `{"examples", "decisions", "labels", "inputs", "not_finite"}`: how many were looked
-            at; as many, or that times the classes where each is decided by itself; the smallest
-            and largest label; `{"shape", "mean", "std", "min", "max"}` of the student's inputs; of
-            `"inputs"`, `"labels"` and `"sample weights"` those that hold NaN or infinite values,
-            with the number of examples that do.
+        warnings: List of strings, one line each: the problem and its remedy.
+        data: `{"examples", "decisions", "labels", "inputs", "not_finite"}`: the number of
+            examples; the number of decisions, which is that times the classes under binary
+            cross-entropy; the smallest and largest label; `{"shape", "mean", "std", "min",
+            "max"}` of the student's inputs; of `"inputs"`, `"labels"` and `"sample weights"`
+            those with NaN or infinite values, and the number of such examples.
         student: `{"name", "parameters", "classes", "accuracy", "chance", "outputs", "entrance",
             "normalizes", "peers", "own_steps", "augments"}`; `accuracy` is the mean over the
-            classes where each is decided by itself (binary cross-entropy), and None where outputs
-            are not the classes of the data; `chance` is what guesses would reach; `outputs` is
-            `"logits"` or `"probabilities"`; `entrance` is `{"largest", "std", "std_at_weights"}`,
-            the largest absolute value of its inputs, their standard deviation and the one that its
-            own preprocessing leaves at its first weights; `normalizes` is whether it has a layer
-            that rescales or normalises; `peers` are the names of what else is trained to
-            classify; `own_steps` and `augments` list, by the name of the student and of its
-            peers, the methods for their own training that they bring, and their layers that alter
-            images at random.
+            classes under binary cross-entropy, and None where outputs are not the classes of the
+            data; `chance` is the accuracy of chance; `outputs` is `"logits"` or
+            `"probabilities"`; `entrance` is `{"largest", "std", "std_at_weights"}`, the largest
+            absolute value of its inputs, their standard deviation, and the standard deviation
+            after its own preprocessing, at its first weights; `normalizes` is whether it has a
+            layer that rescales or normalises; `peers` are the names of the other classifiers in
+            training; `own_steps` and `augments` list, by the name of the student and of its
+            peers, training methods that they override, and layers that alter images at random.
         teacher: The first seven, with `"reordered_accuracy"`, the accuracy with the best
             assignment of its classes to the labels (measured on other examples than it was
-            chosen from; None where each image may be of several, or the teacher's classes are
-            others), and
-            `"normalization"`, `{"layer", "shift", "spread", "on_the_way", "accuracy"}`: how far
-            the mean of what its first batch normalization receives is from the one in training,
-            in standard deviations, how many times the standard deviation in training the one here
-            is, whether both are so because its moving averages have not settled yet, and the
+            chosen from; None for multi-label data or a teacher of other classes), and
+            `"normalization"`, `{"layer", "shift", "spread", "on_the_way", "accuracy"}`: for the
+            inputs of its first batch normalization the difference of their mean from that in
+            training, in standard deviations; the ratio of their standard deviation to that in
+            training; whether both come from moving averages that have not settled yet; and the
             accuracy with the statistics of these batches in that layer; None where there is no
             such layer. None where there is no teacher.
         losses: `{name: {"value", "weight", "weighted", "spots"}}` for the student's loss on its
             labels and each distillation loss. `spots` lists `(student tap, shape, teacher tap,
             shape)`. A value is None where a loss needs the positions of the samples and the
-            data does not tell them.
+            data has none.
     """
 
     data: dict

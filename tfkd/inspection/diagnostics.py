@@ -1,4 +1,4 @@
-"""What is measured of a student while it learns: pure functions, and the picture of them.
+"""Measurements of a student during training: pure functions, and their picture.
 
 Logits are float32 arrays `(images, classes)`; divergences and entropies are in nats.
 """
@@ -75,7 +75,7 @@ def calibration_error(logits, labels, bins=15):
 
 
 def similarities(features):
-    """Returns how similar images are to each other in some features, for `centered_alignment`.
+    """Returns the similarities of images by some features, for `centered_alignment`.
 
     Args:
         features: Tensor `(images, ...)`. Maps count with all their positions.
@@ -135,7 +135,7 @@ def _u_centered(matrix):
 
 
 def shares_and_cosines(products, weights, reference=0):
-    """Returns what parts of a loss contribute to its gradient.
+    """Returns the contributions of the parts of a loss to its gradient.
 
     Args:
         products: Array `(parts, parts)` of the inner products of their gradients, unweighted.
@@ -160,7 +160,7 @@ def shares_and_cosines(products, weights, reference=0):
 
 
 def picture(path, history):
-    """Draws what `tfkd.callbacks.Diagnostics` has logged.
+    """Draws the logs of `tfkd.callbacks.Diagnostics`.
 
     Args:
         path: Where to write the PNG.
@@ -188,9 +188,4 @@ def picture(path, history):
         "cosine to the gradient of student_loss": family("gradient_cosine/"),
         "CKA of student and teacher": family("cka/"),
     }
-    shown = {
-        title: {label: name for label, name in labels.items() if name in names}
-        for title, labels in contents.items()
-    }
-    shown = {title: labels for title, labels in shown.items() if labels}
-    plots.panels(path, history, shown, free=("nats", calibration), columns=3)
+    plots.panels(path, history, contents, free=("nats", calibration), columns=3)

@@ -1,4 +1,4 @@
-"""What in a report looks wrong, in one line each."""
+"""The warnings of a report, one line each."""
 
 import math
 
@@ -7,17 +7,17 @@ from scipy.optimize import linear_sum_assignment
 
 
 def warnings(report):
-    """Lists what looks wrong.
+    """Returns the warnings of a report.
 
     Args:
         report: A `CheckResult`.
 
     Returns:
-        A list of strings, each of which says what is wrong and what would be right.
+        A list of strings, each with the problem and its remedy.
     """
     tests = (_own_steps, _augmentations, _size)
     if report.data["not_finite"]:
-        # What is measured on such data follows from it.
+        # Values measured on such data are meaningless.
         tests = (_data_not_finite, *tests)
     else:
         tests += (
@@ -63,7 +63,7 @@ def _own_steps(report):
 
 def _augmentations(report):
     found = report.student["augments"]
-    # A student alone shares its images with nobody.
+    # No other model sees the images of a student alone.
     if not found or (report.teacher is None and not report.student["peers"]):
         return None
     return (
@@ -74,7 +74,7 @@ def _augmentations(report):
 
 
 def _shrinks(model):
-    """Whether a model scales its inputs as one does with pixels from 0 to 255."""
+    """Whether a model scales its inputs as if they were pixels from 0 to 255."""
     return 20 * model["entrance"]["std_at_weights"] < model["entrance"]["std"]
 
 

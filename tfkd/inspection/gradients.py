@@ -1,4 +1,4 @@
-"""Gradients of the parts of a loss, taken without a training step."""
+"""Gradients of the parts of a loss, without a training step."""
 
 import numpy as np
 import tensorflow as tf
@@ -8,11 +8,11 @@ from tfkd.inspection.check import unchanged
 
 
 class PartGradients:
-    """Measures which gradient each part of a distiller's objective has, on one batch.
+    """Measures the gradient of each part of a distiller's objective, on one batch.
 
-    What `compute_losses` of the distiller returns is what is measured, in training mode and on the
-    replicas that train. No training step is taken, and the variables that the networks and losses
-    change as they run (moving statistics, random generators, memories) are restored.
+    The parts are those that `compute_losses` returns, in training mode and on the replicas that
+    train. No training step is taken, and the variables that networks and losses update as they
+    run (moving statistics, random generators, memories) are restored.
 
     Args:
         distiller: A compiled and built `Distiller`.

@@ -12,7 +12,7 @@ import tempfile
 
 from absl import app, flags
 
-from tfkd.errors import UsageError, check_no_arguments, told_in_one_line
+from tfkd.errors import UsageError, check_no_arguments, exit_on_usage_error
 from tfkd.models import create, load_torch_weights
 
 
@@ -92,6 +92,6 @@ def run(values):
 
 if __name__ == "__main__":
     _define_flags()
-    with told_in_one_line():
+    with exit_on_usage_error():
         _parse_flags()
         run(flags.FLAGS)

@@ -1,7 +1,4 @@
-"""Everything about the machine: strategies, precision, XLA, seeds.
-
-The few places where Keras 3 needs help under `tf.distribute` are here and nowhere else.
-"""
+"""Strategies, precision, XLA and seeds, and workarounds for Keras 3 under `tf.distribute`."""
 
 from tfkd.runtime.batch_normalization import synchronize_batch_normalization
 from tfkd.runtime.cluster import (

@@ -9,10 +9,10 @@ from tfkd.runtime.replicas import num_replicas
 
 
 def synchronize_batch_normalization(model):
-    """Lets the batch normalizations of a model see the global batch under several replicas.
+    """Makes batch normalization use the statistics of the global batch under several replicas.
 
-    Without it each replica normalizes by the statistics of its own part, and N replicas do not
-    give what one gives. One device is not affected.
+    Without it each replica normalizes by the statistics of its own part, and N replicas differ
+    from one. A single device is not affected.
 
     Args:
         model: A `keras.Model`; changed in place, and only where there are several replicas.
@@ -25,9 +25,9 @@ def synchronize_batch_normalization(model):
 
 
 def _synchronized_moments(layer, inputs, mask):
-    """Mean and variance of the global batch, in place of Keras' own.
+    """Returns mean and variance of the global batch, in place of Keras' own method.
 
-    Keras takes the difference of two large numbers for the variance, which one device does not.
+    Keras' variance over replicas is a difference of two large numbers, unlike on one device.
     """
     context = tf.distribute.get_replica_context()
     if mask is not None or context is None:

@@ -1,4 +1,4 @@
-"""Several processes that train together: who writes, and how they wait for each other."""
+"""Workers of multi-process training: the chief, barriers and gathering."""
 
 import contextlib
 import os
@@ -10,10 +10,10 @@ import tensorflow as tf
 
 
 def workers(strategy=None):
-    """Returns how many processes train together.
+    """Returns the number of worker processes.
 
     Args:
-        strategy: A `tf.distribute.Strategy`; None for that in whose scope this is called.
+        strategy: A `tf.distribute.Strategy`; None for the current one.
     """
     strategy = strategy or tf.distribute.get_strategy()
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
@@ -22,13 +22,13 @@ def workers(strategy=None):
 
 
 def is_chief():
-    """Whether this process is the one that writes what all workers share."""
+    """Whether this process writes the shared files."""
     return tf.distribute.get_strategy().extended.should_checkpoint
 
 
 @contextlib.contextmanager
 def chief_first():
-    """Lets the chief through first, and the other workers when it is done.
+    """Runs the context on the chief first, then on the other workers.
 
     Example:
     ```python
@@ -44,13 +44,13 @@ def chief_first():
 
 
 def wait_for_all():
-    """Returns when all workers have called it; at once where there is one."""
+    """Waits until all workers have called it; returns at once where there is one."""
     if workers() > 1:
         all_gather_int(0)
 
 
 def all_gather_int(number):
-    """Returns a number that each worker has as a list, with one for each of them.
+    """Returns the list of all workers' numbers.
 
     Args:
         number: Integer.
@@ -67,10 +67,10 @@ def all_gather_int(number):
 
 @contextlib.contextmanager
 def folder_of_worker(path):
-    """Gives the chief a folder itself, and every other worker a copy, which is deleted at the end.
+    """Yields a folder to the chief, and to every other worker a copy that is deleted at the end.
 
-    So all read the same files, and only the chief writes those that stay. To copy is safe as long
-    as the chief builds models, which all do together, before it writes.
+    So all read the same files, and only the chief writes permanent ones. The copy is safe since
+    the chief writes only after models are built, which all workers do together.
 
     Args:
         path: Path of the folder, which need not exist; None stays None.
@@ -81,7 +81,7 @@ def folder_of_worker(path):
     with tempfile.TemporaryDirectory(prefix="tfkd-worker-") as folder:
         own = pathlib.Path(folder, pathlib.Path(path).name or "folder")
         if os.path.isdir(path):
-            # What is only written needs no copy; a file may vanish as it is looked at.
+            # Files that are only written need no copy; some may vanish during the copy.
             ignore = shutil.ignore_patterns("tensorboard", "pictures", "*.partial.*")
             shutil.copytree(path, own, ignore=ignore)
         yield str(own)

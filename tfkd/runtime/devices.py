@@ -8,7 +8,7 @@ import pathlib
 import keras
 import tensorflow as tf
 
-from tfkd.errors import UsageError, unknown
+from tfkd.errors import UsageError, check_number, check_one_of, unknown
 from tfkd.runtime.cluster import workers
 from tfkd.runtime.replicas import num_replicas
 
@@ -24,8 +24,8 @@ def strategy(name="auto", replicas=None):
     Args:
         name: `"one_device"`; `"mirrored"` (every GPU, or logical CPUs); `"multi_worker"` (the
             workers that the environment variable `TF_CONFIG` lists, each with all of its GPUs, or
-            its CPU); `"tpu"` (the TPU that the environment variable `TPU_NAME` names, or the one
-            that this machine has); or `"auto"`: `multi_worker` where `TF_CONFIG` lists several
+            its CPU); `"tpu"` (the TPU of the environment variable `TPU_NAME`, or the one of this
+            machine); or `"auto"`: `multi_worker` where `TF_CONFIG` lists several
             workers, mirrored where there are several GPUs, otherwise one device. Workers must
             make their strategy before TensorFlow does anything else.
         replicas: Integer, the number of devices to mirror over; None for all GPUs. On a machine
@@ -50,8 +50,8 @@ def strategy(name="auto", replicas=None):
         if reason is not None:
             raise UsageError(f"Strategy {name!r} is not supported: {reason}; {_INSTEAD}")
         raise unknown("strategy", name, STRATEGIES)
-    if replicas is not None and (not isinstance(replicas, int) or replicas < 1):
-        raise UsageError(f"replicas must be a whole number of at least 1; received {replicas!r}.")
+    if replicas is not None:
+        check_number("replicas", replicas, "a whole number of at least 1", lambda x: x > 0, int)
     if name == "auto" and len(_workers_of_cluster()) > 1:
         name = "multi_worker"
     if name in ("multi_worker", "tpu"):
@@ -75,7 +75,7 @@ def strategy(name="auto", replicas=None):
     return _mirrored(_logical_cpus(replicas or 1))
 
 
-#: Kinds of strategies that cannot train here, by what their names contain, and why.
+#: Unsupported strategies, by a part of their names, and why.
 _UNSUPPORTED = {
     "parameterserver": "Keras 3 does not train under parameter servers",
     "centralstorage": "it is an experiment of TensorFlow's, which Keras 3 is not tested under",
@@ -110,7 +110,7 @@ def check_strategy(strategy):
 
 
 def check_scope(strategy):
-    """Raises a `UsageError` where a distiller is trained in another scope than it was built in.
+    """Raises a `UsageError` unless a distiller is trained in the scope that it was built in.
 
     Args:
         strategy: The `tf.distribute.Strategy` that it was built in; None for none.
@@ -188,8 +188,8 @@ _STRATEGIES_MADE = itertools.count()
 def _mirrored(devices):
     """Makes a mirrored strategy that can live beside others in one process.
 
-    TensorFlow names a group of devices by a number that starts anew for each strategy, and a
-    second strategy over another number of devices then fails with "joining a group with size ...".
+    TensorFlow numbers groups of devices from the same start for each strategy, and a second
+    strategy over another number of devices then fails with "joining a group with size ...".
     """
     key_base = next(_STRATEGIES_MADE) * 1000
     kind = tf.distribute.MirroredStrategy
@@ -197,7 +197,7 @@ def _mirrored(devices):
 
 
 def _logical_cpus(count):
-    """Returns the names of `count` logical CPU devices, splitting the CPU if need be."""
+    """Returns the names of `count` logical CPU devices; splits the CPU where needed."""
     cpu = tf.config.list_physical_devices("CPU")[0]
     if len(tf.config.get_logical_device_configuration(cpu) or [None]) < count:
         try:
@@ -221,19 +221,18 @@ def set_precision(name):
     Raises:
         UsageError: If the name is unknown.
     """
-    if name not in PRECISIONS:
-        raise unknown("precision", name, PRECISIONS)
+    check_one_of("precision", name, PRECISIONS)
     keras.config.set_dtype_policy(name)
 
 
-# What `set_seed` does where it is not told; the command line sets it once for all runs.
+# The default of `set_seed`; the command line sets it once for all runs.
 _DETERMINISTIC = [True]
 
 
 def set_determinism(wanted):
-    """Sets whether `set_seed` makes TensorFlow deterministic where it is not told.
+    """Sets whether `set_seed` makes TensorFlow deterministic by default.
 
-    A process in which TensorFlow is deterministic already stays so.
+    Determinism cannot be switched off again in a process.
 
     Args:
         wanted: Boolean.
@@ -242,13 +241,13 @@ def set_determinism(wanted):
 
 
 def set_seed(seed, deterministic=None):
-    """Fixes every source of randomness of this process.
+    """Seeds every random generator of this process.
 
     Args:
         seed: Integer of at least 0.
         deterministic: Whether TensorFlow must use only operations that give the same bits on
-            every run on the same machine. Defaults to what `set_determinism` was told last, True
-            before.
+            every run on the same machine. Defaults to the last value of `set_determinism`, or
+            True.
     """
     keras.utils.set_random_seed(seed)
     if _DETERMINISTIC[0] if deterministic is None else deterministic:
@@ -256,16 +255,16 @@ def set_seed(seed, deterministic=None):
 
 
 def describe_devices():
-    """Returns a line on what trains here, and why no GPU where there should be one.
+    """Returns a line that names the devices in use, and why there is no GPU.
 
-    TensorFlow's own warning is not shown. Call it in the scope of the strategy.
+    It replaces TensorFlow's own warning. Call it in the scope of the strategy.
 
     Returns:
         A string, such as `"devices: 1 CPU (no GPU that TensorFlow can use)"` or
         `"devices: 2 GPUs (NVIDIA H100), 2 replicas, mixed_bfloat16"`.
     """
     kinds = {
-        # Those of another machine are logical ones only.
+        # TPUs of another machine are logical devices only.
         "TPU": tf.config.list_logical_devices("TPU"),
         "GPU": tf.config.list_physical_devices("GPU"),
         "CPU": tf.config.list_physical_devices("CPU"),
@@ -289,7 +288,7 @@ def describe_devices():
     return f"devices: {text}{f', {precision}' * (precision != 'float32')}"
 
 
-#: What is there where the driver of an NVIDIA GPU is.
+#: This file exists where the driver of an NVIDIA GPU is installed.
 _NVIDIA_DRIVER = pathlib.Path("/proc/driver/nvidia/version")
 
 
@@ -308,8 +307,8 @@ def _why_no_gpu():
 
 
 def jit_compile():
-    """Whether to compile a training step with XLA: what is faster on the device at hand.
+    """Whether to compile a training step with XLA, by what is faster on the device.
 
-    XLA halves the speed of convolutions on a CPU, and is off under several replicas as in Keras.
+    XLA halves the speed of convolutions on a CPU. As in Keras it is off under several replicas.
     """
     return bool(tf.config.list_physical_devices("GPU")) and num_replicas() == 1

@@ -1,4 +1,4 @@
-"""Where Keras 3 needs help under `tf.distribute`, and its private names."""
+"""Workarounds for Keras 3 under `tf.distribute`, and its private names."""
 
 import keras
 import tensorflow as tf
@@ -9,10 +9,10 @@ from tfkd.runtime.replicas import num_replicas
 
 
 def check_steps_per_execution(steps, strategy):
-    """Raises a `UsageError` where Keras' loop over steps fails.
+    """Raises a `UsageError` for several steps per execution under several replicas.
 
     Args:
-        steps: What was given to `compile` as `steps_per_execution`.
+        steps: The `steps_per_execution` of `compile`.
         strategy: The `tf.distribute.Strategy` that trains.
     """
     replicas = strategy.num_replicas_in_sync
@@ -24,10 +24,10 @@ def check_steps_per_execution(steps, strategy):
 
 
 def check_accumulation(name, optimizer, steps, strategy):
-    """Raises a `UsageError` for an optimizer that accumulates gradients where it cannot.
+    """Raises a `UsageError` for an optimizer whose own gradient accumulation fails.
 
     Args:
-        name: String, the argument of `compile` that it was given as.
+        name: String, the argument of `compile` for it.
         optimizer: A Keras optimizer.
         steps: Integer, the `accumulation_steps` of the distiller.
         strategy: The `tf.distribute.Strategy` that trains.
@@ -49,10 +49,10 @@ def check_accumulation(name, optimizer, steps, strategy):
 
 
 def needs_whole_gradient(optimizer):
-    """Whether an optimizer looks at its gradient before it adds it up over the replicas.
+    """Whether an optimizer needs the gradient summed over the replicas, not one replica's.
 
-    That is to clip it, or to see whether the scale of a loss made it overflow. Keras shows it one
-    replica's.
+    It does to clip the gradient, or to detect an overflow of a scaled loss. Keras passes it one
+    replica's gradient.
 
     Args:
         optimizer: A Keras optimizer.
@@ -68,26 +68,26 @@ def _clips(optimizer):
 
 
 def apply_whole_gradient(optimizer, gradients, variables, scale=1.0):
-    """Lets an optimizer take a step on gradients that are those of all replicas already.
+    """Takes a step of an optimizer on gradients that are already summed over the replicas.
 
     Args:
         optimizer: A Keras optimizer.
         gradients: List of tensors, the same on all replicas.
         variables: List of their variables.
-        scale: What the gradients are multiplied by, because the optimizer divides it out again.
+        scale: Factor of the gradients that the optimizer divides out again.
     """
     if num_replicas() > 1:
         if _clips(optimizer):
             inner = getattr(optimizer, "inner_optimizer", optimizer)
             clipped = inner._clip_gradients([gradient / scale for gradient in gradients])
             gradients = [scale * gradient for gradient in clipped]
-        # It adds them up. What has been clipped once is below the limit then.
+        # The optimizer sums them over replicas. A second clipping changes nothing.
         gradients = [gradient / num_replicas() for gradient in gradients]
     optimizer.apply_gradients(zip(gradients, variables))
 
 
-#: The first version of Keras whose `fit` and `evaluate` need no help under several workers; None
-#: as long as there is none. tests/test_workers.py tells when that changes.
+#: The first version of Keras whose `fit` and `evaluate` work under several workers; None as long
+#: as there is none. tests/test_workers.py fails when that changes.
 KERAS_TRAINS_WITH_WORKERS_FROM = None
 
 
@@ -97,10 +97,10 @@ def _keras_needs_help():
 
 
 def function_of_step(make_function, step, strategy):
-    """Makes the function that Keras calls with an iterator, of a step that returns logs.
+    """Makes the function that Keras calls with an iterator, from a step that returns logs.
 
-    Over several workers Keras takes the mean of each log along an axis, which scalars do not have.
-    So the logs pass it as one vector, which also saves an exchange for each.
+    Over several workers Keras averages each log along an axis, which scalars do not have. So the
+    logs are packed into one vector, which also saves communication.
 
     Args:
         make_function: Keras' own function, of a step.
@@ -124,9 +124,7 @@ def function_of_step(make_function, step, strategy):
 
 
 def take_activity_losses(model):
-    """Returns what activity regularizers and `add_loss` noted in a model's last pass.
-
-    The model forgets it, so that no other pass counts it again.
+    """Returns and clears the losses of activity regularizers and `add_loss` of the last pass.
 
     Args:
         model: A `keras.Model` or layer.

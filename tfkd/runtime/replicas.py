@@ -1,19 +1,19 @@
-"""What a step does across replicas: scaling, gathering, drawing, sharing out batches."""
+"""Steps across replicas: scaling, gathering, random draws, distribution of batches."""
 
 import keras
 import tensorflow as tf
 
 
 def num_replicas():
-    """Returns the number of replicas of the strategy in whose scope this is called."""
+    """Returns the number of replicas of the current strategy."""
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def share_of_batch(local_size):
-    """Which part of the global batch this replica holds.
+    """Returns the share of the global batch on this replica.
 
-    Multiplying a mean over the replica's samples by it and adding up over the replicas gives the
-    mean over the global batch, also where a last batch is divided unequally.
+    The means over the replicas' samples, multiplied by their shares, sum up to the mean over the
+    global batch, also where a last batch is divided unequally.
 
     Args:
         local_size: Integer tensor, the number of samples of this replica.
@@ -30,7 +30,7 @@ def share_of_batch(local_size):
 
 
 def sum_over_replicas(values):
-    """Adds up tensors over the replicas; as they are where there is one. No gradient flows back.
+    """Returns the sums of tensors over the replicas. No gradient flows back.
 
     Args:
         values: A tensor, or a structure of tensors.
@@ -43,9 +43,9 @@ def sum_over_replicas(values):
 
 
 def assign_on_replicas(variables, values):
-    """Assigns to variables of which every replica has one, on each the value that it has.
+    """Assigns to mirrored variables, on each replica its own value.
 
-    Assigning in a replica's step would otherwise average, or is not allowed.
+    A plain assignment in a replica's step averages, or is not allowed.
 
     Args:
         variables: List of `tf.Variable`s.
@@ -64,13 +64,13 @@ def assign_on_replicas(variables, values):
 
 
 def assign_rows(variable, positions, rows):
-    """Assigns some rows of a variable; on all replicas those that the first one has.
+    """Assigns some rows of a variable; on all replicas the rows of the first one.
 
-    Assigning the variable would send all of it from replica to replica, in every step.
+    Assigning the whole variable would send it from replica to replica in every step.
 
     Args:
         variable: A Keras variable.
-        positions: Integer tensor `(rows,)`. One may be there several times, with the same row.
+        positions: Integer tensor `(rows,)`. Equal positions must have equal rows.
         rows: Tensor `(rows, ...)`.
     """
 
@@ -88,7 +88,7 @@ def assign_rows(variable, positions, rows):
 
 
 def draw_per_sample(draw, local_size):
-    """Draws random numbers for samples, the same whatever the number of replicas.
+    """Draws random numbers for samples that do not depend on the number of replicas.
 
     Every replica draws for the whole batch, from generators in the same state, and keeps the rows
     of its own samples.
@@ -135,7 +135,7 @@ def gather_batch(values):
 
 
 def distribute_batch(batch):
-    """Returns a batch as replicas get it in training: each a part of it.
+    """Distributes a batch over the replicas, as in training.
 
     Args:
         batch: A structure of tensors `(batch, ...)`, the same on all workers.
@@ -154,19 +154,19 @@ def distribute_batch(batch):
 
 
 def of_one_replica(batch):
-    """Returns the part of a distributed batch that the first local replica gets.
+    """Returns the part of a distributed batch on the first local replica.
 
-    Keras builds a model from a batch added up over the replicas, which fails where they get
-    parts of different sizes.
+    Keras builds a model from a batch summed over the replicas, which fails for parts of different
+    sizes.
 
     Args:
-        batch: A structure of tensors or of what a distributed data set yields.
+        batch: A structure of tensors or per-replica values.
     """
     strategy = tf.distribute.get_strategy()
     return tf.nest.map_structure(lambda x: strategy.experimental_local_results(x)[0], batch)
 
 
-#: What a step says that has no samples on one of its replicas.
+#: The error of a step in which a replica has no sample.
 NO_SAMPLE = (
     "A training batch is too small to give every replica a sample: batch sizes must be multiples "
     "of the number of replicas, in the last batch too"
@@ -174,7 +174,7 @@ NO_SAMPLE = (
 
 
 def check_samples(size):
-    """Lets a training step fail where a replica has no sample; see `share_out`.
+    """Raises an error in a training step where a replica has no sample; see `share_out`.
 
     Args:
         size: Integer tensor, the number of this replica's samples.
@@ -184,11 +184,11 @@ def check_samples(size):
 
 
 def run_padded(function, inputs):
-    """Runs a function of a batch of which this replica may have no sample.
+    """Runs a function on a batch that may be empty on this replica.
 
-    The last batch of an evaluation may leave replicas without one. All must take the step, since
-    they meet in it; but not every kernel runs on an empty batch (convolutions on a CPU return
-    another shape). So one row of zeros takes the place of the samples, and is cut off the outputs.
+    The last batch of an evaluation may be empty on some replicas. All must take the step, since
+    they communicate in it, but not every kernel runs on an empty batch (convolutions on a CPU
+    return another shape). So one row of zeros replaces the samples and is cut off the outputs.
 
     Args:
         function: Function of a structure of tensors `(batch, ...)` that returns such a structure.
@@ -196,7 +196,7 @@ def run_padded(function, inputs):
         inputs: The structure of tensors.
 
     Returns:
-        What the function returns.
+        The outputs of the function.
     """
     first = tf.nest.flatten(inputs)[0]
     if num_replicas() == 1 or first.shape[0]:
@@ -213,13 +213,13 @@ def run_padded(function, inputs):
 
 
 def share_out(x, y, arguments):
-    """Brings training batches to sizes that leave no replica without a sample.
+    """Resizes training batches so that no replica is without a sample.
 
-    TensorFlow gives each replica `ceil(size / replicas)` samples as long as there are some: of 6
+    TensorFlow gives each replica `ceil(size / replicas)` samples while there are some: of 6
     samples four replicas get 2, 2, 2 and none, and batch normalization has no statistics of none.
     Such a batch is cut to a multiple of the number of replicas. A batch of a data set that is
-    smaller than that number is filled up with its own samples, since Keras must know how many
-    batches there are: at an end of data that it has to find out, it runs part of a step more.
+    smaller than that number is filled up with its own samples, since the number of batches must
+    stay known: Keras runs part of an extra step where it finds the end of data by itself.
 
     Args:
         x: As `fit` takes it.
@@ -250,7 +250,7 @@ def share_out(x, y, arguments):
 
 
 def _shared(size, replicas):
-    """Returns how many samples of a batch of some size can be shared out; see above."""
+    """Returns the number of samples of a batch that are kept; see `share_out`."""
     most = -(-size // replicas)
     whole = (replicas - 1) * most < size
     even = size // replicas * replicas

@@ -8,7 +8,7 @@ models with slashes: `backbone/conv4_block6_out`.
 from tfkd.taps.cut import segment
 from tfkd.taps.find import at_spots, boundaries, suggest, suggest_pairs, units
 from tfkd.taps.graph import LOGITS, Graph, last_operation, output
-from tfkd.taps.read import before, check, entrance, extractor, in_order, of, of_kind
+from tfkd.taps.read import before, check, entrance, extractor, in_order, of, of_kind, shapes
 
 __all__ = [
     "Graph",
@@ -25,6 +25,7 @@ __all__ = [
     "of_kind",
     "output",
     "segment",
+    "shapes",
     "suggest",
     "suggest_pairs",
     "units",

@@ -1,10 +1,7 @@
-"""Finds taps: those of the zoo, those that losses mean by a word, and those of any model."""
+"""Finds taps: those of the zoo, those of a loss's spots, and those of any model."""
 
 from keras import tree
 
-# The graph of a functional model has no public door in Keras 3 (`Model.get_layer` does not see
-# nested models, and operations that are no layers have no name there). Everything that tfkd takes
-# from inside of Keras for it is this class, its `_nodes` and its `_run_through_graph`.
 from tfkd.errors import UsageError
 from tfkd.taps.graph import (
     _JOINS,
@@ -20,7 +17,7 @@ from tfkd.taps.read import _sublayers, check, of
 
 
 def suggest(model):
-    """Proposes taps of a functional model: where its features are complete.
+    """Proposes taps of a functional model, at the ends of its stages.
 
     Args:
         model: A functional `keras.Model`, nested models included.
@@ -92,8 +89,8 @@ def suggest_pairs(student, teacher):
     """Proposes spots for models with different numbers of stages.
 
     The stages are paired from the last one up, and the first stages of the model that has more
-    are left out: what counts is how far a feature is from the classifier. Sizes need not agree,
-    since losses bring maps to one size where they must.
+    are left out: the distance of a feature from the classifier counts. Sizes may differ, since
+    losses resize maps where needed.
 
     Args:
         student: A functional `keras.Model`.
@@ -116,7 +113,7 @@ def suggest_pairs(student, teacher):
 
 
 def at_spots(model, spots):
-    """Returns the names of the taps that a loss means by a word.
+    """Returns the taps of the `spots` of a loss.
 
     Args:
         model: A functional `keras.Model`.

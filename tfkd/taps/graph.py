@@ -5,14 +5,14 @@ import weakref
 import keras
 from keras import tree
 
-# The graph of a functional model has no public door in Keras 3 (`Model.get_layer` does not see
-# nested models, and operations that are no layers have no name there). Everything that tfkd takes
-# from inside of Keras for it is this class, its `_nodes` and its `_run_through_graph`.
+# Keras 3 has no public interface to the graph of a functional model (`Model.get_layer` does not
+# see nested models and operations that are no layers). tfkd uses these private names for it: this
+# class, its `_nodes_by_depth`, `_inputs_struct` and `_run_through_graph`.
 from keras.src.models.functional import Functional
 
 from tfkd.errors import UsageError
 
-# Operations whose output has a size of its own, or noise of its own, but no features of its own.
+# Operations that change the size of features or add noise, without computing new ones.
 _NO_FEATURES = ("ZeroPadding2D", "Cropping2D", "Pad", "Dropout", "SpatialDropout2D")
 
 
@@ -121,7 +121,7 @@ def output(model):
 
 
 def last_operation(model):
-    """Returns what computes the output of a functional model, a nested model as one operation.
+    """Returns the last operation of a functional model; a nested model is one operation.
 
     Args:
         model: A functional `keras.Model` with one output.
@@ -138,7 +138,7 @@ def last_operation(model):
 
 
 def _zoo_taps(graph):
-    """The taps by the zoo's names, in order; empty for a model that does not use them."""
+    """Returns the taps by the zoo's names, in order; empty for a model without them."""
     stages = [f"stage{number}" for number in range(1, len(graph.taps) + 1)]
     names = ["stem", *(name for name in stages if name in graph.taps), "pooled", LOGITS]
     return names if all(name in graph.taps for name in names) and len(names) > 3 else []
@@ -152,7 +152,7 @@ def _output_path(graph):
 
 
 def _has_kernel(tensor):
-    """Whether the operation that makes a tensor mixes features by weights that are learned."""
+    """Whether the operation that computes a tensor has a kernel, weights that mix features."""
     weights = getattr(tensor._keras_history.operation, "weights", ())
     return any(len(weight.shape) >= 2 for weight in weights)
 

@@ -3,10 +3,8 @@
 import functools
 
 import keras
+import tensorflow as tf
 
-# The graph of a functional model has no public door in Keras 3 (`Model.get_layer` does not see
-# nested models, and operations that are no layers have no name there). Everything that tfkd takes
-# from inside of Keras for it is this class, its `_nodes` and its `_run_through_graph`.
 from tfkd.errors import UsageError
 from tfkd.taps.graph import LOGITS, _graph, _has_kernel, _listing, _zoo_taps
 
@@ -80,22 +78,22 @@ def before(model, tap):
         tap: The path of a layer.
 
     Returns:
-        A `keras.Model` from the model's input to what the layer takes, or takes first.
+        A `keras.Model` from the model's input to the layer's (first) input.
     """
     graph = _graph(model)
     return keras.Model(graph.inputs, dict(graph.edges)[tap][0])
 
 
 def entrance(model):
-    """Finds what a model does to its inputs before its first weights that mix them.
+    """Finds the preprocessing of a model: the part before its first kernel.
 
     Args:
         model: A `keras.Model`.
 
     Returns:
-        A callable `(inputs, training=False) -> tensor`: what reaches the first such weights. Of a
-        subclassed model what its last layer that rescales or normalises inputs returns. None
-        where there is neither.
+        A callable `(inputs, training=False) -> tensor`: the inputs of the first kernel, or for a
+        subclassed model the outputs of its last layer that rescales or normalises. None where
+        there is neither.
     """
     kinds = (keras.layers.Rescaling, keras.layers.Normalization)
     graph = _graph(model)
@@ -126,7 +124,7 @@ def _no_such_tap(model, tap):
 
 
 def check(model, taps):
-    """Raises a `UsageError` that says which taps exist, unless all of `taps` do.
+    """Raises a `UsageError` that lists the existing taps, unless all of `taps` exist.
 
     Args:
         model: A `keras.Model`.
@@ -145,8 +143,8 @@ def extractor(model, taps=()):
 
     Args:
         model: A `keras.Model`. Functional and nested models are read along their graph,
-            subclassed ones by listening to their layers as they run.
-        taps: Iterable of tap names; `"logits"` is always there.
+            subclassed ones by intercepting the calls of their layers.
+        taps: Iterable of tap names; `"logits"` is always included.
 
     Returns:
         A callable `(inputs, training=False) -> {tap: tensor}` that shares the model's layers and
@@ -170,6 +168,26 @@ def extractor(model, taps=()):
     return keras.Model(graph.inputs, {**outputs, LOGITS: graph.output})
 
 
+def shapes(observe, input_shape, prepare=None):
+    """Returns the shapes of the tensors that an extractor reads.
+
+    Args:
+        observe: What `extractor` returned.
+        input_shape: Shape of the inputs, the batch included.
+        prepare: Function that makes the model's inputs of inputs of this shape; None for none.
+
+    Returns:
+        `{tap: shape}`.
+    """
+    outputs = getattr(observe, "output", None)
+    if outputs is None or any(None in tensor.shape[1:] for tensor in outputs.values()):
+        # The shapes of a subclassed model, or of one for any input size, are known when it runs.
+        step = tf.function(lambda x: observe(prepare(x) if prepare else x, training=False))
+        inputs = tf.TensorSpec(input_shape, keras.config.floatx())
+        outputs = step.get_concrete_function(inputs).structured_outputs
+    return {tap: tuple(tensor.shape) for tap, tensor in outputs.items()}
+
+
 def _listen(model, taps, inputs, training=False):
     """Runs `model` once and collects what the layers at `taps` return."""
     heard = {}
@@ -183,7 +201,7 @@ def _listen(model, taps, inputs, training=False):
             heard[_tap] = _call(*args, **kwargs)
             return heard[_tap]
 
-        # An instance attribute hides the method of the class until it is deleted again.
+        # An instance attribute hides the method of the class until it is deleted.
         object.__setattr__(layer, "call", listening)
         listeners.append(layer)
     try:

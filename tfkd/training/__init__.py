@@ -1,1 +1,1 @@
-"""What training steps are made of: batches, logs, updates, preparation, statistics."""
+"""Parts of a training step: batch, update, accumulation, logs, divergence, statistics."""

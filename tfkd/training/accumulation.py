@@ -6,13 +6,13 @@ from tfkd import runtime
 
 
 class Accumulation:
-    """Adds up an optimizer's gradients over steps, and lets every k-th of them count.
+    """Sums an optimizer's gradients over k steps and applies their mean at the k-th.
 
     The sums and the count are variables of the optimizer, so that they are saved, restored and
     resumed with it. They hold the gradients of all replicas.
 
-    There is no condition: replicas may not meet inside of one. The optimizer takes a step every
-    time, and what it changed is put back unless it was the k-th.
+    Replicas cannot communicate inside of a condition. So the optimizer takes a step every time,
+    and its variables are restored unless it was the k-th.
 
     Args:
         optimizer: A Keras optimizer that has been built.
@@ -24,9 +24,9 @@ class Accumulation:
 
     def __init__(self, optimizer, variables):
         self.steps = 1
-        # It keeps its identity, by which it is found, as long as this exists.
+        # Accumulations are found by the id of the optimizer, which a reference keeps unique.
         self._optimizer = optimizer
-        # Before the sums are: those are not the optimizer's to change.
+        # Listed before the sums exist: the optimizer does not change those.
         self._changed = [variable.value for variable in (*variables, *optimizer.variables)]
         self._sums = {
             id(variable): optimizer.add_variable_from_reference(variable, name="accumulated")
@@ -37,7 +37,7 @@ class Accumulation:
         )
 
     def apply(self, gradients, variables, apply):
-        """Adds gradients, and takes a step on the mean of those that were added.
+        """Adds gradients, and at the k-th call takes a step on their mean.
 
         Args:
             gradients: List of tensors, the gradients of all replicas.

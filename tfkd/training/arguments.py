@@ -6,10 +6,9 @@ import keras
 
 
 def split_validation(x, y, arguments):
-    """Splits off what `validation_split` names, as Keras does: the last samples.
+    """Splits off the validation data of `validation_split`, as Keras does: the last samples.
 
-    Done here, so that whatever looks at training data before Keras does, such as the preparation
-    of a loss, sees training data only.
+    So the preparation of a loss, which reads the data before Keras does, sees training data only.
 
     Args:
         x: As `fit` takes it.
@@ -17,8 +16,8 @@ def split_validation(x, y, arguments):
         arguments: Dictionary of the other arguments of `fit`.
 
     Returns:
-        The tuple `(x, y, arguments)`, with `validation_data` in place of `validation_split`. What
-        cannot be sliced is left to Keras, which says so.
+        The tuple `(x, y, arguments)`, with `validation_data` in place of `validation_split`. For
+        data that cannot be sliced Keras raises its own error.
     """
     split, weight = arguments.get("validation_split"), arguments.get("sample_weight")
     parts = keras.tree.flatten((x, y) if weight is None else (x, y, weight))

@@ -1,8 +1,12 @@
-"""Batch: what one replica gets of a batch, and what a step notes about it."""
+"""Batch: one replica's part of a batch, and what a step records about it."""
 
 import dataclasses
 
 import tensorflow as tf
+from keras import ops
+
+from tfkd import runtime
+from tfkd.errors import UsageError
 
 
 @dataclasses.dataclass
@@ -10,19 +14,17 @@ class Batch:
     """One replica's part of a batch.
 
     Attributes:
-        inputs: What the models take, `(batch, height, width, channels)` for images.
+        inputs: Inputs of the student, `(batch, height, width, channels)` for images.
         labels: The labels as the data set gives them.
         sample_weight: Float tensor `(batch,)`, or None. Class weights arrive here too.
         indices: Integer tensor `(batch,)`, the samples' positions in the training set; None
-            where the data does not tell.
+            where the data has none.
         size: Integer tensor, the number of samples.
-        share: The part of the global batch that this replica holds: a float32 scalar, 1.0 on one
-            device.
+        share: The share of the global batch on this replica: a float32 scalar, 1.0 on one device.
         teacher: `{tap: tensor}` of the teacher, once it has run; see
             `Distiller.observe_teacher`.
-        values: `{name: scalar}`, what the step logs; see `Distiller.track`.
-        parts: `{name: scalar}`, the weighted parts of all objectives, in which the step looks for
-            divergence.
+        values: `{name: scalar}`, the logs of the step; see `Distiller.track`.
+        parts: `{name: scalar}`, the weighted parts of all objectives, checked for divergence.
         activity: List of the activity regularization of each student that has run.
     """
 
@@ -38,15 +40,70 @@ class Batch:
     activity: list = dataclasses.field(default_factory=list)
 
     def scaled(self, value):
-        """Scales a mean over this replica's samples so that the replicas' add up to the batch's.
+        """Scales a mean over this replica's samples to its part of the global batch's mean.
 
         This and `sum_as_mean` are the only places where losses are scaled for replicas.
         """
         return value * self.share
 
     def sum_as_mean(self, value):
-        """Turns a sum over this replica's samples into what `scaled` takes, a mean.
+        """Turns a sum over this replica's samples into a mean, as `scaled` takes it.
 
-        The objective then holds the sum over the global batch.
+        The objective then contains the sum over the global batch.
         """
         return tf.math.divide_no_nan(value, self.share)
+
+    def mean_over_replicas(self, value):
+        """Returns the mean over the global batch of a mean over this replica's samples.
+
+        No gradient flows back.
+        """
+        return runtime.sum_over_replicas(self.scaled(value))
+
+    def loss_arguments(self, loss, weighted, sample_masks=None):
+        """Returns the arguments of a distillation loss beside the taps.
+
+        Args:
+            loss: A `tfkd.losses.DistillationLoss`.
+            weighted: Boolean, whether sample weights multiply the loss.
+            sample_masks: List of masks `(batch,)` of zeros and ones, one per spot: the samples
+                that a method lets the loss see. None for all.
+
+        Returns:
+            A dictionary of keyword arguments: labels, mask, and indices where it needs them.
+
+        Raises:
+            UsageError: If the batch lacks what the loss needs.
+        """
+        mask = self.sample_weight if weighted else None
+        if loss.relational and mask is not None:
+            mask = ops.cast(mask > 0, "float32")
+        if sample_masks is not None:
+            mask = (
+                sample_masks
+                if mask is None
+                else [ops.cast(own, mask.dtype) * mask for own in sample_masks]
+            )
+        labels = _class_numbers(self.labels, loss) if loss.needs_labels else None
+        arguments = {"labels": labels, "sample_mask": mask}
+        if loss.needs_indices:
+            if self.indices is None:
+                raise UsageError(
+                    f"Loss {loss.name!r} needs to know which training example a sample is: labels "
+                    'as {"label": labels, "index": positions}, or '
+                    "tfkd.data.load(..., indices=True)."
+                )
+            arguments["indices"] = self.indices
+        return arguments
+
+
+def _class_numbers(labels, loss):
+    """Returns labels as integers `(batch,)`, of which Keras also allows `(batch, 1)`."""
+    if len(labels.shape) == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if len(labels.shape) != 1:
+        raise UsageError(
+            f"Loss {loss.name!r} needs the number of each sample's class, (batch,); received "
+            f"labels of shape {tuple(labels.shape)}: train without one-hot, mixup and cutmix."
+        )
+    return labels

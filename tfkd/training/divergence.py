@@ -1,4 +1,4 @@
-"""Stops training where a loss is no longer a finite number."""
+"""Stops training when a loss becomes NaN or infinite."""
 
 import keras
 import tensorflow as tf
@@ -6,28 +6,28 @@ import tensorflow as tf
 from tfkd import runtime
 from tfkd.errors import DivergenceError
 
-#: The sum of all parts, which can overflow where none of them does.
+#: The sum of all parts; it can overflow although no part does.
 TOTAL = "loss"
 
-#: What a batch consists of, in its order.
+#: The parts of a batch, in order.
 _DATA = ("inputs", "labels", "sample weights")
 
-#: How many parts one distiller can have; further ones show in the total only.
+#: The largest number of parts that are watched; further ones are part of the total only.
 _PARTS = 64
 
-#: After how many steps the host looks: reading a variable waits for the device.
-_STEPS_BETWEEN_LOOKS = 50
+#: The host checks every so many steps, since reading a variable waits for the device.
+_STEPS_BETWEEN_CHECKS = 50
 
 
 class LossWatch:
-    """Notes in which step of an epoch which part of a loss, or of the data, was first not finite.
+    """Records the first step of an epoch in which each part of the loss or data is not finite.
 
-    The compiled step writes it down and nothing waits for it. Its variables belong to no model:
-    they are neither saved nor restored, since nothing is saved once they are set.
+    The compiled step writes to its variables without waiting for the host. They belong to no
+    model and are not saved, since nothing is saved once they are set.
     """
 
     def __init__(self):
-        # Each replica writes its own copy, and all write the same.
+        # Each replica writes the same values to its own copy.
         settings = {
             "trainable": False,
             "dtype": tf.int64,
@@ -36,16 +36,16 @@ class LossWatch:
         }
         self._parts = [TOTAL, *_DATA]
         self._step = tf.Variable(0, name="step_of_epoch", **settings)
-        # Of each part the step, counted from 1, in which it was first not finite; 0 for none.
+        # For each part the step, from 1, in which it was first not finite; 0 for none.
         self._first = tf.Variable([0] * _PARTS, name="first_not_finite", **settings)
 
     def start_epoch(self):
-        """Forgets everything, and counts steps anew."""
+        """Resets the records and the step count."""
         self._step.assign(0)
         self._first.assign([0] * _PARTS)
 
     def note(self, values, batch):
-        """Counts a step, and notes which of its values are not finite.
+        """Counts a step, and records which of its values are not finite.
 
         Args:
             values: `{part: scalar}`, of this replica.
@@ -55,12 +55,12 @@ class LossWatch:
         for part in values:
             if part not in self._parts and len(self._parts) < _PARTS:
                 self._parts.append(part)
-        # A sum takes one pass, and keeps NaN and infinity; which of the two does not matter.
+        # A sum takes one pass and is not finite where a value is not.
         data = (batch.inputs, batch.labels, batch.sample_weight)
         values = {**values, **dict(zip(_DATA, map(_sum, data)))}
         watched = [tf.cast(values.get(part, 0.0), tf.float32) for part in self._parts]
         finite = tf.math.is_finite(tf.stack([tf.stop_gradient(value) for value in watched]))
-        # One replica's is the others' in the next step, and the first one's step counts.
+        # A NaN of one replica reaches the others in the next step: the first step counts.
         found = runtime.sum_over_replicas(tf.cast(tf.logical_not(finite), tf.int64))
         found = tf.pad(found, [[0, _PARTS - len(self._parts)]])
         new = tf.logical_and(found > 0, self._first == 0)
@@ -78,7 +78,7 @@ class LossWatch:
             return None
         first = min(step for step in steps.values() if step)
         parts = [part for part, step in steps.items() if step == first]
-        # The total says nothing where one of its parts is to blame.
+        # The total adds no information where one of its parts is not finite.
         parts = [part for part in parts if part != TOTAL] or [TOTAL]
         return first, parts, [part for part, step in data.items() if 0 < step <= first]
 
@@ -87,7 +87,7 @@ def _sum(tensors):
     """Returns a float32 scalar that is not finite where a value of some tensors is not."""
     total = tf.zeros(())
     for tensor in tf.nest.flatten(tensors):
-        # Whole numbers are finite; the data may lack a part.
+        # Integers are finite; the data may lack a part.
         if tensor is not None and tf.as_dtype(tensor.dtype).is_floating:
             # Sums of float16 may overflow.
             tensor = tf.cast(tensor, tf.float32) if tensor.dtype == tf.float16 else tensor
@@ -98,11 +98,11 @@ def _sum(tensors):
 class StopAtDivergence(keras.callbacks.Callback):
     """Ends training with a `DivergenceError` soon after a loss has become NaN or infinite.
 
-    It looks every few steps, and before validation and everything else that follows an epoch. The
-    error tells the step in which it happened, not the one after which it was seen.
+    It checks every few steps, and at the end of an epoch before validation and other callbacks.
+    The error names the step in which it happened, not the one after which it was detected.
 
     Args:
-        watch: The `LossWatch` into which the compiled step writes.
+        watch: The `LossWatch` that the compiled step writes to.
     """
 
     def __init__(self, watch):
@@ -112,25 +112,25 @@ class StopAtDivergence(keras.callbacks.Callback):
         self._begun = 0
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Starts counting anew."""
+        """Resets the records and the step count."""
         self._epoch, self._begun = epoch, 0
         self._watch.start_epoch()
 
     def on_train_batch_begin(self, batch, logs=None):
-        """Looks now and then: at the begin, since a hook at the end lets Keras read every log."""
-        if self._begun % _STEPS_BETWEEN_LOOKS == 0:
-            self._look()
+        """Checks every few steps; a hook at the end of batches would make Keras read every log."""
+        if self._begun % _STEPS_BETWEEN_CHECKS == 0:
+            self._check()
         self._begun += 1
 
     def on_test_begin(self, logs=None):
-        """Looks before validation."""
-        self._look()
+        """Checks before validation."""
+        self._check()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Looks before other callbacks save anything."""
-        self._look()
+        """Checks before other callbacks save anything."""
+        self._check()
 
-    def _look(self):
+    def _check(self):
         found = self._watch.found()
         if found is None:
             return

@@ -6,15 +6,15 @@ from keras import ops
 
 from tfkd.errors import UsageError
 
-#: How many values one distiller can log.
+#: The largest number of values that one distiller can log.
 _LIMIT = 256
 
 
 class EpochMeans(keras.metrics.Metric):
-    """Averages the values that steps log, by the names that the steps give them.
+    """Averages the logged values of steps, by name.
 
-    Names are found when a step is traced. All sums are in one variable, so that a step makes one
-    update whatever it logs.
+    Names are collected when a step is traced. All sums are in one variable, so that a step makes
+    one update however many values it logs.
     """
 
     def __init__(self):
@@ -26,7 +26,7 @@ class EpochMeans(keras.metrics.Metric):
         )
 
     def declare(self, names):
-        """Adds names, whose result is 0 as long as no step logs them.
+        """Adds names, whose mean is 0 until a step logs them.
 
         Raises:
             UsageError: If there are too many.
@@ -41,7 +41,7 @@ class EpochMeans(keras.metrics.Metric):
         Args:
             values: `{name: scalar}`, means over this replica's samples.
             sample_weight: Integer tensor, the number of these samples. Where it is 0 the values
-                have no meaning and are left out.
+                are left out.
         """
         if not values:
             return

@@ -1,4 +1,4 @@
-"""Batch-norm statistics of the student as it will be used, with none of the teacher's blocks."""
+"""Reestimation: batch-norm statistics of the plain student, without the teacher's blocks."""
 
 import time
 
@@ -11,27 +11,27 @@ from tfkd.errors import UsageError
 
 
 class Reestimation(keras.callbacks.Callback):
-    """Measures the student's batch-norm statistics anew after every epoch, before validation.
+    """Recomputes the student's batch-norm statistics after every epoch, before validation.
 
-    A distiller that lets parts of the teacher stand in for the student's trains its batch
-    normalizations on features that they will not see later. This sets their moving mean and
+    A distiller that swaps parts of the student for the teacher's trains batch normalizations on
+    features that the plain student does not have. This callback sets their moving mean and
     variance to the averages over some batches of training data that pass the student alone.
 
-    In training mode those statistics are not read: training goes on as it would have without it,
-    and every checkpoint and every measured student has those of the plain student. Random
-    generators of the student, such as a dropout's, are put back.
+    Training mode does not read these statistics, so that training is the same with and without
+    the callback, and checkpoints and evaluation use those of the plain student. Random generators
+    of the student, such as a dropout's, are restored.
 
     Args:
         inputs: What `fit` trains on, a `tf.data.Dataset` or arrays.
         batch_size: Integer, for arrays; None for Keras' 32.
-        batches: Integer, how many batches at most. Of a data set that tells its length the last
+        batches: Integer, the largest number of batches. Of a data set of known length the last
             batch is left out, so that a pipeline which counts its passes does not count this one.
 
     Raises:
-        UsageError: If the inputs are of another kind, such as a generator, which could not be
-            read without taking from training.
+        UsageError: If the inputs are of another kind, such as a generator, whose batches training
+            would then miss.
 
-    Logs: `reestimation_seconds`, what it took.
+    Logs: `reestimation_seconds`, its run time.
     """
 
     def __init__(self, inputs, batch_size, batches):
@@ -41,7 +41,7 @@ class Reestimation(keras.callbacks.Callback):
         self._measure = None
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Forgets the last epoch's."""
+        """Resets the time of the epoch."""
         self._seconds = None
 
     def on_test_begin(self, logs=None):
@@ -82,7 +82,7 @@ class Reestimation(keras.callbacks.Callback):
 
 
 def _measuring(student, layers, jit_compile):
-    """Returns a function of a batch that gives its size and its statistics in every layer."""
+    """Returns a function of a batch that returns its size and its statistics in every layer."""
 
     def measure(inputs):
         for layer in layers:
@@ -105,15 +105,15 @@ def _measuring(student, layers, jit_compile):
 
 
 def _batches(inputs, batch_size, batches):
-    """Returns the first batches of what `fit` trains on, as a data set."""
+    """Returns the first batches of the training data, as a data set."""
     if isinstance(inputs, tf.data.Dataset):
         length = int(inputs.cardinality())
         return inputs.take(min(batches, length - 1) if length > 1 else batches)
     arrays = tf.nest.flatten(inputs)
     if not arrays or not all(isinstance(x, np.ndarray) or tf.is_tensor(x) for x in arrays):
         raise UsageError(
-            "The student's batch-norm statistics are measured anew on training data, which must "
-            "be a tf.data.Dataset or arrays for it; pass one, or reestimation='never'. Received "
+            "The student's batch-norm statistics are recomputed on training data, which must then "
+            "be a tf.data.Dataset or arrays; pass one, or reestimation='never'. Received "
             f"{type(inputs).__name__}."
         )
     first = tf.nest.map_structure(lambda x: x[: batches * batch_size], inputs)

@@ -1,4 +1,4 @@
-"""The moving statistics that models change as they run in training mode."""
+"""The moving statistics that models update in training mode."""
 
 import contextlib
 
@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def statistics(models):
-    """Returns the variables that models change as they run, such as those of batch normalization.
+    """Returns the variables that models update as they run, such as moving averages.
 
     Args:
         models: Iterable of `keras.layers.Layer`s.
@@ -18,7 +18,7 @@ def statistics(models):
 
 @contextlib.contextmanager
 def restore_on_exit(variables, keep=False):
-    """Gives variables at the end the values that they had at the beginning.
+    """Restores the values of variables at the end of the context.
 
     Args:
         variables: List of variables.
