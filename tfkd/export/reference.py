@@ -1,4 +1,4 @@
-"""What an exported file must say: the original on the same images."""
+"""The reference of an exported file: the original model on the same images."""
 
 import functools
 
@@ -14,8 +14,8 @@ from tfkd.runs import measure
 TOLERANCE = 0.01
 
 
-class _Truth:
-    """What the original says of all test images, for exported models to be compared with.
+class Reference:
+    """The outputs of the original for all test images, which exported models are compared with.
 
     Args:
         model, data, preprocessing, probabilities: As `export` takes them.
@@ -32,7 +32,7 @@ class _Truth:
             self.outputs = scipy.special.softmax(self.outputs, axis=-1)
 
     def compare(self, run):
-        """Returns the accuracy of an exported model, and how near it is to the original.
+        """Returns the accuracy of an exported model, and how far its outputs are from the original.
 
         Args:
             run: Function of uint8 images that returns outputs as an array.
@@ -88,6 +88,7 @@ def _outputs(run, batches):
     return np.concatenate([run(images) for images, _ in batches.as_numpy_iterator()])
 
 
-def _bytes(path):
+def size_on_disk(path):
+    """Returns the bytes of a file, or of all files in a directory."""
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)

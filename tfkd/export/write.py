@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfkd import files, tables
 from tfkd.errors import UsageError
 from tfkd.export.formats import CALIBRATION_IMAGES, FORMATS, _quiet, check_format
-from tfkd.export.reference import _bytes, _Truth
+from tfkd.export.reference import Reference, size_on_disk
 from tfkd.runs import work_directory
 
 #: What tables tell of an original or an exported model, `{title: function of what was measured}`.
@@ -80,8 +80,8 @@ def export(
     _check_model(model, data, preprocessing)
     model = _in_float32(model)
 
-    truth = _Truth(model, data, preprocessing, probabilities)
-    original = {"bytes": size, "test_accuracy": truth.accuracy(truth.outputs)}
+    reference = Reference(model, data, preprocessing, probabilities)
+    original = {"bytes": size, "test_accuracy": reference.accuracy(reference.outputs)}
     exporting = _Exporting(model, data, quantize, probabilities, preprocessing)
     exported = {
         "path": str(path),
@@ -93,11 +93,11 @@ def export(
     def save(temporary):
         exporting.save(format, temporary)
         run = FORMATS[format].load(temporary)
-        exported.update(bytes=_bytes(temporary), **truth.compare(run))
-        for found, times in zip((original, exported), truth.times(run)):
+        exported.update(bytes=size_on_disk(temporary), **reference.compare(run))
+        for found, times in zip((original, exported), reference.times(run)):
             found.update(times)
         if quantize is None:
-            truth.check(exported, path)
+            reference.check(exported, path)
 
     files.write(path, save)
     work_directory.write_class_names(labels_path(path), data.class_names)
