@@ -34,14 +34,26 @@ def variables_of(distiller):
     return found
 
 
-def not_finite(distiller):
+def read(distiller):
+    """Copies what `variables_of` returns from the device.
+
+    Args:
+        distiller: A compiled `tfkd.Distiller`.
+
+    Returns:
+        A list of pairs `(variable, array)`.
+    """
+    return [(variable, variable.numpy()) for variable in variables_of(distiller)]
+
+
+def not_finite(distiller, pairs=None):
     """Returns the path of the first variable with a value that is NaN or infinite, or None.
 
     Args:
         distiller: A compiled `tfkd.Distiller`.
+        pairs: What `read` returned of it; None reads it now.
     """
-    for variable in variables_of(distiller):
-        array = variable.numpy()
+    for variable, array in pairs or read(distiller):
         if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
             return variable.path
     return None
@@ -53,7 +65,7 @@ def previous(path):
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def save(path, distiller, state, extra=None, run=""):
+def save(path, distiller, state, extra=None, run="", pairs=None):
     """Saves the state of a training run, and keeps the one before beside it.
 
     Args:
@@ -63,14 +75,15 @@ def save(path, distiller, state, extra=None, run=""):
         state: Dictionary of JSON values that belongs to it, such as the epoch.
         extra: `{name: array}` to keep beside it.
         run: String that tells this run from others whose models are alike.
+        pairs: What `read` returned of the distiller; None reads it now.
 
     Raises:
         UsageError: If the file cannot be written.
     """
-    variables = variables_of(distiller)
-    arrays = {f"variable/{i}": v.numpy() for i, v in enumerate(variables)}
+    pairs = pairs or read(distiller)
+    arrays = {f"variable/{i}": array for i, (_, array) in enumerate(pairs)}
     arrays |= {f"extra/{name}": array for name, array in (extra or {}).items()}
-    header = {"run": run, "state": state, "names": [v.path for v in variables]}
+    header = {"run": run, "state": state, "names": [variable.path for variable, _ in pairs]}
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
     write(path, lambda temporary: np.savez(temporary, **arrays), keep=previous(path))
 
@@ -116,7 +129,7 @@ def restore(path, distiller, run=""):
     reasons = []
     for candidate in there:
         try:
-            state, arrays, extra = _read(candidate, variables, run)
+            state, arrays, extra = _load(candidate, variables, run)
         except UsageError as error:
             reasons.append(str(error))
             continue
@@ -181,7 +194,7 @@ def _places(paths):
     return [(kind, order[kind].index(number)) for kind, number in zip(kinds, numbers)]
 
 
-def _read(path, variables, run):
+def _load(path, variables, run):
     """Reads a checkpoint.
 
     Returns:

@@ -172,7 +172,9 @@ class Progress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Saves the checkpoint and the metrics."""
         self.seconds += time.perf_counter() - self._epoch_began
-        variable = checkpoint.not_finite(self.model)
+        # Read from the device once; check, best weights and file share the arrays.
+        pairs = checkpoint.read(self.model)
+        variable = checkpoint.not_finite(self.model, pairs)
         if variable is not None:
             # No later step would mend it.
             raise DivergenceError(
@@ -183,7 +185,9 @@ class Progress(keras.callbacks.Callback):
         # Later epochs win a tie: they have seen more.
         score = self.history[-1].get("val_accuracy", 0.0)
         if self.best is None or score >= self.history[self.best["epoch"]].get("val_accuracy", 0.0):
-            self.best = {"epoch": epoch, "weights": weights_of(self.model)}
+            arrays = {id(variable): array for variable, array in pairs}
+            weights = [arrays[id(variable)] for variable in _variables(self.model)]
+            self.best = {"epoch": epoch, "weights": weights}
         checkpoint.save(
             self.path,
             self.model,
@@ -194,6 +198,7 @@ class Progress(keras.callbacks.Callback):
             },
             {f"best/{i}": array for i, array in enumerate(self.best["weights"])},
             self.run,
+            pairs,
         )
         self.saved = (self.path, len(self.history))
         # From the history rather than appended to: a run that was killed leaves no double rows.
