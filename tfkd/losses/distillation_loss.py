@@ -34,8 +34,9 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
     It can also be handed to `keras.distillation.Distiller`, as `KerasInterface` describes.
 
     Args:
-        weight: Number or `tfkd.schedules.Schedule`, by which the *distiller* multiplies the
-            value. Defaults to the weight of the published protocol, named by each subclass.
+        weight: Number, or schedule of `tfkd.schedules` or Keras, by which the *distiller*
+            multiplies the value. Defaults to the weight of the published protocol, named by each
+            subclass.
         spots: Where to distil: one of `"stages"`, `"hint"`, `"last_map"`, `"pooled"`,
             `"logits"`, or a list of pairs `[("student tap", "teacher tap"), ...]`. Defaults to
             the class's own.
@@ -76,6 +77,7 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         self.spots = _check_spots(type(self).__name__, self.spots if spots is None else spots)
 
     def __setattr__(self, name, value):
+        value = schedules.from_keras(value)
         if isinstance(value, schedules.Schedule) and self._epoch is None:
             # As a variable, so that a compiled step sees it change.
             self._epoch = self.add_weight(
