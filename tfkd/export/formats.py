@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfkd import runtime
 from tfkd.errors import UsageError, unknown
 from tfkd.runs import measure, work_directory
 
@@ -193,5 +194,5 @@ def needed_packages(path):
     Args:
         path: Path of a `.keras` file that can be read.
     """
-    layers = keras.models.load_model(path, compile=False)._flatten_layers()
+    layers = runtime.all_layers(keras.models.load_model(path, compile=False))
     return sorted({type(layer).__module__.partition(".")[0] for layer in layers} - {"keras"})

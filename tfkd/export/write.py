@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkd import files, tables
+from tfkd import files, runtime, tables
 from tfkd.errors import UsageError
 from tfkd.export.formats import CALIBRATION_IMAGES, FORMATS, _quiet, check_format
 from tfkd.export.reference import Reference, size_on_disk
@@ -214,7 +214,7 @@ def _read_report(path):
 
 def _in_float32(model):
     """Returns a model that computes in float32: the model itself, or a copy with its weights."""
-    if all(layer.compute_dtype == "float32" for layer in model._flatten_layers()):
+    if all(layer.compute_dtype == "float32" for layer in runtime.all_layers(model)):
         return model
 
     def copy(layer):

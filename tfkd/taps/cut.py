@@ -2,9 +2,6 @@
 
 import keras
 
-# The graph of a functional model has no public door in Keras 3 (`Model.get_layer` does not see
-# nested models, and operations that are no layers have no name there). Everything that tfkd takes
-# from inside of Keras for it is this class, its `_nodes` and its `_run_through_graph`.
 from tfkd.errors import UsageError
 from tfkd.taps.find import suggest
 from tfkd.taps.graph import LOGITS, _graph, _listing

@@ -7,7 +7,8 @@ from keras import tree
 
 # The graph of a functional model has no public door in Keras 3 (`Model.get_layer` does not see
 # nested models, and operations that are no layers have no name there). Everything that tfkd takes
-# from inside of Keras for it is this class, its `_nodes` and its `_run_through_graph`.
+# from inside of Keras for it is in this module: this class, `_inputs_struct`, `_nodes_by_depth`,
+# `_run_through_graph`, `Sequential._functional` and a tensor's `_keras_history`.
 from keras.src.models.functional import Functional
 
 from tfkd.errors import UsageError
@@ -151,9 +152,14 @@ def _output_path(graph):
     return LOGITS
 
 
+def operation_of(tensor):
+    """Returns the layer or operation that makes a symbolic tensor; Keras has no public name."""
+    return tensor._keras_history.operation
+
+
 def _has_kernel(tensor):
     """Whether the operation that makes a tensor mixes features by weights that are learned."""
-    weights = getattr(tensor._keras_history.operation, "weights", ())
+    weights = getattr(operation_of(tensor), "weights", ())
     return any(len(weight.shape) >= 2 for weight in weights)
 
 

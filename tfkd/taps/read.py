@@ -4,11 +4,8 @@ import functools
 
 import keras
 
-# The graph of a functional model has no public door in Keras 3 (`Model.get_layer` does not see
-# nested models, and operations that are no layers have no name there). Everything that tfkd takes
-# from inside of Keras for it is this class, its `_nodes` and its `_run_through_graph`.
 from tfkd.errors import UsageError
-from tfkd.taps.graph import LOGITS, _graph, _has_kernel, _listing, _zoo_taps
+from tfkd.taps.graph import LOGITS, _graph, _has_kernel, _listing, _zoo_taps, operation_of
 
 
 def of(model):
@@ -50,7 +47,7 @@ def of_kind(model, kind):
     """
     graph = _graph(model)
     found = {} if graph is None else graph.taps
-    operations = [(path, tensor._keras_history.operation) for path, tensor in found.items()]
+    operations = [(path, operation_of(tensor)) for path, tensor in found.items()]
     return [(path, layer) for path, layer in operations if isinstance(layer, kind)]
 
 
@@ -102,7 +99,7 @@ def entrance(model):
     if graph is not None:
         for path, _ in graph.edges:
             tensor = graph.taps[path]
-            if _has_kernel(tensor) and not isinstance(tensor._keras_history.operation, kinds):
+            if _has_kernel(tensor) and not isinstance(operation_of(tensor), kinds):
                 return before(model, path)
         return None
     found = [path for path, layer in _sublayers(model).items() if isinstance(layer, kinds)]
