@@ -17,6 +17,7 @@ from absl import flags
 import tfkd
 from tfkd import command_line, config, evaluate, export, files
 from tfkd.errors import UsageError
+from tfkd.export import write
 from tfkd.runs import execute, measure
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -229,7 +230,7 @@ def images_of(dataset):
 def test_calibration_reads_validation_or_training_images(validation, data, data_dir):
     if not validation:
         data = tfkd.data.load("digits", validation=0, data_dir=data_dir)
-    exporting = export._Exporting(None, data, "int8", False, None)
+    exporting = write._Exporting(None, data, "int8", False, None)
     *shown, stretched = [image for (image,) in exporting.calibration_images()]
     allowed = images_of(data.pixels("validation" if validation else "train"))
     assert {image[0].astype("uint8").tobytes() for image in shown} <= allowed

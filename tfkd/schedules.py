@@ -87,7 +87,7 @@ class Constant(Schedule):
 
 
 class _Ramp(Schedule):
-    """What goes from `start` to `end` in `epochs` and stays there."""
+    """Goes from `start` to `end` in `epochs` and stays there."""
 
     def __init__(self, start, end, epochs):
         kind = type(self).__name__
@@ -106,7 +106,7 @@ class _Ramp(Schedule):
         return (1 - progress) * self.start + progress * self.end
 
     def _progress(self, epoch):
-        """Returns how much of the way is gone at an epoch, from 0 to 1."""
+        """Returns the progress at an epoch, from 0 to 1."""
         return ops.clip(epoch / self.epochs, 0.0, 1.0)
 
     def get_config(self):
@@ -170,7 +170,7 @@ class LinearRestarts(_Ramp):
 
     Args:
         start: Number, the value of the first epoch and at every milestone.
-        end: Number, which the value comes near to before every milestone.
+        end: Number, which the value approaches before every milestone.
         milestones: Increasing epochs, counted from 0 and between 0 and `epochs`, such as those at
             which the learning rate drops.
         epochs: Number greater than 0, the epochs of the training.

@@ -73,7 +73,7 @@ class Reference:
         # Not the other way round: a difference may be NaN.
         if not difference <= TOLERANCE * largest:
             raise UsageError(
-                f"What was to become {path} disagrees with the original: outputs of up to "
+                f"The export to {path} disagrees with the original: outputs of up to "
                 f"{largest:.3g} differ by up to {difference:.3g}, test accuracy is "
                 f"{exported['test_accuracy']:.2%} instead of {self.accuracy(self.outputs):.2%}. "
                 "It was not kept; choose another format."

@@ -150,10 +150,10 @@ def restore(path, distiller, run=""):
 
 
 def _difference(names, stored, variables):
-    """Says how what was stored differs from the variables; None where they are the same.
+    """Describes how stored arrays differ from the variables; None where they match.
 
     Args:
-        names: List of the paths of what was stored.
+        names: List of the stored paths.
         stored: List of arrays.
         variables: List of variables.
     """
@@ -174,11 +174,11 @@ def _difference(names, stored, variables):
 
 
 def _places(paths):
-    """Returns `(kind, place)` of each path: what stays of it where Keras numbers names anew.
+    """Returns `(kind, place)` of each path, which do not change when Keras renumbers names.
 
-    Keras ends the names that it gives by numbers which go on through a process: conv2d_3 is
-    conv2d_40 after other models. So the numbers are no part of the kind, which is the path without
-    them; what stays is their order, the place among the paths of one kind.
+    Keras appends a number to the names that it gives, and counts on through a process: conv2d_3
+    is conv2d_40 after other models. So the kind is the path without the numbers, and the place is
+    their rank among the paths of one kind.
     """
     # In the middle of a part stand the numbers of layers in the names of optimizers' variables,
     # which come in the order of the layers'.
@@ -211,7 +211,7 @@ def _load(path, variables, run):
         stored = [arrays.pop(f"variable/{i}") for i in range(len(header["names"]))]
         state, found = header["state"], header["run"]
     except Exception as error:
-        # Whatever the readers of zip files, of arrays and of JSON stumble over.
+        # The readers of zip files, arrays and JSON raise many kinds of exceptions.
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise UsageError(f"Checkpoint {path} is damaged ({reason})") from error
     difference = _difference(header["names"], stored, variables)
