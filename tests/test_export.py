@@ -17,6 +17,8 @@ from absl import flags
 import tfkd
 from tfkd import command_line, config, evaluate, export, files
 from tfkd.errors import UsageError
+from tfkd.export import __main__ as command
+from tfkd.export import write
 from tfkd.runs import execute, measure
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -229,7 +231,7 @@ def images_of(dataset):
 def test_calibration_reads_validation_or_training_images(validation, data, data_dir):
     if not validation:
         data = tfkd.data.load("digits", validation=0, data_dir=data_dir)
-    exporting = export._Exporting(None, data, "int8", False, None)
+    exporting = write._Exporting(None, data, "int8", False, None)
     *shown, stretched = [image for (image,) in exporting.calibration_images()]
     allowed = images_of(data.pixels("validation" if validation else "train"))
     assert {image[0].astype("uint8").tobytes() for image in shown} <= allowed
@@ -366,7 +368,7 @@ def test_the_command_writes_the_file_the_table_and_the_report(run, data_dir, cap
     # What else is in the report stays.
     stored = {"ensemble": {"tflite": {"bytes": 1}}, "student": {"tflite-int8": {"bytes": 2}}}
     (run / "export.json").write_text(json.dumps(stored))
-    call(export, workdir, folder, "--format=keras")
+    call(command, workdir, folder, "--format=keras")
     printed = capsys.readouterr().out
     report = json.loads((run / "export.json").read_text())
     assert report["ensemble"] == stored["ensemble"]
@@ -386,23 +388,23 @@ def test_the_command_writes_the_file_the_table_and_the_report(run, data_dir, cap
 def test_mistakes_of_the_command(run, capsys):
     workdir = f"--workdir={run}"
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert "--workdir=DIR is missing" in refused(capsys, export, "--format=keras")
-    assert "--format is missing: one of keras" in refused(capsys, export, workdir)
-    assert "Unknown format 'pt'" in refused(capsys, export, workdir, "--format=pt")
-    assert "Unexpected argument 'x'" in refused(capsys, export, workdir, "--format=keras", "x")
-    line = refused(capsys, export, workdir, "--format=keras", "--model=ensemble")
+    assert "--workdir=DIR is missing" in refused(capsys, command, "--format=keras")
+    assert "--format is missing: one of keras" in refused(capsys, command, workdir)
+    assert "Unknown format 'pt'" in refused(capsys, command, workdir, "--format=pt")
+    assert "Unexpected argument 'x'" in refused(capsys, command, workdir, "--format=keras", "x")
+    line = refused(capsys, command, workdir, "--format=keras", "--model=ensemble")
     assert "has no ensemble.keras; it has student" in line
-    line = refused(capsys, export, workdir, "--format=keras", f"--output={run}/student.keras")
+    line = refused(capsys, command, workdir, "--format=keras", f"--output={run}/student.keras")
     assert "is a model that the run has trained" in line
     (run / "export.json").write_text("{")
-    line = refused(capsys, export, workdir, "--format=keras")
+    line = refused(capsys, command, workdir, "--format=keras")
     assert "export.json is damaged" in line
     (run / "export.json").unlink()
     assert before.items() >= {p: p.stat().st_mtime_ns for p in run.rglob("*")}.items() - {
         (run, run.stat().st_mtime_ns)
     }
     (run / "summary.json").unlink()
-    for module, arguments in ((export, ["--format=keras"]), (evaluate, [])):
+    for module, arguments in ((command, ["--format=keras"]), (evaluate, [])):
         line = refused(capsys, module, workdir, *arguments)
         assert "has no summary.json: it is the directory of no run" in line
 
@@ -530,12 +532,12 @@ def test_int8_of_a_trained_student_is_within_a_point(data_dir, tmp_path):
     original, found = export.export_run(run, "tflite", "int8", data_dir=data_dir)
     assert found["test_accuracy"] > original["test_accuracy"] - 0.01
     # The command, as users run it.
-    for command in (
+    for start in (
         ["tfkd.export", "--format=tflite", "--quantize=float16"],
         ["tfkd.evaluate", "--split=validation"],
     ):
         done = subprocess.run(
-            [sys.executable, "-m", *command, f"--workdir={run}", f"--data_dir={data_dir}"],
+            [sys.executable, "-m", *start, f"--workdir={run}", f"--data_dir={data_dir}"],
             cwd=ROOT,
             capture_output=True,
             text=True,

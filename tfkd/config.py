@@ -1,4 +1,4 @@
-"""What a run's config holds, and the helpers with which the files in `configs/` write one."""
+"""The config of a run, and helpers for the files in `configs/`."""
 
 import math
 
@@ -135,7 +135,7 @@ def default_config(method, teacher, student, settings=None):
                 "path": teacher if trained else "",
                 "epochs": 30,
                 "learning_rate": 0.05,
-                # What a given teacher takes, where it is not what the student takes: its image
+                # The inputs of a given teacher, where they differ from the student's: its image
                 # size; its mean, std and white, as in tfkd.layers.TeacherPreprocessing.
                 "image_size": config_dict.placeholder(int),
                 "mean": config_dict.placeholder(tuple),

@@ -1,4 +1,4 @@
-"""Writes files so that they are always whole: the old one or the new one."""
+"""Atomic writes: a path always holds the old file or the new one."""
 
 import errno
 import os
@@ -8,12 +8,12 @@ import shutil
 
 from tfkd.errors import UsageError
 
-#: What a file is called until it is whole: `.{process}.partial.{name}`.
+#: Part of the name of an incomplete file: `.{process}.partial.{name}`.
 _PARTIAL = "partial"
 
 
 def write(path, save, keep=None):
-    """Writes a file so that `path` is always whole: the old one or the new one.
+    """Writes a file atomically: `path` always holds the old file or the new one.
 
     A directory is replaced as a whole, too, by two renames: between them `path` does not exist.
 
@@ -28,7 +28,7 @@ def write(path, save, keep=None):
             it was.
     """
     path = pathlib.Path(path)
-    # The ending stays the last one: Keras and numpy choose or add it by the name.
+    # Keeps the extension: Keras and NumPy choose the format by it, or append it.
     temporary = path.with_name(f".{os.getpid()}.{_PARTIAL}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,13 +80,13 @@ def _remove(path):
 
 
 def _storage_reason(error):
-    """Says why a file could not be written, in a few words; None for an error of another kind."""
+    """Describes in a few words why a file could not be written; None for other errors."""
     text = str(error)
-    # Only Python itself tells the number; others, HDF5 among them, tell it within a long message.
+    # Only Python's own errors have `errno`; others, such as HDF5's, have it in a long message.
     found = re.search(r"errno = (\d+)", text)
     number = int(found[1]) if found else getattr(error, "errno", None)
     if number is None and re.search(r"\d+ requested and \d+ written", text):
-        # What numpy says of a disk that is full.
+        # The message of NumPy for a full disk.
         number = errno.ENOSPC
     if number is None:
         return None
@@ -94,12 +94,12 @@ def _storage_reason(error):
 
 
 def remove_partial(folder):
-    """Removes what killed processes had begun to write in a folder and those below it.
+    """Removes the incomplete files of killed processes in a folder and those below it.
 
     Args:
         folder: Path; nothing happens where there is none.
     """
-    # All are found first: what is removed may be a directory that would be searched next.
+    # Lists all paths first: a removed path may be a directory that would be searched next.
     for path in list(pathlib.Path(folder).rglob(f".*.{_PARTIAL}.*")):
         process = path.name.split(".")[1]
         if process.isdecimal() and not _lives(int(process)):
@@ -112,7 +112,7 @@ def _lives(process):
     except ProcessLookupError:
         return False
     except OSError:
-        # It belongs to somebody else.
+        # It belongs to another user.
         return True
     return True
 

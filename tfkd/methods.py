@@ -1,4 +1,4 @@
-"""Methods by name: "ackd:attention=logit" as what a config holds of a method."""
+"""Methods by name: parses "ackd:attention=logit" into the `method` of a config."""
 
 import ast
 import contextlib
@@ -14,7 +14,7 @@ from tfkd.errors import UsageError, unknown
 ALONE = "alone"
 
 
-#: What stands for the student's own kind among the classifiers that learn with it.
+#: Stands for the student's own model id among the classifiers that learn with it.
 PEER = "student"
 
 
@@ -190,7 +190,7 @@ def _defaults(cls):
 TEACHER_IMAGE_KEYS = ("image_size", "mean", "std", "scale")
 
 
-#: What stands on the command line for a distiller's `teacher_preprocessing`.
+#: The flags of the command line for a distiller's `teacher_preprocessing`.
 TEACHER_IMAGES = (
     "the images that a given teacher takes are described by "
     f"{', '.join(f'--config.teacher.{name}' for name in TEACHER_IMAGE_KEYS)}"

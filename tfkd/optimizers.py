@@ -186,7 +186,7 @@ def schedule(name, learning_rate, steps, milestones=(), factor=0.1, warmup=0.0):
         learning_rate: Positive number, the rate at the start or after the warm-up.
         steps: Integer, the number of training steps of the run.
         milestones: Increasing fractions of the run, in (0, 1).
-        factor: Number, what a milestone multiplies the rate by.
+        factor: Number by which each milestone multiplies the rate.
         warmup: Fraction of the run, in [0, 1), over which the rate first grows from 0 linearly.
 
     Returns:

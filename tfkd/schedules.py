@@ -18,6 +18,8 @@ class Schedule:
     loss = tfkd.losses.KnowledgeDistillation(weight=tfkd.schedules.LinearWarmUp(0, 0.9, epochs=20))
     ```
 
+    They take schedules of `keras.optimizers.schedules` too, and call them on the epoch.
+
     Subclasses implement `__call__()` in `keras.ops`, and `get_config()`, which returns the
     arguments of their constructor; they are registered with
     `keras.saving.register_keras_serializable`.
@@ -85,7 +87,7 @@ class Constant(Schedule):
 
 
 class _Ramp(Schedule):
-    """What goes from `start` to `end` in `epochs` and stays there."""
+    """Goes from `start` to `end` in `epochs` and stays there."""
 
     def __init__(self, start, end, epochs):
         kind = type(self).__name__
@@ -104,7 +106,7 @@ class _Ramp(Schedule):
         return (1 - progress) * self.start + progress * self.end
 
     def _progress(self, epoch):
-        """Returns how much of the way is gone at an epoch, from 0 to 1."""
+        """Returns the progress at an epoch, from 0 to 1."""
         return ops.clip(epoch / self.epochs, 0.0, 1.0)
 
     def get_config(self):
@@ -168,7 +170,7 @@ class LinearRestarts(_Ramp):
 
     Args:
         start: Number, the value of the first epoch and at every milestone.
-        end: Number, which the value comes near to before every milestone.
+        end: Number, which the value approaches before every milestone.
         milestones: Increasing epochs, counted from 0 and between 0 and `epochs`, such as those at
             which the learning rate drops.
         epochs: Number greater than 0, the epochs of the training.
@@ -206,12 +208,54 @@ class LinearRestarts(_Ramp):
         return {**super().get_config(), "milestones": list(self.milestones)}
 
 
+@keras.saving.register_keras_serializable(package="tfkd")
+class OfKeras(Schedule):
+    """A learning-rate schedule of Keras, called on the epoch instead of the step.
+
+    Losses and distillers make one where they are given a Keras schedule as a weight or a
+    temperature. Its bounds are not known.
+
+    Args:
+        schedule: A `keras.optimizers.schedules.LearningRateSchedule`, whose steps are epochs.
+
+    Example:
+    ```python
+    decay = keras.optimizers.schedules.ExponentialDecay(1.0, decay_steps=1, decay_rate=0.5)
+    [float(tfkd.schedules.OfKeras(decay)(epoch)) for epoch in range(3)]  # [1.0, 0.5, 0.25]
+    ```
+    """
+
+    def __init__(self, schedule):
+        self.schedule = schedule
+
+    def __call__(self, epoch):
+        """Returns the value at an epoch; see `Schedule`."""
+        return ops.cast(self.schedule(ops.cast(epoch, "float32")), "float32")
+
+    def get_config(self):
+        """Returns what `from_config()` needs to make an equal schedule."""
+        return {"schedule": keras.saving.serialize_keras_object(self.schedule)}
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes a schedule from what `get_config()` returned."""
+        return cls(keras.saving.deserialize_keras_object(config["schedule"]))
+
+
+def from_keras(value):
+    """Returns an `OfKeras` of a learning-rate schedule of Keras, and any other value as it is."""
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        return OfKeras(value)
+    return value
+
+
 def number_or_schedule(name, value, positive=False, nonnegative=False):
     """Checks an argument that can be a number or a schedule.
 
     Args:
         name: String, the argument's name, for the message.
-        value: Number, `Schedule`, or a schedule as `keras.saving` serialises it.
+        value: Number, `Schedule`, `keras.optimizers.schedules.LearningRateSchedule`, or a
+            schedule as `keras.saving` serialises it.
         positive: Whether only numbers greater than 0 make sense.
         nonnegative: Whether only numbers of at least 0 make sense.
 
@@ -223,6 +267,7 @@ def number_or_schedule(name, value, positive=False, nonnegative=False):
     """
     if isinstance(value, dict):
         value = keras.saving.deserialize_keras_object(value)
+    value = from_keras(value)
     values = value.bounds if isinstance(value, Schedule) else (value,)
     if not all(
         _is_number(number) and (number > 0 or not positive) and (number >= 0 or not nonnegative)

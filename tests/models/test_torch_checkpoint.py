@@ -19,8 +19,8 @@ def _state(model, seed=0):
     generator = np.random.default_rng(seed)
     wanted = torch_checkpoint._wanted(model)
     return {
-        name: generator.random(kind.torch_shape(tuple(variable.shape)), dtype="float32")
-        for name, (kind, variable) in wanted.items()
+        name: generator.random(torch_checkpoint._torch_shape(axes, variable.shape), dtype="float32")
+        for name, (axes, variable) in wanted.items()
     }
 
 
@@ -229,6 +229,6 @@ def test_damaged_and_foreign_pth_files(model, tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     _assert_one_line_about(model, path, "may be damaged")
     torch.save(torch.nn.Linear(2, 2), path)
-    _assert_one_line_about(model, path, "something else than tensors")
+    _assert_one_line_about(model, path, "something other than tensors")
     torch.save(torch.zeros(3), path)
     _assert_one_line_about(model, path, r"holds a Tensor, not a state dict")

@@ -119,7 +119,7 @@ def blend(values, own):
 
 
 class Augmentation:
-    """What is done at random to the training images.
+    """The random changes to the training images.
 
     Args:
         names: Iterable of `"crop"` (a random shift of up to `crop_padding` pixels each way, black

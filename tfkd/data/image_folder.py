@@ -240,7 +240,7 @@ def _naming_the_broken(dataset, files):
     last["position"] = tf.constant(len(files), tf.int64)
 
     def check(expected, example):
-        told = tf.strings.join(
+        message = tf.strings.join(
             [
                 "UsageError: Image ",
                 names[expected],
@@ -248,7 +248,7 @@ def _naming_the_broken(dataset, files):
                 "or leave out all such files by skip_broken=True (--config.data.skip_broken=True).",
             ]
         )
-        right = tf.debugging.Assert(example["position"] == expected, [told])
+        right = tf.debugging.Assert(example["position"] == expected, [message])
         with tf.control_dependencies([right]):
             return tf.nest.map_structure(tf.identity, example)
 

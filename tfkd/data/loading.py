@@ -283,7 +283,7 @@ def load(
 
 
 def _parts(source, validation, test):
-    """Returns what is read for what, `{"train": (split, start, stop), ...}`.
+    """Returns the part of a split that each name reads, `{"train": (split, start, stop), ...}`.
 
     The training split begins with what is trained on. Then come the validation examples and the
     test examples, where the source has no split of its own for them.

@@ -13,7 +13,7 @@ PREFETCHED = 4
 
 
 class EpochCounter:
-    """Tells a training pipeline which epoch its next pass is.
+    """Holds the epoch of a training pipeline's next pass.
 
     A pass counts once its last batch has been delivered. What reads a first batch and drops it,
     as Keras does under `tf.distribute` to build a model, or breaks off in the middle, begins the
@@ -82,7 +82,7 @@ class InMemory:
 
 
 class Streamed:
-    """Examples that are read and decoded anew in every pass.
+    """Examples that are read and decoded again in every pass.
 
     Args:
         dataset: Dataset of uint8 images of one known shape and int32 labels, in a fixed order.
@@ -190,7 +190,7 @@ def training_pipeline(examples, batch_size, seed, augmentation, encode, counter,
 
     batches = tf.data.Dataset.from_tensors(0).map(begin).flat_map(one_pass)
     batches = batches.map(make, num_parallel_calls=PARALLEL_CALLS).prefetch(PREFETCHED)
-    # What is prefetched is not delivered yet, so the pass is counted behind the buffer.
+    # Prefetched batches are not delivered yet, so the pass is counted behind the buffer.
     delivered = batches.enumerate().map(deliver)
     return _with_options(delivered.apply(tf.data.experimental.assert_cardinality(steps)))
 

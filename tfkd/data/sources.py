@@ -208,9 +208,9 @@ class Source:
         try:
             yield from dataset.as_numpy_iterator()
         except tf.errors.OpError as error:
-            told = raised_within(error)
-            if told is not None:
-                raise told from None
+            usage_error = raised_within(error)
+            if usage_error is not None:
+                raise usage_error from None
             if VARYING in str(error):
                 raise UsageError(f"Data set {self.name!r}: {VARYING}") from None
             raise UsageError(
@@ -330,7 +330,7 @@ def _prepare(builder):
         A builder that can read.
     """
     if builder.is_prepared():
-        # A builder made before that does not know what it can read.
+        # A builder made before that does not know which files it can read.
         return builder if builder.info.splits else tfds.builder_from_directory(builder.data_dir)
     # TFDS prepares in a temporary directory beside the final one and renames it at the end. It
     # takes that directory's name from the global generator, and two processes that were given the
@@ -342,7 +342,7 @@ def _prepare(builder):
         builder.download_and_prepare()
         return builder
     except Exception as error:
-        # Where another process was faster, the rename fails, and what it made is as good.
+        # If another process was faster, the rename fails, and its result is equal.
         if builder.is_prepared():
             return tfds.builder_from_directory(builder.data_dir)
         _remove_empty(builder.data_path.parent, builder.data_dir_root)

@@ -29,7 +29,7 @@ def _define_flags():
 
 
 def main(rest):
-    """Runs what the flags say."""
+    """Runs the export that the flags describe."""
     values = flags.FLAGS
     check_no_arguments(rest)
     if not values.format:

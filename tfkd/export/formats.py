@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfkd import runtime
 from tfkd.errors import UsageError, unknown
 from tfkd.runs import measure, work_directory
 
@@ -26,7 +27,7 @@ CALIBRATION_IMAGES = 200
 
 
 def check_format(format, quantize=None):
-    """Checks that there is such a format, and what it needs.
+    """Checks that a format exists and its packages are installed.
 
     Args:
         format: String.
@@ -98,12 +99,12 @@ def _save_tflite(exporting, path):
 
 def _save_onnx(exporting, path):
     model = exporting.with_normalisation()
-    # Keras refuses a model that nobody has called, other than in its other formats.
+    # Unlike its other formats, Keras refuses a model that was never called.
     model(keras.KerasTensor(model.input_shape, dtype="uint8"))
     model.export(str(path), format="onnx", verbose=False)
 
 
-#: What is wrong where a model was saved, and cannot be loaded.
+#: The message for a model that was saved and cannot be loaded.
 _REGISTER = "register its own layers by keras.saving.register_keras_serializable"
 
 
@@ -162,10 +163,10 @@ def _threads():
 
 @dataclasses.dataclass
 class Format:
-    """A format, for what the others do not share with it.
+    """How one format is written, loaded and run.
 
     Attributes:
-        ending: String, what the names of its files end in.
+        ending: String, the extension of its files.
         save: Function of an `_Exporting` and a path that writes.
         load: Function of a path; it returns a function of uint8 images that returns outputs as an
             array.
@@ -193,5 +194,5 @@ def needed_packages(path):
     Args:
         path: Path of a `.keras` file that can be read.
     """
-    layers = keras.models.load_model(path, compile=False)._flatten_layers()
+    layers = runtime.all_layers(keras.models.load_model(path, compile=False))
     return sorted({type(layer).__module__.partition(".")[0] for layer in layers} - {"keras"})

@@ -1,4 +1,4 @@
-"""What an exported file must say: the original on the same images."""
+"""The reference of an exported file: the original model on the same images."""
 
 import functools
 
@@ -14,8 +14,8 @@ from tfkd.runs import measure
 TOLERANCE = 0.01
 
 
-class _Truth:
-    """What the original says of all test images, for exported models to be compared with.
+class Reference:
+    """The outputs of the original for all test images, which exported models are compared with.
 
     Args:
         model, data, preprocessing, probabilities: As `export` takes them.
@@ -32,7 +32,7 @@ class _Truth:
             self.outputs = scipy.special.softmax(self.outputs, axis=-1)
 
     def compare(self, run):
-        """Returns the accuracy of an exported model, and how near it is to the original.
+        """Returns the accuracy of an exported model, and how far its outputs are from the original.
 
         Args:
             run: Function of uint8 images that returns outputs as an array.
@@ -73,7 +73,7 @@ class _Truth:
         # Not the other way round: a difference may be NaN.
         if not difference <= TOLERANCE * largest:
             raise UsageError(
-                f"What was to become {path} disagrees with the original: outputs of up to "
+                f"The export to {path} disagrees with the original: outputs of up to "
                 f"{largest:.3g} differ by up to {difference:.3g}, test accuracy is "
                 f"{exported['test_accuracy']:.2%} instead of {self.accuracy(self.outputs):.2%}. "
                 "It was not kept; choose another format."
@@ -88,6 +88,7 @@ def _outputs(run, batches):
     return np.concatenate([run(images) for images, _ in batches.as_numpy_iterator()])
 
 
-def _bytes(path):
+def size_on_disk(path):
+    """Returns the bytes of a file, or of all files in a directory."""
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)

@@ -1,4 +1,4 @@
-"""Writes a student for use elsewhere, and measures what was written."""
+"""Exports a student for deployment, and measures the result."""
 
 import json
 import pathlib
@@ -7,13 +7,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkd import files, tables
+from tfkd import files, runtime, tables
 from tfkd.errors import UsageError
 from tfkd.export.formats import CALIBRATION_IMAGES, FORMATS, _quiet, check_format
-from tfkd.export.reference import _bytes, _Truth
+from tfkd.export.reference import Reference, size_on_disk
 from tfkd.runs import work_directory
 
-#: What tables tell of an original or an exported model, `{title: function of what was measured}`.
+#: Columns of tables of original and exported models, `{title: function of the measurements}`.
 COLUMNS = {
     "size on disk": lambda row: "" if row["bytes"] is None else f"{row['bytes'] / 1024:,.0f} kB",
     "test accuracy %": lambda row: f"{100 * row['test_accuracy']:.2f}",
@@ -60,8 +60,8 @@ def export(
 
     Raises:
         UsageError: If an argument is none of the above, a package is missing, the converter does
-            not know what the model does, or a float export disagrees with the original. What was
-            at `path` is then as it was.
+            not support an operation of the model, or a float export disagrees with the original.
+            `path` is then unchanged.
 
     Example:
     ```python
@@ -80,8 +80,8 @@ def export(
     _check_model(model, data, preprocessing)
     model = _in_float32(model)
 
-    truth = _Truth(model, data, preprocessing, probabilities)
-    original = {"bytes": size, "test_accuracy": truth.accuracy(truth.outputs)}
+    reference = Reference(model, data, preprocessing, probabilities)
+    original = {"bytes": size, "test_accuracy": reference.accuracy(reference.outputs)}
     exporting = _Exporting(model, data, quantize, probabilities, preprocessing)
     exported = {
         "path": str(path),
@@ -93,11 +93,11 @@ def export(
     def save(temporary):
         exporting.save(format, temporary)
         run = FORMATS[format].load(temporary)
-        exported.update(bytes=_bytes(temporary), **truth.compare(run))
-        for found, times in zip((original, exported), truth.times(run)):
+        exported.update(bytes=size_on_disk(temporary), **reference.compare(run))
+        for found, times in zip((original, exported), reference.times(run)):
             found.update(times)
         if quantize is None:
-            truth.check(exported, path)
+            reference.check(exported, path)
 
     files.write(path, save)
     work_directory.write_class_names(labels_path(path), data.class_names)
@@ -112,7 +112,7 @@ def labels_path(path):
 def export_run(
     workdir, format, quantize=None, model="student", output=None, probabilities=False, data_dir=None
 ):
-    """Exports a model of a complete run, and adds what it measured to the run's `export.json`.
+    """Exports a model of a complete run, and adds the measurements to the run's `export.json`.
 
     Args:
         workdir: Path of the run's work directory.
@@ -156,7 +156,7 @@ def export_run(
 
 
 def table(rows):
-    """Returns what `export` has measured as a Markdown table.
+    """Returns the measurements of `export` as a Markdown table.
 
     Args:
         rows: `{name: dictionary}`, of originals and exported models alike.
@@ -166,7 +166,7 @@ def table(rows):
 
 
 def _check_path(path, format):
-    """Refuses to replace what is no earlier export, and names that loaders do not take."""
+    """Refuses to replace anything but an earlier export, and names that loaders do not accept."""
     if format == "saved_model":
         if path.is_file():
             raise UsageError(f"{path} is a file: a saved model is a directory.")
@@ -214,7 +214,7 @@ def _read_report(path):
 
 def _in_float32(model):
     """Returns a model that computes in float32: the model itself, or a copy with its weights."""
-    if all(layer.compute_dtype == "float32" for layer in model._flatten_layers()):
+    if all(layer.compute_dtype == "float32" for layer in runtime.all_layers(model)):
         return model
 
     def copy(layer):
@@ -226,7 +226,7 @@ def _in_float32(model):
 
 
 class _Exporting:
-    """What is to be written, in any format.
+    """A model to export, in any format.
 
     Args:
         model, data, quantize, probabilities, preprocessing: As `export` takes them.
@@ -246,7 +246,7 @@ class _Exporting:
         except (OSError, UsageError):
             raise
         except Exception as error:
-            # Converters raise whatever they stumble over, over many lines.
+            # Converters raise exceptions of many kinds, with messages of many lines.
             reason = next(iter(str(error).strip().splitlines()), "")[:300]
             raise UsageError(
                 f"Model {self.model.name!r} cannot be exported as {format!r} "

@@ -1,4 +1,4 @@
-"""Trainable parts that methods put around the models, and what prepares the teacher's images."""
+"""Trainable parts that methods put around the models, and the teacher's preprocessing."""
 
 from tfkd.layers.adapter import Adapter
 from tfkd.layers.attention_fusion import AttentionFusion

@@ -1,4 +1,4 @@
-"""TeacherPreprocessing: makes of the student's images those that the teacher was trained on."""
+"""TeacherPreprocessing: turns the student's images into those that the teacher was trained on."""
 
 import keras
 import numpy as np
@@ -100,7 +100,7 @@ class TeacherPreprocessing(layers.Layer):
         return images if self.size is None else _resize(images, self.size)
 
     def _affine(self, channels):
-        """Returns the factor and the summand that all changes of value come to."""
+        """Returns the factor and the offset that combine all changes of value."""
         names = ("student_mean", "student_std", "mean", "std")
         values = {}
         for name, default in zip(names, (0.0, 1.0, 0.0, 1.0)):
@@ -116,7 +116,7 @@ class TeacherPreprocessing(layers.Layer):
         return gain, offset
 
     def compute_output_shape(self, input_shape):
-        """Returns `(batch, height, width, channels)` of what the teacher gets."""
+        """Returns `(batch, height, width, channels)` of the teacher's images."""
         batch, *size, channels = input_shape
         return (batch, *(self.size or size), self.channels or channels)
 

@@ -1,4 +1,4 @@
-"""What is compared: one distillation loss per file."""
+"""Distillation losses, one per file."""
 
 import keras
 

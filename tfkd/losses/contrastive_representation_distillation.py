@@ -144,7 +144,7 @@ def moved_rows(bank, index, embeddings, selected, momentum=0.5):
         momentum: Number, the part of the old row that is kept.
 
     Returns:
-        A tensor `(batch, size)`, what the rows at `index` become: those that moved have L2 norm 1.
+        A tensor `(batch, size)`, the new rows at `index`: those that moved have L2 norm 1.
         Where an index occurs several times in the batch, its first selected sample counts, for
         all of them.
     """
@@ -243,7 +243,7 @@ class ContrastiveRepresentationDistillation(DistillationLoss):
         self._examples = None
 
     def set_examples(self, labels):
-        """Tells which training examples are of which class, to draw negatives from.
+        """Sets the classes of the training examples, from which negatives are drawn.
 
         Args:
             labels: Integer array `(num_examples,)`, the labels in the order of `indices`.

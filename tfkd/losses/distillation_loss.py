@@ -1,4 +1,4 @@
-"""The contract that every distillation loss keeps."""
+"""The base class of every distillation loss."""
 
 import keras
 from keras import ops
@@ -34,8 +34,9 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
     It can also be handed to `keras.distillation.Distiller`, as `KerasInterface` describes.
 
     Args:
-        weight: Number or `tfkd.schedules.Schedule`, by which the *distiller* multiplies the
-            value. Defaults to the weight of the published protocol, named by each subclass.
+        weight: Number, or schedule of `tfkd.schedules` or Keras, by which the *distiller*
+            multiplies the value. Defaults to the weight of the published protocol, named by each
+            subclass.
         spots: Where to distil: one of `"stages"`, `"hint"`, `"last_map"`, `"pooled"`,
             `"logits"`, or a list of pairs `[("student tap", "teacher tap"), ...]`. Defaults to
             the class's own.
@@ -76,6 +77,7 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         self.spots = _check_spots(type(self).__name__, self.spots if spots is None else spots)
 
     def __setattr__(self, name, value):
+        value = schedules.from_keras(value)
         if isinstance(value, schedules.Schedule) and self._epoch is None:
             # As a variable, so that a compiled step sees it change.
             self._epoch = self.add_weight(
@@ -88,10 +90,10 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         super().__setattr__(name, value)
 
     def start_epoch(self, epoch):
-        """Tells which epoch begins, for the arguments that are schedules.
+        """Sets the epoch for the arguments that are schedules.
 
         Args:
-            epoch: Number, counted from 0. Until it is told, a loss is in epoch 0.
+            epoch: Number, counted from 0. Until it is set, a loss is in epoch 0.
         """
         if self._epoch is not None:
             self._epoch.assign(epoch)
@@ -155,7 +157,7 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
             )
 
     def match_labels(self, label_loss):
-        """Learns from the loss on the labels what the outputs mean; distillers call it.
+        """Adapts to the outputs that the loss on the labels expects; distillers call it.
 
         Args:
             label_loss: The `keras.losses.Loss` that the distiller is compiled with.
@@ -251,7 +253,7 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         raise NotImplementedError(f"{type(self).__name__} must implement compare().")
 
     def preparation_loss(self, student_taps, teacher_taps, training=None):
-        """Computes what the stage before training minimises.
+        """Computes the objective of the stage before training.
 
         Args:
             student_taps: As in `call()`.

@@ -1,4 +1,4 @@
-"""What makes a loss of ours usable in `keras.distillation.Distiller`."""
+"""The methods by which `keras.distillation.Distiller` runs a loss of ours."""
 
 import keras
 

@@ -1,4 +1,4 @@
-"""What a loss on the labels tells of the outputs that it takes."""
+"""Finds the kind of outputs that a loss on the labels expects."""
 
 import keras
 
@@ -47,6 +47,6 @@ def kind_of(label_loss):
 
 
 def title_of(label_loss):
-    """Returns what a message calls a loss on the labels: its class, or the function it wraps."""
+    """Returns the name of a loss on the labels in messages: its class or wrapped function."""
     title = type(label_loss).__name__
     return label_loss.name if title.startswith("_") else title

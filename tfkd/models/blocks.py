@@ -183,7 +183,7 @@ def unit_names(stage, units):
         units: Integer, the number of units of the stage.
 
     Yields:
-        `(prefix, output)`: what the names of the unit's layers start with, and the name of the
+        `(prefix, output)`: the prefix of the names of the unit's layers, and the name of the
         layer that ends it, which is the stage's tap for the last unit.
     """
     for unit in range(1, units + 1):

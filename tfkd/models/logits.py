@@ -1,4 +1,4 @@
-"""What a model computes before it makes probabilities of it."""
+"""Cuts the final softmax or sigmoid off a model, so that it outputs logits."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The cost of a model: how often it multiplies and adds for one image."""
+"""Counts the multiply-adds of a model for one image."""
 
 import math
 

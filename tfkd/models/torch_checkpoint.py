@@ -2,6 +2,7 @@
 
 import argparse
 import collections.abc
+import math
 import os
 import pickle
 import re
@@ -20,8 +21,7 @@ def load_torch_weights(model, source):
     """Copies the weights of a published PyTorch network into a model of the zoo.
 
     The names are those of the CRD benchmark (RepDistiller), whose networks the zoo equals.
-    Convolution kernels change from `(out, in, height, width)` to `(height, width, in, out)`,
-    dense ones from `(out, in)` to `(in, out)`. Either everything fits or nothing is changed.
+    Kernels are transposed to Keras' layout. Either everything fits or nothing is changed.
 
     Args:
         model: A `keras.Model` from `tfkd.models.create()`, or such a model saved and loaded,
@@ -55,15 +55,15 @@ def load_torch_weights(model, source):
     extra = [name for name in given if name not in wanted]
     wrong, values = [], {}
     for name in [name for name in wanted if name in given]:
-        kind, variable = wanted[name]
-        expected = kind.torch_shape(tuple(variable.shape))
+        axes, variable = wanted[name]
+        expected = _torch_shape(axes, variable.shape)
         array = _array(given[name])
         if array is None:
             wrong.append(f"{name} is not an array of numbers")
         elif array.shape != expected:
             wrong.append(f"{name} is {array.shape} instead of {expected}")
         else:
-            values[name] = kind.keras_array(array, tuple(variable.shape))
+            values[name] = _keras_array(axes, array, variable.shape)
     differences = [
         f"{what}: {', '.join(names)}"
         for what, names in (("missing", missing), ("unexpected", extra), ("wrong", wrong))
@@ -113,87 +113,39 @@ def _module_name(rules, layer_name):
     return None
 
 
-class _Vector:
-    """A variable that is the same in both frameworks."""
-
-    @staticmethod
-    def torch_shape(shape):
-        return shape
-
-    @staticmethod
-    def keras_array(array, shape):
-        return array
-
-
-class _ConvolutionKernel:
-    """`(height, width, in, out)` here, `(out, in, height, width)` there."""
-
-    @staticmethod
-    def torch_shape(shape):
-        height, width, inputs, outputs = shape
-        return (outputs, inputs, height, width)
-
-    @staticmethod
-    def keras_array(array, shape):
-        return array.transpose(2, 3, 1, 0)
-
-
-class _DepthwiseKernel:
-    """`(height, width, channels, 1)` here, `(channels, 1, height, width)` there."""
-
-    @staticmethod
-    def torch_shape(shape):
-        height, width, channels, _ = shape
-        return (channels, 1, height, width)
-
-    @staticmethod
-    def keras_array(array, shape):
-        return array.transpose(2, 3, 0, 1)
-
-
-class _GroupedKernel:
-    """`(groups, in, out)` here, counted per group; `(groups · out, in, 1, 1)` there."""
-
-    @staticmethod
-    def torch_shape(shape):
-        groups, inputs, outputs = shape
-        return (groups * outputs, inputs, 1, 1)
-
-    @staticmethod
-    def keras_array(array, shape):
-        groups, inputs, outputs = shape
-        return array.reshape(groups, outputs, inputs).transpose(0, 2, 1)
-
-
-class _DenseKernel:
-    """`(in, out)` here, `(out, in)` there."""
-
-    @staticmethod
-    def torch_shape(shape):
-        return shape[::-1]
-
-    @staticmethod
-    def keras_array(array, shape):
-        return array.T
-
-
-#: For each type of layer: our variable, PyTorch's name of it, and how the layouts differ.
+#: For each type of layer: our variable, PyTorch's name of it, and the axes there and here.
 _VARIABLES = {
-    keras.layers.Conv2D: [("kernel", "weight", _ConvolutionKernel), ("bias", "bias", _Vector)],
-    keras.layers.DepthwiseConv2D: [("kernel", "weight", _DepthwiseKernel)],
-    keras.layers.EinsumDense: [("kernel", "weight", _GroupedKernel)],
-    keras.layers.Dense: [("kernel", "weight", _DenseKernel), ("bias", "bias", _Vector)],
+    keras.layers.Conv2D: [("kernel", "weight", "o i h w -> hwio"), ("bias", "bias", "o -> o")],
+    keras.layers.DepthwiseConv2D: [("kernel", "weight", "im 1 h w -> hwim")],
+    # A convolution of 1x1 in groups.
+    keras.layers.EinsumDense: [("kernel", "weight", "go i 1 1 -> gio")],
+    keras.layers.Dense: [("kernel", "weight", "o i -> io"), ("bias", "bias", "o -> o")],
     keras.layers.BatchNormalization: [
-        ("gamma", "weight", _Vector),
-        ("beta", "bias", _Vector),
-        ("moving_mean", "running_mean", _Vector),
-        ("moving_variance", "running_var", _Vector),
+        ("gamma", "weight", "o -> o"),
+        ("beta", "bias", "o -> o"),
+        ("moving_mean", "running_mean", "o -> o"),
+        ("moving_variance", "running_var", "o -> o"),
     ],
 }
 
 
+def _torch_shape(axes, shape):
+    """Returns PyTorch's shape of a variable of ours; `"go"` is one axis for two of ours."""
+    there, here = axes.split(" -> ")
+    sizes = {"1": 1, **dict(zip(here, shape))}
+    return tuple(math.prod(sizes[name] for name in axis) for axis in there.split())
+
+
+def _keras_array(axes, array, shape):
+    """Returns PyTorch's array in our layout."""
+    there, here = axes.split(" -> ")
+    sizes = dict(zip(here, shape))
+    names = "".join(name for name in there if name in sizes)
+    return np.einsum(f"{names}->{here}", array.reshape([sizes[name] for name in names]))
+
+
 def _wanted(model):
-    """Returns `{PyTorch name: (kind, variable)}` of everything that the model needs."""
+    """Returns `{PyTorch name: (axes, variable)}` of everything that the model needs."""
     if not isinstance(model, keras.Model):
         raise UsageError(
             f"model must be a keras.Model from tfkd.models.create(); received {model!r}."
@@ -207,10 +159,10 @@ def _wanted(model):
     wanted = {}
     for layer_name, module in modules.items():
         layer = model.get_layer(layer_name)
-        for attribute, suffix, kind in _VARIABLES[type(layer)]:
+        for attribute, suffix, axes in _VARIABLES[type(layer)]:
             variable = getattr(layer, attribute)
             if variable is not None:
-                wanted[f"{module}.{suffix}"] = (kind, variable)
+                wanted[f"{module}.{suffix}"] = (axes, variable)
     return wanted
 
 
@@ -282,7 +234,7 @@ def _read_torch(path):
             return torch.load(path, weights_only=True, map_location="cpu")
         except pickle.UnpicklingError as error:
             # PyTorch's own message advises to load the file without this protection.
-            raise ValueError("it holds something else than tensors and plain values") from error
+            raise ValueError("it holds something other than tensors and plain values") from error
 
 
 def _read_safetensors(path):

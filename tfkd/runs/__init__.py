@@ -1,1 +1,1 @@
-"""One run from config to artefacts, and what it leaves in its work directory."""
+"""One run, from config to artifacts, and its work directory."""

@@ -12,7 +12,7 @@ from tfkd.runs.teacher_images import check_size_of_images, teacher_preprocessing
 
 
 def build(config, data, teacher):
-    """Returns the compiled distiller of a run, with the student and its peers anew.
+    """Returns the compiled distiller of a run, with a new student and new peers.
 
     Args:
         config: `ConfigDict` of the run.
@@ -22,11 +22,11 @@ def build(config, data, teacher):
     Raises:
         UsageError: If the method's arguments or the models do not fit.
     """
-    # What was drawn before depends on whether the teacher was there already.
+    # The random numbers drawn so far depend on whether the teacher existed already.
     runtime.set_seed(config.seed)
     kinds = {config.student.model: config.student.arguments}
     student, *others = (
-        # Seeds far apart, so that no peer starts as the student of another run.
+        # Spaces seeds so that peers never share initial weights with another run.
         _create(kind, data, config.seed + 1000 * position, **kinds.get(kind, {}))
         for position, kind in enumerate([config.student.model, *peers(config)])
     )
@@ -64,7 +64,7 @@ def get_teacher(config, data, workdir):
     if path and path.exists():
         remedy = "give a whole .keras file"
         if path == own:
-            remedy = "remove it, and the same command makes it anew"
+            remedy = "remove it, and the same command makes it again"
         try:
             teacher = work_directory.load_model(path, remedy)
         except UsageError as error:

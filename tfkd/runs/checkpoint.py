@@ -34,14 +34,26 @@ def variables_of(distiller):
     return found
 
 
-def not_finite(distiller):
+def read(distiller):
+    """Copies what `variables_of` returns from the device.
+
+    Args:
+        distiller: A compiled `tfkd.Distiller`.
+
+    Returns:
+        A list of pairs `(variable, array)`.
+    """
+    return [(variable, variable.numpy()) for variable in variables_of(distiller)]
+
+
+def not_finite(distiller, pairs=None):
     """Returns the path of the first variable with a value that is NaN or infinite, or None.
 
     Args:
         distiller: A compiled `tfkd.Distiller`.
+        pairs: What `read` returned of it; None reads it now.
     """
-    for variable in variables_of(distiller):
-        array = variable.numpy()
+    for variable, array in pairs or read(distiller):
         if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
             return variable.path
     return None
@@ -53,7 +65,7 @@ def previous(path):
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def save(path, distiller, state, extra=None, run=""):
+def save(path, distiller, state, extra=None, run="", pairs=None):
     """Saves the state of a training run, and keeps the one before beside it.
 
     Args:
@@ -63,14 +75,15 @@ def save(path, distiller, state, extra=None, run=""):
         state: Dictionary of JSON values that belongs to it, such as the epoch.
         extra: `{name: array}` to keep beside it.
         run: String that tells this run from others whose models are alike.
+        pairs: What `read` returned of the distiller; None reads it now.
 
     Raises:
         UsageError: If the file cannot be written.
     """
-    variables = variables_of(distiller)
-    arrays = {f"variable/{i}": v.numpy() for i, v in enumerate(variables)}
+    pairs = pairs or read(distiller)
+    arrays = {f"variable/{i}": array for i, (_, array) in enumerate(pairs)}
     arrays |= {f"extra/{name}": array for name, array in (extra or {}).items()}
-    header = {"run": run, "state": state, "names": [v.path for v in variables]}
+    header = {"run": run, "state": state, "names": [variable.path for variable, _ in pairs]}
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
     write(path, lambda temporary: np.savez(temporary, **arrays), keep=previous(path))
 
@@ -116,7 +129,7 @@ def restore(path, distiller, run=""):
     reasons = []
     for candidate in there:
         try:
-            state, arrays, extra = _read(candidate, variables, run)
+            state, arrays, extra = _load(candidate, variables, run)
         except UsageError as error:
             reasons.append(str(error))
             continue
@@ -137,10 +150,10 @@ def restore(path, distiller, run=""):
 
 
 def _difference(names, stored, variables):
-    """Says how what was stored differs from the variables; None where they are the same.
+    """Describes how stored arrays differ from the variables; None where they match.
 
     Args:
-        names: List of the paths of what was stored.
+        names: List of the stored paths.
         stored: List of arrays.
         variables: List of variables.
     """
@@ -161,11 +174,11 @@ def _difference(names, stored, variables):
 
 
 def _places(paths):
-    """Returns `(kind, place)` of each path: what stays of it where Keras numbers names anew.
+    """Returns `(kind, place)` of each path, which do not change when Keras renumbers names.
 
-    Keras ends the names that it gives by numbers which go on through a process: conv2d_3 is
-    conv2d_40 after other models. So the numbers are no part of the kind, which is the path without
-    them; what stays is their order, the place among the paths of one kind.
+    Keras appends a number to the names that it gives, and counts on through a process: conv2d_3
+    is conv2d_40 after other models. So the kind is the path without the numbers, and the place is
+    their rank among the paths of one kind.
     """
     # In the middle of a part stand the numbers of layers in the names of optimizers' variables,
     # which come in the order of the layers'.
@@ -181,7 +194,7 @@ def _places(paths):
     return [(kind, order[kind].index(number)) for kind, number in zip(kinds, numbers)]
 
 
-def _read(path, variables, run):
+def _load(path, variables, run):
     """Reads a checkpoint.
 
     Returns:
@@ -198,7 +211,7 @@ def _read(path, variables, run):
         stored = [arrays.pop(f"variable/{i}") for i in range(len(header["names"]))]
         state, found = header["state"], header["run"]
     except Exception as error:
-        # Whatever the readers of zip files, of arrays and of JSON stumble over.
+        # The readers of zip files, arrays and JSON raise many kinds of exceptions.
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise UsageError(f"Checkpoint {path} is damaged ({reason})") from error
     difference = _difference(header["names"], stored, variables)

@@ -20,7 +20,7 @@ from tfkd.runs.guard import as_json, check_same_config, check_same_files, check_
 
 
 def run(config, workdir, data_dir=None, command=None):
-    """Trains a teacher where none is given, distils a student and writes what came of it.
+    """Trains a teacher where none is given, distils a student and writes the artifacts.
 
     The same call again resumes where it was interrupted, and returns at once when the run is
     complete.
@@ -50,7 +50,7 @@ def run(config, workdir, data_dir=None, command=None):
             return json.loads(finished.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UsageError(
-                f"{finished} is damaged: remove it, and the same command writes it anew."
+                f"{finished} is damaged: remove it, and the same command writes it again."
             ) from error
     files.remove_partial(workdir)
 
@@ -131,13 +131,13 @@ def _teacher_accuracy(teacher, data, distiller):
 
 
 def _seconds(history):
-    """Returns `{name of the log: seconds}` of what tells its own time, over all epochs."""
+    """Returns `{name of the log: seconds}`, summed over all epochs, of the logs that are times."""
     names = {name for epoch in history for name in epoch if name.endswith(SECONDS)}
     return {name: sum(epoch.get(name, 0.0) for epoch in history) for name in sorted(names)}
 
 
 def _test(config, data, distiller, progress, workdir):
-    """Saves what was trained, after its last and its best epoch, and measures it on the test set.
+    """Tests the trained models of the last and the best epoch, and saves the selected ones.
 
     Returns:
         `{"student": {...}, "learners": {name: {...}}, "peers": [name, ...]}`, for the summary.

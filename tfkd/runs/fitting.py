@@ -16,8 +16,8 @@ from tfkd.methods import needs_indices
 from tfkd.runs import checkpoint
 from tfkd.runs.guard import NON_TRAINING_KEYS, as_json
 
-# How the names of logs end that tell a time. No two runs agree in them: they are in the summary,
-# and metrics.csv has what a resumed run repeats to the last digit.
+# Suffix of logs that are times. They differ from run to run, so they are in the summary and not in
+# metrics.csv, which a resumed run repeats to the last digit.
 SECONDS = "_seconds"
 
 
@@ -27,7 +27,7 @@ def weights_of(distiller):
 
 
 def set_weights(distiller, arrays):
-    """Sets what `weights_of` returned."""
+    """Assigns the arrays that `weights_of` returned."""
     for variable, array in zip(_variables(distiller), arrays):
         variable.assign(array)
 
@@ -61,10 +61,10 @@ def fit(
         data: A `tfkd.data.Data`.
         epochs: Integer.
         folder: Path.
-        preparation_epochs: Integer, for how long to prepare losses that need it; None for what
-            each of them asks for.
+        preparation_epochs: Integer, the epochs of preparation of losses that need it; None for
+            the default of each.
         measuring: List of callbacks that add to the logs of the epochs.
-        further: Callbacks beside those that keep the checkpoint, the metrics and the pictures;
+        further: Callbacks in addition to those for the checkpoint, the metrics and the pictures;
             not for the preparations.
 
     Returns:
@@ -122,7 +122,7 @@ def diagnostics_callback(config, data):
 
 
 def epoch_pictures(distiller, data, folder, history):
-    """Returns the callback that draws what the method shows of each epoch, in a list, or none."""
+    """Returns a list with the callback that draws the method's pictures of each epoch, or none."""
     if type(distiller).epoch_pictures is Distiller.epoch_pictures:
         return []
     images, labels = next(iter((data.validation or data.train).take(1)))[:2]
@@ -147,7 +147,7 @@ class Progress(keras.callbacks.Callback):
         self._epoch_began = None
 
     def restore(self, distiller):
-        """Goes on from the last good checkpoint; returns it, or None where there is none."""
+        """Restores the last good checkpoint; returns it, or None where there is none."""
         restored = checkpoint.restore(self.path, distiller, self.run)
         if restored is not None:
             state, extra = restored.state, restored.extra
@@ -165,14 +165,16 @@ class Progress(keras.callbacks.Callback):
         return f"The last good checkpoint is {path}, of epoch {epochs}."
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Sets the pipeline to the epoch, and the clock."""
+        """Sets the pipeline to the epoch and starts the clock."""
         self.data.start_epoch(epoch)
         self._epoch_began = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
         """Saves the checkpoint and the metrics."""
         self.seconds += time.perf_counter() - self._epoch_began
-        variable = checkpoint.not_finite(self.model)
+        # Read from the device once; check, best weights and file share the arrays.
+        pairs = checkpoint.read(self.model)
+        variable = checkpoint.not_finite(self.model, pairs)
         if variable is not None:
             # No later step would mend it.
             raise DivergenceError(
@@ -183,7 +185,9 @@ class Progress(keras.callbacks.Callback):
         # Later epochs win a tie: they have seen more.
         score = self.history[-1].get("val_accuracy", 0.0)
         if self.best is None or score >= self.history[self.best["epoch"]].get("val_accuracy", 0.0):
-            self.best = {"epoch": epoch, "weights": weights_of(self.model)}
+            arrays = {id(variable): array for variable, array in pairs}
+            weights = [arrays[id(variable)] for variable in _variables(self.model)]
+            self.best = {"epoch": epoch, "weights": weights}
         checkpoint.save(
             self.path,
             self.model,
@@ -194,12 +198,13 @@ class Progress(keras.callbacks.Callback):
             },
             {f"best/{i}": array for i, array in enumerate(self.best["weights"])},
             self.run,
+            pairs,
         )
         self.saved = (self.path, len(self.history))
         # From the history rather than appended to: a run that was killed leaves no double rows.
         text = io.StringIO()
         rows = [{"epoch": i + 1, **logs} for i, logs in enumerate(self.history)]
-        # What is not measured in every epoch has empty cells in the others.
+        # Values that are not measured in every epoch have empty cells in the others.
         columns = dict.fromkeys(name for row in rows for name in row)
         columns = [name for name in columns if not name.endswith(SECONDS)]
         writer = csv.DictWriter(text, fieldnames=columns, extrasaction="ignore")

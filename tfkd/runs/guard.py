@@ -1,4 +1,4 @@
-"""What a run must not overwrite: another config's work directory, or one that cannot be written."""
+"""Protects work directories: of another config, foreign, or not writable."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from tfkd.errors import UsageError
 NON_TRAINING_KEYS = ("diagnostics",)
 
 
-# What a run would overwrite.
+# Files that a run would overwrite.
 _ARTEFACTS = ("teacher.keras", "student.keras", "metrics.csv", "checkpoint.npz", "summary.json")
 
 

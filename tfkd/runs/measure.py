@@ -1,4 +1,4 @@
-"""What a trained model is worth and what it costs: accuracy, size, work, speed."""
+"""Measures a trained model: accuracy, size, multiply-adds, speed."""
 
 import time
 
@@ -15,7 +15,7 @@ def accuracy(model, dataset, prepare=None):
     Args:
         model: `keras.Model` that outputs logits.
         dataset: Batches of `(images, labels)`, labels integers or one-hot.
-        prepare: Function that makes the model's input of a batch; None where it takes them.
+        prepare: Function from a batch of images to the model's input; None for the identity.
     """
     predicted, labels = predictions(model, dataset, prepare)
     return float(np.mean(predicted.argmax(-1) == labels))
@@ -27,7 +27,7 @@ def predictions(model, dataset, prepare=None):
     Args:
         model: `keras.Model` that outputs logits.
         dataset: Batches of `(images, labels)`, labels integers or one-hot.
-        prepare: Function that makes the model's input of a batch; None where it takes them.
+        prepare: Function from a batch of images to the model's input; None for the identity.
 
     Returns:
         Arrays of logits `(images, classes)` and of integer labels `(images,)`.
@@ -42,13 +42,13 @@ def predictions(model, dataset, prepare=None):
 
 
 def cost(model, data, path, prepare=None):
-    """Returns what a model costs: size, work, and its speed on batches of the test pipeline.
+    """Returns a model's size, multiply-adds, and speed on batches of the test pipeline.
 
     Args:
         model: `keras.Model`.
         data: The `tfkd.data.Data` whose test pipeline gives a batch.
         path: Path of the saved model.
-        prepare: Function that makes the model's input of a batch; None where it takes them.
+        prepare: Function from a batch of images to the model's input; None for the identity.
 
     Returns:
         Dictionary of `parameters`, `bytes` on disk, `images_per_second` and `multiply_adds`.
@@ -66,9 +66,9 @@ def cost(model, data, path, prepare=None):
 
 
 def median_seconds(*calls, repeats=10):
-    """Returns how long calls take, the median of several after one that is not counted.
+    """Returns the median duration of calls, after one warm-up call each.
 
-    They take turns, so that what else the machine does slows all of them.
+    They take turns, so that other load on the machine slows all of them alike.
 
     Args:
         *calls: Functions without arguments that return when their work is done.
@@ -89,7 +89,7 @@ def median_seconds(*calls, repeats=10):
 
 
 def scores(logits, labels):
-    """Returns how good predictions are.
+    """Returns accuracies and cross-entropy of predictions.
 
     Args:
         logits: Array `(images, classes)`.

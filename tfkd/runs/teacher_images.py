@@ -6,7 +6,7 @@ from tfkd.methods import TEACHER_IMAGE_KEYS
 
 
 def teacher_preprocessing(config, data, teacher):
-    """Returns what makes the teacher's images of the student's.
+    """Returns the layer that turns the student's images into the teacher's.
 
     Args:
         config: `ConfigDict` of a run.

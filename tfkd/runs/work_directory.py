@@ -1,4 +1,4 @@
-"""What a run has left in its work directory, for commands that read it."""
+"""Reads a finished run's artifacts."""
 
 import csv
 import json
@@ -13,10 +13,10 @@ from tfkd.errors import UsageError
 from tfkd.methods import needs_indices
 from tfkd.runs.teacher_images import teacher_preprocessing
 
-#: What is in `config.json` beside the config.
+#: Keys of `config.json` that are no part of the config.
 _NO_CONFIG = ("precision",)
 
-#: Files of directories that hold more than one run, and what these are.
+#: Files that mark a directory of several runs, and the remedy for each.
 _OF_SEVERAL_RUNS = {
     "table.json": "a comparison: name the directory of one of its runs, METHOD-seed0.",
     "tuner.json": "a search: train its best_config.py, and name the directory of that run.",
@@ -79,10 +79,10 @@ class WorkDirectory:
         if not path.exists():
             there = ", ".join(sorted(file.stem for file in self.path.glob("*.keras")))
             raise UsageError(f"{self.path} has no {path.name}; it has {there or 'no model'}.")
-        return load_model(path, "the run's own is gone: train it anew in another --workdir")
+        return load_model(path, "the run's own is damaged: train it again in another --workdir")
 
     def preprocessing(self, name, model, data):
-        """Returns what makes a model's inputs of the run's images; None where it takes them as is.
+        """Returns the layer that turns the run's images into a model's inputs; None if not needed.
 
         Args:
             name: String, as `model()` takes it.
@@ -114,7 +114,7 @@ class WorkDirectory:
 def history(path):
     """Returns the logs of a run's student as a list of `{name: value}`, one per epoch.
 
-    An epoch lacks what was not measured in it.
+    An epoch lacks the values that are not measured in it.
 
     Args:
         path: Path of a work directory.
@@ -188,7 +188,7 @@ def load_model(path, remedy="give a whole .keras file"):
     try:
         return keras.models.load_model(path, compile=False)
     except Exception as error:
-        # Keras lets whatever the archive, HDF5 or JSON reader raises through.
+        # Keras passes on the exceptions of the archive, HDF5 and JSON readers.
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         if path.is_dir():
             reason = "it is a directory"

@@ -23,6 +23,7 @@ from tfkd.runtime.devices import (
 )
 from tfkd.runtime.keras_fixes import (
     KERAS_TRAINS_WITH_WORKERS_FROM,
+    all_layers,
     apply_whole_gradient,
     check_accumulation,
     check_steps_per_execution,
@@ -52,6 +53,7 @@ __all__ = [
     "PRECISIONS",
     "STRATEGIES",
     "all_gather_int",
+    "all_layers",
     "apply_whole_gradient",
     "assign_on_replicas",
     "assign_rows",

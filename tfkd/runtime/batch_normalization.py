@@ -5,6 +5,7 @@ import functools
 import keras
 import tensorflow as tf
 
+from tfkd.runtime.keras_fixes import all_layers
 from tfkd.runtime.replicas import num_replicas
 
 
@@ -18,7 +19,7 @@ def synchronize_batch_normalization(model):
         model: A `keras.Model`; changed in place, and only where there are several replicas.
     """
     if num_replicas() > 1:
-        for layer in model._flatten_layers():
+        for layer in all_layers(model):
             if isinstance(layer, keras.layers.BatchNormalization):
                 # Not by its argument `synchronized`, which would be saved with the model.
                 layer._moments = functools.partial(_synchronized_moments, layer)

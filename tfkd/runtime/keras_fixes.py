@@ -123,8 +123,22 @@ def function_of_step(make_function, step, strategy):
     return lambda iterator: dict(zip(names, tf.unstack(run(iterator), num=len(names))))
 
 
+def all_layers(model):
+    """Returns a model and all layers inside, those of nested and subclassed models too.
+
+    Keras' `_flatten_layers`: the public `Model.layers` stops at the first level, and
+    `keras.Layer` has no list of its sublayers.
+
+    Args:
+        model: A `keras.Model` or layer.
+    """
+    return list(model._flatten_layers())
+
+
 def take_activity_losses(model):
     """Returns and clears the losses of activity regularizers and `add_loss` of the last pass.
+
+    The public `Layer.losses` holds the weight regularizers too, and nothing public clears it.
 
     Args:
         model: A `keras.Model` or layer.
@@ -132,6 +146,6 @@ def take_activity_losses(model):
     Returns:
         A float32 scalar.
     """
-    losses = [loss for layer in model._flatten_layers() for loss in layer._get_own_losses()]
+    losses = [loss for layer in all_layers(model) for loss in layer._get_own_losses()]
     model._clear_losses()
     return sum((tf.cast(loss, "float32") for loss in losses), start=tf.zeros(()))

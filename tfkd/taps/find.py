@@ -12,6 +12,7 @@ from tfkd.taps.graph import (
     _listing,
     _output_path,
     _zoo_taps,
+    operation_of,
 )
 from tfkd.taps.read import _sublayers, check, of
 
@@ -46,7 +47,7 @@ def suggest(model):
     # The classifier: vectors that follow it (flattened, or cast to float32) are logits.
     classifier = max((order[p] for p in order if _has_kernel(graph.taps[p])), default=0)
     for path, tensor in _bottlenecks(graph):
-        kind = type(tensor._keras_history.operation).__name__
+        kind = type(operation_of(tensor)).__name__
         if tensor is graph.output or kind in _NO_FEATURES:
             continue
         if len(tensor.shape) == 4 and tensor.shape[1:3] != (1, 1):
@@ -201,7 +202,7 @@ def units(model, start, end):
     for path, tensor in _bottlenecks(graph) if graph else ():
         if not order[start] < order[path] <= order[end]:
             continue
-        operation = tensor._keras_history.operation
+        operation = operation_of(tensor)
         kind = type(operation).__name__
         if kind in _JOINS and len(sources[path]) > 1:
             found.append(path)

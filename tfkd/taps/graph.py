@@ -6,8 +6,9 @@ import keras
 from keras import tree
 
 # Keras 3 has no public interface to the graph of a functional model (`Model.get_layer` does not
-# see nested models and operations that are no layers). tfkd uses these private names for it: this
-# class, its `_nodes_by_depth`, `_inputs_struct` and `_run_through_graph`.
+# see nested models and operations that are no layers). tfkd uses these private names for it, all
+# in this module: this class, its `_nodes_by_depth`, `_inputs_struct` and `_run_through_graph`,
+# `Sequential._functional` and a tensor's `_keras_history`.
 from keras.src.models.functional import Functional
 
 from tfkd.errors import UsageError
@@ -151,9 +152,14 @@ def _output_path(graph):
     return LOGITS
 
 
+def operation_of(tensor):
+    """Returns the layer or operation that makes a symbolic tensor; Keras has no public name."""
+    return tensor._keras_history.operation
+
+
 def _has_kernel(tensor):
     """Whether the operation that computes a tensor has a kernel, weights that mix features."""
-    weights = getattr(tensor._keras_history.operation, "weights", ())
+    weights = getattr(operation_of(tensor), "weights", ())
     return any(len(weight.shape) >= 2 for weight in weights)
 
 

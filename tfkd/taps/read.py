@@ -6,7 +6,7 @@ import keras
 import tensorflow as tf
 
 from tfkd.errors import UsageError
-from tfkd.taps.graph import LOGITS, _graph, _has_kernel, _listing, _zoo_taps
+from tfkd.taps.graph import LOGITS, _graph, _has_kernel, _listing, _zoo_taps, operation_of
 
 
 def of(model):
@@ -48,7 +48,7 @@ def of_kind(model, kind):
     """
     graph = _graph(model)
     found = {} if graph is None else graph.taps
-    operations = [(path, tensor._keras_history.operation) for path, tensor in found.items()]
+    operations = [(path, operation_of(tensor)) for path, tensor in found.items()]
     return [(path, layer) for path, layer in operations if isinstance(layer, kind)]
 
 
@@ -100,7 +100,7 @@ def entrance(model):
     if graph is not None:
         for path, _ in graph.edges:
             tensor = graph.taps[path]
-            if _has_kernel(tensor) and not isinstance(tensor._keras_history.operation, kinds):
+            if _has_kernel(tensor) and not isinstance(operation_of(tensor), kinds):
                 return before(model, path)
         return None
     found = [path for path, layer in _sublayers(model).items() if isinstance(layer, kinds)]
