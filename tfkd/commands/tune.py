@@ -9,7 +9,6 @@ test split is not read. The same command again resumes.
 
 import copy
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -24,7 +23,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from tfkd import command_line, distillers, files, losses, plots, runtime, tuner
-from tfkd.config import check, default_config
+from tfkd.config import NOT_OF_THE_CONFIG, check
 from tfkd.errors import UsageError
 from tfkd.methods import needs_teacher
 from tfkd.runs import assemble, execute, guard, work_directory
@@ -69,7 +68,7 @@ def tune(
 ):
     """Searches, trains the best again with other seeds, and writes what was found.
 
-    The work directory then holds `best_config.py`, a config for `tfkd.train`; `trials.csv`,
+    The work directory then holds `best_config.json`, a config for `tfkd.train`; `trials.csv`,
     `tuner.json` and `trials.png`; `teacher.keras`; and `search/`, with the student of each trial.
     Where the environment says that this process is a worker, it only runs trials for its chief,
     who writes.
@@ -258,12 +257,12 @@ def _write(searching, searched, workdir, data, command, confirmed=None):
         config.epochs = searched.epochs
         done = sum(row["status"] == "completed" for row in rows)
         promise = _promise(row, searched, confirmed)
-        text = _best_config(config, searched, promise, done, data, command, workdir)
-        files.write_text(workdir / "best_config.py", text)
+        text = _best_config(config, f"{promise}; the best of {done} trials", command, workdir)
+        files.write_text(workdir / "best_config.json", text)
         files.write(workdir / "trials.png", lambda path: _draw(path, rows, searching))
         print(
             f"\nbest of {done} trials: {row['trial']}, {promise}\n"
-            f"python -m tfkd.train --config={workdir}/best_config.py --workdir=... trains it",
+            f"python -m tfkd.train --config={workdir}/best_config.json --workdir=... trains it",
             flush=True,
         )
     files.write_text(workdir / "tuner.json", json.dumps(found, indent=2) + "\n")
@@ -319,97 +318,27 @@ def _over_seeds(mean, deviation, seeds):
     return f"{mean:.2%} ± {deviation:.2%} (seeds {seeds[0]} to {seeds[-1]})"
 
 
-_BEST_CONFIG = '''"""{student} on {data} by {method}: the best of {trials} trials.
-
-Command: {command}
-Promise: {promise}.
-It was the best of {trials} on {images} validation images. The best of many is chosen for its
-luck, too: other seeds reach rather less than it did in the search. The test split was not read.
-"""
-{imports}
-from tfkd import config as tfkd_config
-{teacher_path}
-SETTINGS = {settings}
-
-# What differs from the defaults.
-CHANGES = {changes}
-
-
-def get_config():
-    """Returns the config."""
-    config = tfkd_config.default_config({method!r}, {teacher}, {student!r}, SETTINGS)
-    config.update(CHANGES)
-    return config
-'''
+def _best_config(config, promise, command, workdir):
+    """Returns a trial's config as `tfkd.config.from_json` reads it."""
+    values = json.loads(guard.as_json(config, NOT_OF_THE_CONFIG))
+    if needs_teacher(config.method) and (workdir / "teacher.keras").exists():
+        # The one that all trials had, beside the file.
+        values["teacher"] |= {"model": "", "path": "teacher.keras"}
+    found = {
+        "command": command,
+        "promise": promise,
+        "imports": _modules_of_the_user(config.method),
+        "config": values,
+    }
+    return json.dumps(found, indent=2, ensure_ascii=False) + "\n"
 
 
-def _best_config(config, searched, promise, trials, data, command, workdir):
-    """Returns the text of a Python file that makes a config."""
-    config = copy.deepcopy(config)
-    path = config.teacher.path
-    own = (workdir / "teacher.keras").exists() and needs_teacher(config.method)
-    if own:
-        config.teacher.model, path = "", str(workdir / "teacher.keras")
-        config.teacher.path = path
-    settings = config.settings.to_dict()
-    defaults = default_config(
-        config.method.name, path or config.teacher.model, config.student.model, settings
-    )
-    # In its docstring no text may end it.
-    told = (command or "tfkd.tune.tune()").replace("\\", "\\\\").replace('"', '\\"')
-    return _BEST_CONFIG.format(
-        student=config.student.model,
-        data=config.data.name,
-        method=config.method.name,
-        trials=trials,
-        images=data.sizes["validation"],
-        command=told,
-        promise=promise,
-        imports=_imports(config.method, own),
-        teacher_path=(
-            "\n# The one that all trials had.\nTEACHER = pathlib.Path(__file__).resolve().parent / "
-            '"teacher.keras"\n'
-            if own
-            else ""
-        ),
-        teacher="str(TEACHER)" if own else repr(path or config.teacher.model),
-        settings=_literal(settings),
-        changes=_literal(_differences(config.to_dict(), defaults.to_dict())),
-    )
-
-
-def _imports(method, pathlib_too):
-    """Returns the lines that import what a config needs beside tfkd: modules of the user's own."""
+def _modules_of_the_user(method):
+    """Returns the names of the modules beside tfkd that define a method or its losses."""
     known = [losses.available()[one] for one in method.losses]
     if method.distiller is not None:
         known.append(distillers.available()[method.distiller])
-    modules = {cls.__module__ for cls in known if not cls.__module__.startswith("tfkd.")}
-    # A class that stands in the config file itself has no module that could be imported.
-    modules = sorted(name for name in modules if importlib.util.find_spec(name))
-    own = "".join(f"\nimport {name}  # noqa: F401 (defines the method)\n" for name in modules)
-    return "\nimport pathlib\n" * pathlib_too + own
-
-
-def _literal(value, indent=""):
-    """Returns a nested dictionary as Python, a line for each value."""
-    if not isinstance(value, dict) or not value:
-        return repr(value)
-    inner = f"{indent}    "
-    lines = [f"{inner}{name!r}: {_literal(below, inner)},\n" for name, below in value.items()]
-    return f"{{\n{''.join(lines)}{indent}}}"
-
-
-def _differences(values, defaults):
-    """Returns the part of a nested dictionary that is not in another."""
-    found = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and isinstance(defaults.get(name), dict):
-            below = _differences(value, defaults[name])
-            if below:
-                found[name] = below
-        elif name not in defaults or defaults[name] != value:
-            found[name] = value
-    return found
+    return sorted({cls.__module__ for cls in known if not cls.__module__.startswith("tfkd.")})
 
 
 def main(config):
