@@ -21,6 +21,7 @@ import tfkd.config
 from tfkd import compare, methods, plots, train, tune, tuner
 from tfkd.errors import UsageError
 from tfkd.runs import fitting, measure, work_directory
+from tfkd.tuner import artefacts
 from tfkd.tuner.search_space import Choice, Range, SearchSpace
 
 SMALL = [
@@ -343,7 +344,7 @@ def test_a_best_config_is_the_config_of_its_trial(method, tmp_path):
     hp = _declared(SearchSpace(config))
     space = SearchSpace(config)
     wanted = space.config(*space.declare(hp))
-    text = tune._best_config(wanted, "much", 'tfkd tune --search="a" \\', tmp_path)
+    text = artefacts._best_config(wanted, "much", 'tfkd tune --search="a" \\', tmp_path)
     moved = tmp_path / "moved"
     moved.mkdir()
     teacher = teacher.rename(moved / "teacher.keras")
