@@ -52,7 +52,11 @@ def load_without_test(load):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('tfds')}"
+    """The flag, for processes; functions find the directory in the environment."""
+    folder = tmp_path_factory.mktemp("tfds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(folder))
+        yield f"--data_dir={folder}"
 
 
 @pytest.fixture(scope="module")
@@ -226,9 +230,9 @@ def test_mistakes_in_a_search_are_told(text, message):
 def test_what_only_shows_when_built_is_told_before_training(data_dir):
     text = "method.losses.kd.temperature:0..4"
     with pytest.raises(UsageError, match="temperature must be .* greater than 0"):
-        tuner.HyperModel(small_config(), plain(1), text, data_dir.split("=")[1])
+        tuner.HyperModel(small_config(), plain(1), text)
     with pytest.raises(UsageError, match="needs a teacher"):
-        tuner.HyperModel(small_config(), None, data_dir=data_dir.split("=")[1])
+        tuner.HyperModel(small_config(), None)
 
 
 @pytest.mark.parametrize(
@@ -368,7 +372,7 @@ def test_keras_tuners_own_tuners_search_it_too(searched, data_dir, tmp_path):
     teacher = keras.models.load_model(searched / "teacher.keras")
     config = small_config("fitnet")
     config.epochs = 2
-    students = tuner.HyperModel(config, teacher, data_dir=data_dir.split("=")[1])
+    students = tuner.HyperModel(config, teacher)
     stock = keras_tuner.RandomSearch(
         students, "val_accuracy", max_trials=1, seed=1, directory=tmp_path, project_name="stock"
     )
@@ -401,7 +405,6 @@ def test_a_trial_that_diverges_is_one_at_chance(data_dir, tmp_path, capsys):
     students = tuner.HyperModel(
         config,
         search="optimizer.learning_rate:1e30..1e31",
-        data_dir=data_dir.split("=")[1],
     )
     hopeless = tuner.create("bayesian", students, tmp_path / "search", max_trials=1)
     hopeless.search()

@@ -1,5 +1,6 @@
 """What the commands share: their flags, and mistakes answered by one line."""
 
+import os
 import re
 import shlex
 import sys
@@ -116,7 +117,7 @@ def main_without_config(run):
             for name in ("config", "strategy", "replicas", "precision", "deterministic"):
                 if flags.FLAGS[name].present:
                     raise UsageError(f"--{name} is no flag of this command; see --help.")
-            _quiet()
+            _set_up_tfds()
             run(rest)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
@@ -132,7 +133,10 @@ def command(module):
     return shlex.join(["python", "-m", f"tfkd.{module}", *sys.argv[1:]])
 
 
-def _quiet():
+def _set_up_tfds():
+    """Silences TFDS, and says where it keeps data sets, to this process and those it starts."""
+    if flags.FLAGS.data_dir:
+        os.environ["TFDS_DATA_DIR"] = flags.FLAGS.data_dir
     if not flags.FLAGS["verbosity"].present:
         # TFDS tells every file it opens.
         logging.set_verbosity(logging.ERROR)
@@ -157,7 +161,7 @@ def _parse_with_config(needs_workdir):
     except Exception as error:
         # ml_collections lets through whatever the file raises, and wraps it with its traceback.
         raise UsageError(_reason(error)) from error
-    _quiet()
+    _set_up_tfds()
 
 
 _DEVICES = (

@@ -26,7 +26,7 @@ flags.DEFINE_string(
 flags.DEFINE_integer("seeds", 3, "How many seeds, from that of the config on.", 1)
 
 
-def compare(config, workdir, methods, seeds, data_dir=None, command=None):
+def compare(config, workdir, methods, seeds, command=None):
     """Trains a teacher once and the student by each method with each seed.
 
     Args:
@@ -35,7 +35,6 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
         workdir: Path of the directory of the comparison.
         methods: List of methods, as in configs.
         seeds: Integer, the number of seeds.
-        data_dir: Where TFDS keeps its data sets; None for its default.
         command: String, the command that was run, for the table.
 
     Returns:
@@ -43,7 +42,7 @@ def compare(config, workdir, methods, seeds, data_dir=None, command=None):
         the standard deviation over the seeds (that of a sample).
     """
     workdir = pathlib.Path(workdir)
-    runs, histories = comparison.run_all(config, workdir, methods, seeds, data_dir, command)
+    runs, histories = comparison.run_all(config, workdir, methods, seeds, command)
     rows = [row for name, results in runs.items() for row in _rows(name, config, results)]
     table = _table(rows)
     heading = f"# {config.student.model} on {config.data.name}\n\n"
@@ -132,7 +131,6 @@ def main(config):
         flags.FLAGS.workdir,
         split_at_commas(flags.FLAGS.methods),
         flags.FLAGS.seeds,
-        data_dir=flags.FLAGS.data_dir,
         command=command_line.command("compare"),
     )
 

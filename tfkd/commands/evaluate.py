@@ -27,7 +27,7 @@ def main(rest):
     """Runs what the flags say."""
     check_no_arguments(rest)
     values = flags.FLAGS
-    print(table(*evaluate(values.workdir, values.split, values.model, values.data_dir)), end="")
+    print(table(*evaluate(values.workdir, values.split, values.model)), end="")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,6 @@ def main(config):
         values.factor,
         values.iterations,
         values.confirm,
-        data_dir=values.data_dir,
         command=command_line.command("tune"),
     )
 

@@ -8,7 +8,7 @@ from tfkd.methods import ALONE, method_config, method_variant, needs_teacher
 from tfkd.runs import execute, work_directory
 
 
-def run_all(config, workdir, methods, seeds, data_dir=None, command=None):
+def run_all(config, workdir, methods, seeds, command=None):
     """Trains a teacher once and the student by each method with each seed.
 
     Args:
@@ -17,7 +17,6 @@ def run_all(config, workdir, methods, seeds, data_dir=None, command=None):
         workdir: Path of the directory of the comparison.
         methods: List of methods, as in configs.
         seeds: Integer, the number of seeds.
-        data_dir: Where TFDS keeps its data sets; None for its default.
         command: String, the command that was run, for the summaries.
 
     Returns:
@@ -35,7 +34,7 @@ def run_all(config, workdir, methods, seeds, data_dir=None, command=None):
         raise UsageError(f"--methods names one twice: {','.join(methods)}.")
     if not all((workdir / _folder(method, config.seed)).exists() for method in methods):
         # A mistake in the last method shows before the first one is trained.
-        execute.check_methods(config, variants.values(), workdir, data_dir)
+        execute.check_methods(config, variants.values(), workdir)
     runs, histories = {}, {}
     teacher = config.teacher.path
     if not teacher and any(map(needs_teacher, variants.values())):
@@ -46,14 +45,14 @@ def run_all(config, workdir, methods, seeds, data_dir=None, command=None):
         trained.epochs = config.teacher.epochs
         trained.optimizer.learning_rate = config.teacher.learning_rate
         teacher = workdir / "teacher" / "student.keras"
-        runs["teacher"] = [_run(trained, teacher.parent, data_dir, command)]
+        runs["teacher"] = [_run(trained, teacher.parent, command)]
     for method, variant in variants.items():
         runs[method] = []
         for seed in range(config.seed, config.seed + seeds):
             one = copy.deepcopy(config)
             one.method, one.seed, one.teacher.path = variant, seed, str(teacher)
             folder = workdir / _folder(method, seed)
-            runs[method].append(_run(one, folder, data_dir, command))
+            runs[method].append(_run(one, folder, command))
             histories.setdefault(method, []).append(work_directory.history(folder))
     return runs, histories
 
@@ -62,6 +61,6 @@ def _folder(method, seed):
     return f"{method.replace(':', '-')}-seed{seed}"
 
 
-def _run(config, workdir, data_dir, command):
+def _run(config, workdir, command):
     print(f"== {workdir}", flush=True)
-    return execute.run(config, workdir, data_dir=data_dir, command=command)
+    return execute.run(config, workdir, command=command)

@@ -34,7 +34,6 @@ def tune(
     factor=3,
     iterations=1,
     confirm=3,
-    data_dir=None,
     command=None,
 ):
     """Searches, trains the best again with other seeds, and writes what was found.
@@ -56,7 +55,6 @@ def tune(
         confirm: Integer, with how many seeds that the search has not seen the best is trained
             again. The best of many scores is too high; the mean over these seeds is what is
             promised.
-        data_dir: Where TFDS keeps its data sets; None for its default.
         command: String, the command that was run, for what is written.
 
     Returns:
@@ -94,9 +92,9 @@ def tune(
     guard.check_same_config(searched, workdir)
 
     runtime.set_seed(config.seed)
-    data = work_directory.load_data(config, data_dir)
+    data = work_directory.load_data(config)
     teacher = assemble.get_teacher(config, data, workdir) if with_teacher else None
-    students = HyperModel(config, teacher, search, data_dir)
+    students = HyperModel(config, teacher, search)
     if role != "worker":
         files.remove_partial(workdir)
         if not (workdir / "config.json").exists():
