@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from commands import SMALL, call, refused
 
-from tfkd import config, runtime
+from tfkd import config, data, runtime
 from tfkd.runs import guard
 
 
@@ -35,6 +35,11 @@ def test_only_the_chief_tells_the_devices(capsys, monkeypatch):
     monkeypatch.setattr(runtime, "is_chief", lambda: False)
     call(lambda config: None, *SMALL, needs_workdir=False)
     assert "devices" not in capsys.readouterr().out
+
+
+def test_data_sets_are_kept_where_the_flag_says(tmp_path):
+    call(lambda chosen: data.load("digits"), *SMALL, f"--data_dir={tmp_path}", needs_workdir=False)
+    assert (tmp_path / "digits").is_dir()
 
 
 @pytest.fixture
