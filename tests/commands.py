@@ -1,5 +1,6 @@
 """Runs tfkd's commands in the process of a test."""
 
+import os
 import pathlib
 import sys
 
@@ -27,6 +28,8 @@ def call(main, *arguments, **options):
     with pytest.MonkeyPatch.context() as patch:
         # ml_collections looks there for overrides of the config.
         patch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        # --data_dir sets it; what was there comes back.
+        patch.setenv("TFDS_DATA_DIR", os.environ.get("TFDS_DATA_DIR", ""))
         command_line.main(main, **options)
 
 

@@ -1,10 +1,13 @@
 """What all commands do before their own work."""
 
+import json
+
 import pytest
 import tensorflow as tf
-from commands import SMALL, call
+from commands import SMALL, call, refused
 
-from tfkd import runtime
+from tfkd import config, data, runtime
+from tfkd.runs import guard
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,40 @@ def test_only_the_chief_tells_the_devices(capsys, monkeypatch):
     monkeypatch.setattr(runtime, "is_chief", lambda: False)
     call(lambda config: None, *SMALL, needs_workdir=False)
     assert "devices" not in capsys.readouterr().out
+
+
+def test_data_sets_are_kept_where_the_flag_says(tmp_path):
+    call(lambda chosen: data.load("digits"), *SMALL, f"--data_dir={tmp_path}", needs_workdir=False)
+    assert (tmp_path / "digits").is_dir()
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """The path of a config.json."""
+    path = tmp_path / "config.json"
+    made = config.default_config("kd", "resnet20", "resnet8")
+    path.write_text(guard.as_json(made), encoding="utf-8")
+    return path
+
+
+def test_a_config_may_be_json(stored):
+    taken = []
+    more = ["--config.data.train_examples=64", "--config.schedule.milestones=(0.5,)"]
+    call(taken.append, f"--config={stored}", *more, needs_workdir=False)
+    wanted = json.loads(stored.read_text(encoding="utf-8"))
+    wanted["data"]["train_examples"], wanted["schedule"]["milestones"] = 64, [0.5]
+    assert json.loads(guard.as_json(taken[0])) == wanted
+    assert taken[0].is_locked
+
+
+@pytest.mark.parametrize(
+    "suffix, more, message",
+    [
+        (":method=at", [], "takes no arguments after a colon, such as method=at: values"),
+        (".json", [], "config.json.json cannot be read: No such file"),
+        ("", ["--config.epoch=1"], "has no such value"),
+    ],
+)
+def test_mistakes_with_json(suffix, more, message, stored, capsys):
+    given = [f"--config={stored}{suffix}", *more]
+    assert message in refused(capsys, lambda config: None, *given, needs_workdir=False)

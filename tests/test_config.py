@@ -1,12 +1,14 @@
+import json
 import pathlib
 import runpy
+import sys
 
 import pytest
 import tiny
 
 from tfkd import config, distillers, methods
 from tfkd.errors import UsageError
-from tfkd.runs import assemble
+from tfkd.runs import assemble, guard
 
 DEFAULTS = {"method": "kd", "runlocal": False}
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -38,6 +40,62 @@ def test_commas_in_parentheses_do_not_split():
 def test_wrong_arguments(text, message):
     with pytest.raises(UsageError, match=message):
         config.parse_arguments(text, method="kd", runlocal=False, epochs=1)
+
+
+def write(path, **values):
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+def test_a_config_comes_back_from_the_json_of_its_run(tmp_path):
+    made = config.default_config("kd+at:at.spots=(('a', 'b'),)", "t.keras", "resnet8", {"at": {}})
+    made.student.arguments = {"width": 0.5}
+    made.more = {"own": 1}
+    path = tmp_path / "config.json"
+    path.write_text(guard.as_json(made), encoding="utf-8")
+    found = config.from_json(path)
+    assert found.to_dict() == made.to_dict()
+    # Values that are not set have their types, so that flags can set them.
+    assert found.get_type("seed") is int and found.data.get_type("augment") is tuple
+
+
+def test_a_json_config_needs_only_what_differs(tmp_path):
+    values = {"method": {"name": "ackd"}, "student": {"model": "resnet8"}, "teacher": {}}
+    found = config.from_json(write(tmp_path / "mine.json", epochs=3, **values))
+    wanted = config.default_config("ackd", "", "resnet8")
+    wanted.epochs = 3
+    assert found.to_dict() == wanted.to_dict()
+
+
+def test_modules_of_the_user_are_imported(tmp_path, monkeypatch):
+    (tmp_path / "my_methods_of_a_test.py").touch()
+    values = {"method": {"name": "alone"}, "student": {"model": "resnet8"}, "teacher": {}}
+    path = write(tmp_path / "a.json", imports=["my_methods_of_a_test"], config=values)
+    with pytest.raises(UsageError, match="needs your module 'my_methods_of_a_test', .* PYTHONPATH"):
+        config.from_json(path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert config.from_json(path).method.name == "alone"
+    assert sys.modules.pop("my_methods_of_a_test")
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({}, "holds no config"),
+        ({"config": 1}, "holds no config"),
+        ({"method": {"name": "me"}}, "Unknown method 'me'.* module of yours .*from_json"),
+        ({"method": {"name": "kd"}, "epochs": "three"}, "three"),
+    ],
+)
+def test_wrong_json(values, message, tmp_path):
+    models = {"student": {"model": "resnet8"}, "teacher": {"model": "resnet20"}}
+    with pytest.raises(UsageError, match=message):
+        config.from_json(write(tmp_path / "a.json", **values, **models))
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(UsageError, match="holds no config"):
+        config.from_json(tmp_path / "a.json")
+    with pytest.raises(UsageError, match="b.json cannot be read: No such file"):
+        config.from_json(tmp_path / "b.json")
 
 
 def test_kd_alone_shares_the_weight_and_as_a_companion_adds_to_the_labels():

@@ -83,7 +83,7 @@ def trains_by_itself(words):
     if words[0] != "python" or "-m" not in words:
         return False
     module, arguments = module_and_flags(words)
-    return module in TRAINS and not any("best_config.py" in argument for argument in arguments)
+    return module in TRAINS and not any("best_config.json" in argument for argument in arguments)
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_commands_are_taken(words, monkeypatch):
     monkeypatch.chdir(ROOT)
     module, arguments = module_and_flags(words)
     # A config that another command writes: that of the search has the same values.
-    arguments = [re.sub("=runs/.*best_config.py", "=configs/digits.py", one) for one in arguments]
+    arguments = [re.sub("=runs/.*best_config.json", "=configs/digits.py", one) for one in arguments]
     if module is None:
         assert f"\n{arguments[0]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
         return

@@ -46,7 +46,10 @@ def convolutions(classes=10, widths=(32, 64), shape=(8, 8, 1)):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("tfds")
+    folder = tmp_path_factory.mktemp("tfds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +95,7 @@ def exported(model, data, tmp_path_factory):
 def finished(tmp_path_factory, data_dir):
     """A complete run, without validation."""
     workdir = tmp_path_factory.mktemp("runs") / "run"
-    execute.run(run_config(), workdir, data_dir=data_dir)
+    execute.run(run_config(), workdir)
     return workdir
 
 
@@ -502,7 +505,7 @@ def test_every_family(name, case, data_dir, tmp_path):
 def test_other_models_of_a_run_and_a_process_without_tfkd(method, model, data_dir, tmp_path):
     settings = run_config(method)
     run = tmp_path / "run"
-    execute.run(settings, run, data_dir=data_dir)
+    execute.run(settings, run)
     for format in ("keras", "saved_model"):
         _, found = export.export_run(run, format, model=model, data_dir=data_dir)
         assert found["largest_difference"] < 1e-4
@@ -527,7 +530,7 @@ def test_int8_of_a_trained_student_is_within_a_point(data_dir, tmp_path):
     settings = config.default_config("alone", "resnet8", "resnet8")
     settings.epochs = 8
     run = tmp_path / "run"
-    summary = execute.run(settings, run, data_dir=data_dir)
+    summary = execute.run(settings, run)
     assert summary["student"]["test_accuracy"] > 0.9
     original, found = export.export_run(run, "tflite", "int8", data_dir=data_dir)
     assert found["test_accuracy"] > original["test_accuracy"] - 0.01

@@ -91,12 +91,16 @@ def comparison(tmp_path_factory):
     made = folder / "made"
     command = "python -m tfkd.compare '--config=<script>alert(1)</script>.py' --seeds=1"
     # The student alone is the teacher as well, to train two models rather than three.
-    for method, teacher in (("alone", "resnet8"), ("kd", f"{made}/teacher/student.keras")):
-        chosen, _ = config.from_arguments(f"method={method}", teacher=teacher, student="resnet8")
-        chosen.data.train_examples, chosen.data.batch_size, chosen.epochs = 64, 32, 1
-        execute.run(chosen, made / f"{method}-seed0", folder / "tfds", command)
-        if method == "alone":
-            shutil.copytree(made / "alone-seed0", made / "teacher")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(folder / "tfds"))
+        for method, teacher in (("alone", "resnet8"), ("kd", f"{made}/teacher/student.keras")):
+            chosen, _ = config.from_arguments(
+                f"method={method}", teacher=teacher, student="resnet8"
+            )
+            chosen.data.train_examples, chosen.data.batch_size, chosen.epochs = 64, 32, 1
+            execute.run(chosen, made / f"{method}-seed0", command)
+            if method == "alone":
+                shutil.copytree(made / "alone-seed0", made / "teacher")
     return made.rename(folder / "<b>&amp;'\"")
 
 
@@ -457,7 +461,9 @@ def shown(tmp_path_factory):
     chosen, _ = config.from_arguments("runlocal", teacher="resnet14", student="resnet8")
     chosen.data.train_examples, chosen.data.batch_size = 64, 32
     chosen.epochs = chosen.teacher.epochs = 2
-    compare.compare(chosen, folder / "runs", ["alone", "ackd", "acn"], 1, folder / "tfds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(folder / "tfds"))
+        compare.compare(chosen, folder / "runs", ["alone", "ackd", "acn"], 1)
     another_seed(folder / "runs" / "ackd-seed0", student__test_accuracy=0.5)
     single = folder / "runs" / "acn-seed0"
     return [

@@ -1,14 +1,12 @@
 """Searches by KerasTuner: what they try, what they keep, and what becomes of the best."""
 
 import csv
-import importlib.util
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
-import types
 
 import h5py
 import keras
@@ -23,6 +21,7 @@ import tfkd.config
 from tfkd import compare, methods, plots, train, tune, tuner
 from tfkd.errors import UsageError
 from tfkd.runs import fitting, measure, work_directory
+from tfkd.tuner import artefacts
 from tfkd.tuner.search_space import Choice, Range, SearchSpace
 
 SMALL = [
@@ -53,7 +52,11 @@ def load_without_test(load):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    return f"--data_dir={tmp_path_factory.mktemp('tfds')}"
+    """The flag, for processes; functions find the directory in the environment."""
+    folder = tmp_path_factory.mktemp("tfds")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(folder))
+        yield f"--data_dir={folder}"
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +79,6 @@ def searched(tmp_path_factory, search):
 def table(workdir):
     with open(workdir / "trials.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
-
-
-def load_config(path):
-    spec = importlib.util.spec_from_file_location("best_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
 
 
 def small_config(method="kd"):
@@ -149,9 +145,11 @@ def test_the_best_is_confirmed_with_a_seed_that_the_search_has_not_seen(searched
     best = json.loads((searched / "tuner.json").read_text(encoding="utf-8"))["best"]
     seeds, accuracies = best["confirmed"]["seeds"], best["confirmed"]["accuracies"]
     assert seeds == [1] and 0 <= accuracies[0] <= 1
-    told = (searched / "best_config.py").read_text(encoding="utf-8").partition("Promise: ")[2]
-    assert told.startswith(f"validation accuracy {accuracies[0]:.2%} with seed 1, which")
-    assert f"in the search {best['score']:.2%} with seed 0; after 1 epoch." in told
+    told = json.loads((searched / "best_config.json").read_text(encoding="utf-8"))["promise"]
+    assert told == (
+        f"validation accuracy {accuracies[0]:.2%} with seed 1, which the search has not seen; in "
+        f"the search {best['score']:.2%} with seed 0; after 1 epoch; the best of 2 trials"
+    )
     kept = searched / "confirmation" / f"trial_{best['trial']}.json"
     assert json.loads(kept.read_text(encoding="utf-8")) == {"1": accuracies[0]}
     # No checkpoints, and so no adapters and optimizers, stay.
@@ -162,7 +160,10 @@ def test_the_best_is_confirmed_with_a_seed_that_the_search_has_not_seen(searched
 def test_the_best_config_keeps_its_promise(searched, data_dir, tmp_path):
     best = json.loads((searched / "tuner.json").read_text(encoding="utf-8"))["best"]
     call(
-        train.train, f"--config={searched}/best_config.py", data_dir, f"--workdir={tmp_path / 'it'}"
+        train.train,
+        f"--config={searched}/best_config.json",
+        data_dir,
+        f"--workdir={tmp_path / 'it'}",
     )
     summary = json.loads((tmp_path / "it" / "summary.json").read_text(encoding="utf-8"))
     assert summary["config"]["optimizer"]["learning_rate"] == pytest.approx(
@@ -229,9 +230,9 @@ def test_mistakes_in_a_search_are_told(text, message):
 def test_what_only_shows_when_built_is_told_before_training(data_dir):
     text = "method.losses.kd.temperature:0..4"
     with pytest.raises(UsageError, match="temperature must be .* greater than 0"):
-        tuner.HyperModel(small_config(), plain(1), text, data_dir.split("=")[1])
+        tuner.HyperModel(small_config(), plain(1), text)
     with pytest.raises(UsageError, match="needs a teacher"):
-        tuner.HyperModel(small_config(), None, data_dir=data_dir.split("=")[1])
+        tuner.HyperModel(small_config(), None)
 
 
 @pytest.mark.parametrize(
@@ -347,15 +348,12 @@ def test_a_best_config_is_the_config_of_its_trial(method, tmp_path):
     hp = _declared(SearchSpace(config))
     space = SearchSpace(config)
     wanted = space.config(*space.declare(hp))
-    searched = space.variant(method)
-    searched.tuner = {"executions_per_trial": 3}
-    searched.select = "best"
-    row = {"score": 0.5, "deviation": 0.1, "epochs": 1}
-    data = types.SimpleNamespace(sizes={"validation": 130})
-    command = 'python -m tfkd.tune --search="a" \\'
-    text = tune._best_config(wanted, searched, row, 7, data, command, tmp_path)
-    (tmp_path / "best_config.py").write_text(text)
-    found = load_config(tmp_path / "best_config.py")
+    text = artefacts._best_config(wanted, "much", 'tfkd tune --search="a" \\', tmp_path)
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    teacher = teacher.rename(moved / "teacher.keras")
+    (moved / "best_config.json").write_text(text, encoding="utf-8")
+    found = tfkd.config.from_json(moved / "best_config.json")
     if methods.needs_teacher(wanted.method):
         wanted.teacher.model, wanted.teacher.path = "", str(teacher)
     assert found.to_dict() == wanted.to_dict()
@@ -374,7 +372,7 @@ def test_keras_tuners_own_tuners_search_it_too(searched, data_dir, tmp_path):
     teacher = keras.models.load_model(searched / "teacher.keras")
     config = small_config("fitnet")
     config.epochs = 2
-    students = tuner.HyperModel(config, teacher, data_dir=data_dir.split("=")[1])
+    students = tuner.HyperModel(config, teacher)
     stock = keras_tuner.RandomSearch(
         students, "val_accuracy", max_trials=1, seed=1, directory=tmp_path, project_name="stock"
     )
@@ -407,7 +405,6 @@ def test_a_trial_that_diverges_is_one_at_chance(data_dir, tmp_path, capsys):
     students = tuner.HyperModel(
         config,
         search="optimizer.learning_rate:1e30..1e31",
-        data_dir=data_dir.split("=")[1],
     )
     hopeless = tuner.create("bayesian", students, tmp_path / "search", max_trials=1)
     hopeless.search()
@@ -418,7 +415,7 @@ def test_a_trial_that_diverges_is_one_at_chance(data_dir, tmp_path, capsys):
     given = [SMALL[0].replace("method=kd", "method=alone"), *SMALL[1:], data_dir, "--max_trials=1"]
     given += ["--search=optimizer.learning_rate:1e30..1e31", f"--workdir={tmp_path / 'all'}"]
     assert "No trial came through" in refused(capsys, tune.main, *given)
-    assert not (tmp_path / "all" / "best_config.py").exists()
+    assert not (tmp_path / "all" / "best_config.json").exists()
 
 
 @pytest.mark.slow
@@ -474,7 +471,7 @@ def test_hyperband_picks_among_whole_runs(data_dir, tmp_path):
     best = json.loads((tmp_path / "tuner.json").read_text(encoding="utf-8"))["best"]
     whole = [float(row["score"]) for row in rows if row["epochs"] == "4"]
     assert best["epochs"] == 4 and best["score"] == max(whole)
-    assert load_config(tmp_path / "best_config.py").epochs == 4
+    assert tfkd.config.from_json(tmp_path / "best_config.json").epochs == 4
 
 
 @pytest.mark.slow
@@ -518,7 +515,7 @@ def test_two_workers_search_for_a_chief(search, data_dir, tmp_path, capsys):
     best = json.loads((tmp_path / "tuner.json").read_text(encoding="utf-8"))["best"]
     call(
         compare.main,
-        f"--config={tmp_path}/best_config.py",
+        f"--config={tmp_path}/best_config.json",
         data_dir,
         "--methods=kd",
         "--seeds=1",

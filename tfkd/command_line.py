@@ -1,27 +1,47 @@
 """What the commands share: their flags, and mistakes answered by one line."""
 
+import os
 import re
 import shlex
 import sys
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from tfkd import errors, runtime
-from tfkd.config import flatten
+from tfkd.config import flatten, from_json
 from tfkd.errors import UsageError
 from tfkd.methods import TEACHER_IMAGES
 
 #: Exit codes: of a mistake in what the user gave, and of Ctrl-C as shells expect it.
 MISTAKE, INTERRUPTED = errors.MISTAKE, errors.INTERRUPTED
 
+
+class _ConfigParser(ConfigFileFlagParser):
+    """Reads a config from JSON where the file is no Python."""
+
+    def parse(self, path):
+        """Returns the config of a file, locked as those of Python files are."""
+        file, colon, arguments = path.partition(":")
+        if not file.endswith(".json"):
+            return super().parse(path)
+        if colon:
+            raise UsageError(
+                f"{file} takes no arguments after a colon, such as {arguments}: values of it are "
+                "set by --config.KEY=..."
+            )
+        return from_json(file).lock()
+
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
     "Python file with get_config(arguments), as those in configs/; arguments follow a colon: "
-    "configs/digits.py:method=kd,student=resnet8. Any value of it can be set by a flag: "
-    "--config.epochs=3",
+    "configs/digits.py:method=kd,student=resnet8. Or the config.json of a run, or the "
+    "best_config.json of a search. Any value of it can be set by a flag: --config.epochs=3",
 )
+flags.FLAGS["config"].parser = _ConfigParser("config")
 flags.DEFINE_string("workdir", None, "Directory of everything that is read and written.")
 flags.DEFINE_string("data_dir", None, "Directory of TFDS data sets; TFDS' default if not given.")
 # No enum: runtime.strategy says why some are not supported.
@@ -97,7 +117,7 @@ def main_without_config(run):
             for name in ("config", "strategy", "replicas", "precision", "deterministic"):
                 if flags.FLAGS[name].present:
                     raise UsageError(f"--{name} is no flag of this command; see --help.")
-            _quiet()
+            _set_up_tfds()
             run(rest)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
@@ -113,7 +133,10 @@ def command(module):
     return shlex.join(["python", "-m", f"tfkd.{module}", *sys.argv[1:]])
 
 
-def _quiet():
+def _set_up_tfds():
+    """Silences TFDS, and says where it keeps data sets, to this process and those it starts."""
+    if flags.FLAGS.data_dir:
+        os.environ["TFDS_DATA_DIR"] = flags.FLAGS.data_dir
     if not flags.FLAGS["verbosity"].present:
         # TFDS tells every file it opens.
         logging.set_verbosity(logging.ERROR)
@@ -138,7 +161,7 @@ def _parse_with_config(needs_workdir):
     except Exception as error:
         # ml_collections lets through whatever the file raises, and wraps it with its traceback.
         raise UsageError(_reason(error)) from error
-    _quiet()
+    _set_up_tfds()
 
 
 _DEVICES = (

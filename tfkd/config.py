@@ -1,6 +1,9 @@
 """The config of a run, and helpers for the files in `configs/`."""
 
+import importlib
+import json
 import math
+import pathlib
 
 from ml_collections import ConfigDict, config_dict
 
@@ -13,6 +16,9 @@ from tfkd.methods import (
     needs_indices,
     split_at_commas,
 )
+
+#: What is in a `config.json` beside the config: of a run, and of a search.
+NOT_OF_THE_CONFIG = ("precision", "tuner")
 
 #: Settings of the spot-adaptive study on CIFAR-100: its scale of the routing loss, which is 1 with
 #: the other losses. https://arxiv.org/abs/2205.02399 and its code.
@@ -168,6 +174,77 @@ def default_config(method, teacher, student, settings=None):
             "seed": 0,
         }
     )
+
+
+def from_json(path):
+    """Returns the config of a run's `config.json`, or of a search's `best_config.json`.
+
+    `tfkd train --config=FILE.json` and the other commands call it. What the file leaves out is as
+    in `default_config`.
+
+    Args:
+        path: Path of the file. `"imports"` in it names the modules that define losses or methods
+            of the user's own, `"config"` holds the values; without `"config"` the file itself
+            holds them.
+
+    Returns:
+        A `ConfigDict`.
+
+    Raises:
+        UsageError: If the file cannot be read, holds no config, or names an unknown method or a
+            module that cannot be imported.
+
+    Example:
+    ```python
+    config = tfkd.config.from_json("runs/digits-tuned/best_config.json")
+    config.epochs = 20
+    ```
+    """
+    path = pathlib.Path(path)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        values = found.get("config", found)
+        method, student, teacher = values["method"]["name"], values["student"], values["teacher"]
+        teacher = teacher.get("path") or teacher.get("model", "")
+        student = student["model"]
+    except OSError as error:
+        raise UsageError(f"Config {path} cannot be read: {error.strerror}.") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"{path} holds no config: it must be like the config.json of a run, or the "
+            "best_config.json of a search."
+        ) from error
+    remedy = f"import it in a Python config that returns tfkd.config.from_json({str(path)!r})"
+    for module in found.get("imports", ()):
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UsageError(
+                f"{path} needs your module {module!r}, which cannot be imported ({error}): set "
+                f"PYTHONPATH to its folder, or {remedy}."
+            ) from error
+    values = {key: value for key, value in values.items() if key not in NOT_OF_THE_CONFIG}
+    values = _with_tuples(values)
+    beside = path.resolve().parent / teacher
+    if "config" in found and values["teacher"].get("path") and beside.exists():
+        # The teacher of a search, wherever its directory has been moved.
+        values["teacher"]["path"] = str(beside)
+    try:
+        config = default_config(method, teacher, student, values.get("settings"))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error} If a module of yours defines it, {remedy}.") from error
+    try:
+        config.update(values)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    return config
+
+
+def _with_tuples(value):
+    """Returns a value out of JSON, which has no tuples, with tuples for lists, as in configs."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(below) for key, below in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def flatten(tree, prefix=""):

@@ -19,7 +19,7 @@ flags.adopt_module_key_flags(command_line)
 
 def check(config):
     """Prints the table and the warnings."""
-    print(execute.check_run(config, flags.FLAGS.workdir, flags.FLAGS.data_dir))
+    print(execute.check_run(config, flags.FLAGS.workdir))
     trained = flags.FLAGS.workdir and pathlib.Path(flags.FLAGS.workdir, "teacher.keras").exists()
     if needs_teacher(config.method) and not config.teacher.path and not trained:
         print("(The teacher is untrained here; tfkd.train trains it first.)")

@@ -18,7 +18,6 @@ def train(config):
     execute.run(
         config,
         flags.FLAGS.workdir,
-        data_dir=flags.FLAGS.data_dir,
         command=command_line.command("train"),
     )
 

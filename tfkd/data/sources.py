@@ -299,6 +299,8 @@ def _find(name, data_dir):
     if isinstance(name, os.PathLike) or os.path.isabs(text) or text.startswith("."):
         return _find_folder(pathlib.Path(text))
     try:
+        # TFDS itself reads the variable at its import, before flags can set it.
+        data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or None
         return tfds.builder(text, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         if os.path.isdir(text):

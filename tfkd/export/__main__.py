@@ -41,7 +41,6 @@ def main(rest):
         values.model,
         values.output,
         values.probabilities,
-        values.data_dir,
     )
     name = " ".join(filter(None, [values.format, values.quantize]))
     print(table({f"{values.model}, as trained": original, name: exported}))

@@ -30,7 +30,7 @@ def main(arguments):
     paths = [*split_at_commas(flags.FLAGS.workdir or ""), *arguments]
     if not paths:
         raise UsageError("--workdir=DIR is missing: the directory of a complete run.")
-    output = report(paths, flags.FLAGS.output, flags.FLAGS.data_dir, flags.FLAGS.confusions)
+    output = report(paths, flags.FLAGS.output, confusions=flags.FLAGS.confusions)
     print(f"Written: {output}", flush=True)
 
 

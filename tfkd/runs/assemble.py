@@ -35,10 +35,10 @@ def build(config, data, teacher):
     return distiller
 
 
-def load_data(config, data_dir):
+def load_data(config):
     """Loads the data of a run; the chief prepares it, the other workers find it."""
     with runtime.chief_first():
-        return work_directory.load_data(config, data_dir)
+        return work_directory.load_data(config)
 
 
 def _create(model, data, seed, **arguments):

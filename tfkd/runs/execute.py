@@ -19,7 +19,7 @@ from tfkd.runs.fitting import SECONDS, diagnostics_callback, fit, say, set_weigh
 from tfkd.runs.guard import as_json, check_same_config, check_same_files, check_writable
 
 
-def run(config, workdir, data_dir=None, command=None):
+def run(config, workdir, command=None):
     """Trains a teacher where none is given, distils a student and writes the artifacts.
 
     The same call again resumes where it was interrupted, and returns at once when the run is
@@ -28,7 +28,6 @@ def run(config, workdir, data_dir=None, command=None):
     Args:
         config: `ConfigDict`, as the files in `configs/` make it.
         workdir: Path of the work directory; it is made if need be.
-        data_dir: Where TFDS keeps its data sets; None for its default.
         command: String, the command that was run, for the summary.
 
     Returns:
@@ -55,7 +54,7 @@ def run(config, workdir, data_dir=None, command=None):
     files.remove_partial(workdir)
 
     runtime.set_seed(config.seed)
-    data = load_data(config, data_dir)
+    data = load_data(config)
     work_directory.check_class_names(workdir, data)
     # Everything is built before anything is trained: a mistake in the method shows at once.
     teacher = get_teacher(config, data, workdir) if needs_teacher(config.method) else None
@@ -173,21 +172,20 @@ def _test(config, data, distiller, progress, workdir):
     }
 
 
-def check_methods(config, methods, workdir, data_dir=None):
+def check_methods(config, methods, workdir):
     """Builds the distillers of several methods, so that a mistake shows before anything runs.
 
     Args:
         config: `ConfigDict` of a run.
         methods: Iterable of `ConfigDict`, in place of its `method`.
         workdir: Path of the directory of the comparison.
-        data_dir: Where TFDS keeps its data sets; None for its default.
 
     Raises:
         UsageError: If something in the config or a method is wrong.
     """
     check(config)
     methods = list(methods)
-    data = load_data(config, data_dir)
+    data = load_data(config)
     shared = None
     if any(needs_teacher(method) for method in methods):
         shared = get_teacher(config, data, workdir)
@@ -197,13 +195,12 @@ def check_methods(config, methods, workdir, data_dir=None):
         build(one, data, shared if needs_teacher(method) else None)
 
 
-def check_run(config, workdir=None, data_dir=None):
+def check_run(config, workdir=None):
     """Checks a run before it is begun, as `tfkd.Distiller.check` does; nothing is written.
 
     Args:
         config: `ConfigDict` of a run.
         workdir: Path of the work directory, where a run may have trained the teacher already.
-        data_dir: Where TFDS keeps its data sets; None for its default.
 
     Returns:
         A `tfkd.inspection.CheckResult`.
@@ -213,7 +210,7 @@ def check_run(config, workdir=None, data_dir=None):
     """
     check(config)
     runtime.set_seed(config.seed)
-    data = load_data(config, data_dir)
+    data = load_data(config)
     teacher = None
     if needs_teacher(config.method):
         teacher = get_teacher(config, data, workdir and pathlib.Path(workdir))

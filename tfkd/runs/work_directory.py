@@ -9,17 +9,15 @@ import keras
 from ml_collections import ConfigDict
 
 from tfkd import data, files
+from tfkd.config import NOT_OF_THE_CONFIG
 from tfkd.errors import UsageError
 from tfkd.methods import needs_indices
 from tfkd.runs.teacher_images import teacher_preprocessing
 
-#: Keys of `config.json` that are no part of the config.
-_NO_CONFIG = ("precision",)
-
 #: Files that mark a directory of several runs, and the remedy for each.
 _OF_SEVERAL_RUNS = {
     "table.json": "a comparison: name the directory of one of its runs, METHOD-seed0.",
-    "tuner.json": "a search: train its best_config.py, and name the directory of that run.",
+    "tuner.json": "a search: train its best_config.json, and name the directory of that run.",
 }
 
 
@@ -48,7 +46,7 @@ class WorkDirectory:
             raise UsageError(f"--workdir={path}: there is no such directory.")
         #: Dictionary, the run's `summary.json`.
         self.summary = self._read("summary.json")
-        values = {k: v for k, v in self._read("config.json").items() if k not in _NO_CONFIG}
+        values = {k: v for k, v in self._read("config.json").items() if k not in NOT_OF_THE_CONFIG}
         #: `ConfigDict`, as it was run.
         self.config = ConfigDict(values)
 

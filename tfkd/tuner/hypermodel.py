@@ -40,7 +40,6 @@ class HyperModel(keras_tuner.HyperModel):
         config: `ConfigDict` of a run, as the files in `configs/` make it.
         teacher: Trained `keras.Model` that outputs logits; None where no method needs one.
         search: String, what is searched; see `tfkd.tuner.search_space.SearchSpace`.
-        data_dir: Where TFDS keeps its data sets; None for its default.
 
     Raises:
         UsageError: If something in the config or in the search is wrong, as far as can be told
@@ -55,12 +54,11 @@ class HyperModel(keras_tuner.HyperModel):
     ```
     """
 
-    def __init__(self, config, teacher=None, search=DEFAULT, data_dir=None):
+    def __init__(self, config, teacher=None, search=DEFAULT):
         super().__init__(name="tfkd")
         self.space = SearchSpace(config, search)
         self.teacher = teacher
         self.seed = config.seed
-        self._data_dir = data_dir
         self._data = {}
         # KerasTuner's own tuners reset Keras before every trial, and with it the policy.
         self._policy = keras.config.dtype_policy()
@@ -102,7 +100,7 @@ class HyperModel(keras_tuner.HyperModel):
         if key not in self._data:
             while len(self._data) >= _DATA_SETS:
                 del self._data[next(iter(self._data))]
-            self._data[key] = work_directory.load_data(config, self._data_dir)
+            self._data[key] = work_directory.load_data(config)
         return self._data[key]
 
     def build(self, hp):

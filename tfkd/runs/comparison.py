@@ -1,0 +1,66 @@
+"""Runs of several methods over several seeds, with one teacher and one schedule for all."""
+
+import copy
+import pathlib
+
+from tfkd.errors import UsageError
+from tfkd.methods import ALONE, method_config, method_variant, needs_teacher
+from tfkd.runs import execute, work_directory
+
+
+def run_all(config, workdir, methods, seeds, command=None):
+    """Trains a teacher once and the student by each method with each seed.
+
+    Args:
+        config: `ConfigDict` of a run. What it says of its method holds for that method; the
+            others have their defaults.
+        workdir: Path of the directory of the comparison.
+        methods: List of methods, as in configs.
+        seeds: Integer, the number of seeds.
+        command: String, the command that was run, for the summaries.
+
+    Returns:
+        The tuple `(runs, histories)`: `{method: summaries}`, `"teacher"` first where one was
+        trained, and `{method: logs of the students}`, lists with one item per seed.
+
+    Raises:
+        UsageError: If a method is named twice or wrong, or something in the config is wrong.
+    """
+    workdir = pathlib.Path(workdir)
+    if not all(methods) or not methods:
+        raise UsageError("--methods names none: for example --methods=alone,kd.")
+    variants = {method: method_variant(config, method) for method in methods}
+    if len(variants) < len(methods):
+        raise UsageError(f"--methods names one twice: {','.join(methods)}.")
+    if not all((workdir / _folder(method, config.seed)).exists() for method in methods):
+        # A mistake in the last method shows before the first one is trained.
+        execute.check_methods(config, variants.values(), workdir)
+    runs, histories = {}, {}
+    teacher = config.teacher.path
+    if not teacher and any(map(needs_teacher, variants.values())):
+        # A teacher is a model that is trained on its labels alone.
+        trained = copy.deepcopy(config)
+        trained.method = method_config(ALONE)
+        trained.student.model, trained.student.arguments = config.teacher.model, {}
+        trained.epochs = config.teacher.epochs
+        trained.optimizer.learning_rate = config.teacher.learning_rate
+        teacher = workdir / "teacher" / "student.keras"
+        runs["teacher"] = [_run(trained, teacher.parent, command)]
+    for method, variant in variants.items():
+        runs[method] = []
+        for seed in range(config.seed, config.seed + seeds):
+            one = copy.deepcopy(config)
+            one.method, one.seed, one.teacher.path = variant, seed, str(teacher)
+            folder = workdir / _folder(method, seed)
+            runs[method].append(_run(one, folder, command))
+            histories.setdefault(method, []).append(work_directory.history(folder))
+    return runs, histories
+
+
+def _folder(method, seed):
+    return f"{method.replace(':', '-')}-seed{seed}"
+
+
+def _run(config, workdir, command):
+    print(f"== {workdir}", flush=True)
+    return execute.run(config, workdir, command=command)
