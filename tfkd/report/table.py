@@ -28,7 +28,7 @@ class Row:
 
     @property
     def name(self):
-        """What the row is called in charts and sentences."""
+        """What the row is called beside its accuracies, and in the table."""
         role = self.result.role
         if role == "teacher":
             return f"teacher {self.model}"
