@@ -49,6 +49,20 @@ def test_what_fit_returns_is_drawn_as_its_logs_by_epoch(tmp_path):
     assert drawn[0][0] != drawn[0][1]
 
 
+@pytest.mark.parametrize(
+    "values", [[[1.0]], [[2.0, 0.01], [3.0, 0.03]], [[np.nan, 1]], [[np.inf, 1]]]
+)
+def test_a_curve_is_drawn_whatever_its_values(tmp_path, values):
+    drawn = []
+    for logarithmic in (False, True):
+        path = tmp_path / f"{logarithmic}.png"
+        plots.curve(path, "loss", {"kd": np.array(values)}, logarithmic)
+        assert Image.open(path).info["Description"] == "Loss over the epochs"
+        drawn.append(path.read_bytes())
+    # Only values that span more than a decade have a logarithmic axis.
+    assert (drawn[0] != drawn[1]) == (len(values) == 2)
+
+
 @pytest.mark.slow
 def test_drawing_leaves_the_figures_of_a_notebook_alone(tmp_path):
     code = f"""

@@ -23,8 +23,8 @@ import tfkd
 from tfkd import command_line, compare, config, errors
 from tfkd.errors import UsageError
 from tfkd.report import __main__ as command
-from tfkd.report import confusion, panels, report, results, runs
-from tfkd.runs import execute, measure
+from tfkd.report import confusion, curves, report, runs, table
+from tfkd.runs import execute, measure, results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -73,6 +73,10 @@ class Page(html.parser.HTMLParser):
         self.text += data
         if {"td", "th"} & set(self.open):
             self.tables[-1][-1][-1] += data
+
+    def curves(self):
+        """Returns the descriptions of the curves."""
+        return [one["alt"] for one in self.images if "After the last one: " in one["alt"]]
 
     def table(self, *heading):
         """Returns the rows of the only table that begins with these columns, as dictionaries."""
@@ -166,8 +170,7 @@ def test_the_page_stands_alone(comparison, made):
     assert not tags & {"script", "iframe", "b", "object"}
     assert not re.search(r"@import|url\((?!#)", made.read_text(encoding="utf-8"))
     assert page.scopes == {"col", "row"}
-    charts = [given for tag, given in page.tags if tag == "svg" and given.get("role") == "img"]
-    assert len(charts) >= 4 and all("After the last one" in one["aria-label"] for one in charts)
+    assert len(page.curves()) >= 4
     # Names are shown as they are.
     assert str(comparison / "kd-seed0") in page.text
     assert "--config=<script>alert(1)</script>.py" in page.text
@@ -255,9 +258,8 @@ def test_seeds_make_one_group(copied):
     deviation = abs(accuracies[0] - accuracies[1]) / 2**0.5
     assert row["runs"] == "2"
     assert row["test %"] == f"{100 * np.mean(accuracies):.2f} ± {100 * deviation:.2f}"
-    charts = [one["aria-label"] for tag, one in page.tags if "aria-label" in one and tag == "svg"]
-    (chart,) = [one for one in charts if one.startswith("Training accuracy")]
-    assert f"kd {(float(logged['accuracy']) + 0.75) / 2:.1%}" in chart
+    (curve,) = [one for one in page.curves() if one.startswith("Training accuracy")]
+    assert f"kd {(float(logged['accuracy']) + 0.75) / 2:.4g}" in curve
     assert "Confusions" not in page.text
 
 
@@ -313,7 +315,7 @@ def test_what_a_run_has_beside_is_shown(copied):
     assert whole["format"] == "student, original" and whole["size on disk"] == "20 kB"
     assert small["format"] == "student, tflite-int8" and small["size on disk"] == "1 kB"
     assert small["equal predictions %"] == "99.00" and small["ms, batch"] == "8.00 (32)"
-    shown = [(one["alt"], one["width"]) for one in page.images]
+    shown = [(one["alt"], one["width"]) for one in page.images if "width" in one]
     assert shown == [("Spots per class", "20"), ("Divergent, after epoch 2", "2")]
     assert "broken.png is damaged" in page.text
     assert page.table("loss", "value")[-1]["loss"] == "kd_loss"
@@ -367,19 +369,20 @@ def test_logs_of_one_kind_are_drawn_together():
     names = "kd_loss student_loss discriminator_real_accuracy discriminator_fake_accuracy"
     names += " auxiliary1_accuracy fused_accuracy val_fused_accuracy swapped_share swapped_stage1"
     names += " keep_probability divergent_loss divergent_mutual_loss"
-    found = panels.together(names.split())
+    found = curves.together(names.split())
     assert found == {
-        "Discriminator accuracy": {
-            "real": "discriminator_real_accuracy",
-            "fake": "discriminator_fake_accuracy",
-        },
         "Loss": {
             "kd": "kd_loss",
             "student": "student_loss",
             "divergent": "divergent_loss",
             "divergent mutual": "divergent_mutual_loss",
         },
-        "Accuracy": {"auxiliary1": "auxiliary1_accuracy", "fused": "fused_accuracy"},
+        "Accuracy": {
+            "discriminator real": "discriminator_real_accuracy",
+            "discriminator fake": "discriminator_fake_accuracy",
+            "auxiliary1": "auxiliary1_accuracy",
+            "fused": "fused_accuracy",
+        },
         "Swapped": {"share": "swapped_share", "stage1": "swapped_stage1"},
         "Fused accuracy in validation": {"val_fused_accuracy": "val_fused_accuracy"},
         "Keep probability": {"keep_probability": "keep_probability"},
@@ -388,14 +391,15 @@ def test_logs_of_one_kind_are_drawn_together():
 
 def test_accuracies_share_an_axis():
     rows = [
-        results.Row("student", "m", "kd", test, [], 1, 1, 1, 1) for test in ([0.9, 0.94], [0.96])
+        table.Row(results.Result("student", test, [], 1, 1, 1, 1), "m", "kd")
+        for test in ([0.9, 0.94], [0.96])
     ]
-    ticks, lines = results.strips(rows)
+    ticks, lines = table.strips(rows)
     assert ticks[0][0] == 0 and ticks[-1][0] == 100
     low, high = ticks[0][1], ticks[-1][1]
     for row, places, mean in lines:
         assert places == pytest.approx(
-            [100 * (100 * x - low) / (high - low) for x in row.test], abs=0.01
+            [100 * (100 * x - low) / (high - low) for x in row.result.test], abs=0.01
         )
         assert mean == pytest.approx(np.mean(places), abs=0.01)
 
@@ -500,10 +504,10 @@ def test_a_browser_shows_the_page(shown, width, scheme):
             assert images and all(images)
             root = "document.documentElement"
             assert page.evaluate(f"{root}.scrollWidth") == page.evaluate(f"{root}.clientWidth")
-            charts = page.evaluate(
-                "[...document.querySelectorAll('svg.chart')].map(one => one.clientWidth)"
+            curves_shown = page.evaluate(
+                "[...document.querySelectorAll('.curves img')].map(one => one.clientWidth)"
             )
-            assert charts and min(charts) >= 300
+            assert curves_shown and min(curves_shown) >= 300
             # Text is told from its ground, in the one scheme and the other.
             assert min(page.evaluate(_CONTRASTS)) >= 4.5
         browser.close()
@@ -518,7 +522,7 @@ _CONTRASTS = """
     .map(one => one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4)
     .reduce((sum, one, i) => sum + one * [0.2126, 0.7152, 0.0722][i], 0);
   const ground = luminance(getComputedStyle(document.body).backgroundColor);
-  const places = 'p, td, th, figcaption, a, summary, .muted, .up, .down, svg.chart text';
+  const places = 'p, td, th, figcaption, a, summary, .muted, .up, .down, svg.strip text';
   return [...document.querySelectorAll(places)].map(one => {
     const style = getComputedStyle(one);
     const text = luminance(one.namespaceURI.endsWith('svg') ? style.fill : style.color);

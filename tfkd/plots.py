@@ -37,19 +37,57 @@ def curves(path, histories):
     for axis, (key, title) in zip(axes, shown.items()):
         for label, runs in histories.items():
             runs = [logs_by_epoch(run) for run in ([runs] if _is_one(runs) else runs)]
-            values = np.array([[epoch.get(key, np.nan) for epoch in run] for run in runs])
-            epochs = np.arange(1, values.shape[1] + 1)
-            mean = values.mean(axis=0)
-            deviation = values.std(axis=0, ddof=min(1, len(runs) - 1))
-            (line,) = axis.plot(epochs, mean, label=label)
-            if len(runs) > 1:
-                axis.fill_between(
-                    epochs, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.2
-                )
+            _line(axis, label, [[epoch.get(key, np.nan) for epoch in run] for run in runs])
         _over_epochs(axis, title)
     axes[0].set_yscale("log")
     axes[-1].legend()
     _save(figure, path, f"{', '.join(shown.values())} over the epochs")
+
+
+def curve(path, title, lines, logarithmic=False):
+    """Draws one quantity over the epochs.
+
+    Args:
+        path: Where to write the PNG, a path or a file.
+        title: String, what the quantity is.
+        lines: `{label: values (runs, epochs)}`; each becomes the line of their mean, within the
+            band of one standard deviation where there are several runs.
+        logarithmic: Boolean, whether the axis may be logarithmic: it is where the values are
+            positive and span more than a decade.
+    """
+    figure = _figure(5, 3 + 0.2 * len(lines))
+    axis = figure.subplots()
+    import matplotlib
+
+    # Where colours repeat, dashes tell lines apart.
+    colours = matplotlib.rcParams["axes.prop_cycle"]
+    axis.set_prop_cycle(matplotlib.cycler(linestyle=["-", "--", ":", "-."]) * colours)
+    for label, values in lines.items():
+        _line(axis, label, values)
+    means = np.concatenate([np.mean(values, axis=0) for values in lines.values()])
+    low, high = np.nanmin(means), np.nanmax(means)
+    if logarithmic and 0 < 10 * low < high < np.inf:
+        axis.set_yscale("log")
+        _write_plainly(axis.yaxis)
+        # A band may reach below zero, which would stretch the axis.
+        axis.set_ylim(low / 1.5, high * 1.5)
+    _over_epochs(axis, title)
+    figure.legend(loc="outside lower left", fontsize="small", frameon=False)
+    _save(figure, path, f"{title} over the epochs")
+
+
+def _line(axis, label, values, epochs=None):
+    """Draws the mean of some runs, `values (runs, epochs)`, within one standard deviation."""
+    values = np.asarray(values)
+    epochs = np.arange(1, values.shape[1] + 1) if epochs is None else epochs
+    mean = values.mean(axis=0)
+    # A line of one point would not be seen.
+    (line,) = axis.plot(epochs, mean, label=label, marker="." if len(mean) == 1 else None)
+    if len(values) > 1:
+        deviation = values.std(axis=0, ddof=1)
+        axis.fill_between(
+            epochs, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.2
+        )
 
 
 def _is_one(runs):
@@ -94,10 +132,10 @@ def panels(path, history, contents, free=(), columns=None):
     for axis, (title, names) in zip(axes.flat, contents.items()):
         everything = []
         for label, name in names.items():
-            points = [(number, e[name]) for number, e in enumerate(history, start=1) if name in e]
-            # A line of one point would not be seen.
-            axis.plot(*zip(*points), label=label, marker="." if len(points) == 1 else None)
-            everything += [value for _, value in points]
+            known = [number for number, epoch in enumerate(history, start=1) if name in epoch]
+            values = [history[number - 1][name] for number in known]
+            _line(axis, label, [values], known)
+            everything += values
         everything = np.array(everything)
         if title not in free and np.all((everything >= 0) & (everything <= 1)):
             axis.set_ylim(-0.03, 1.03)
@@ -166,8 +204,6 @@ def trials(path, scores, values, title, logarithmic=()):
         title: String, what the scores are.
         logarithmic: Names whose axis is logarithmic.
     """
-    from matplotlib import ticker
-
     columns = min(4, 1 + len(values))
     lines = -(-(1 + len(values)) // columns)
     figure = _figure(4.2 * columns, 3.6 * lines)
@@ -195,9 +231,7 @@ def trials(path, scores, values, title, logarithmic=()):
         )
         if name in logarithmic:
             axis.set_xscale("log")
-            axis.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-            axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-            axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+            _write_plainly(axis.xaxis)
         axis.set_xlabel(name)
     for axis in grid.flat:
         axis.grid(alpha=0.3)
@@ -211,6 +245,15 @@ def _figure(width, height):
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def _write_plainly(axis):
+    """Labels a logarithmic axis with 0.5 rather than with a power of ten."""
+    from matplotlib import ticker
+
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _save(figure, path, description):

@@ -9,8 +9,7 @@ from sklearn.metrics import confusion_matrix
 
 from tfkd import files
 from tfkd.errors import UsageError
-from tfkd.report import results
-from tfkd.runs import measure
+from tfkd.runs import measure, results
 
 #: How many pairs are listed, of how many of them images are shown, and how many images of each.
 PAIRS, PICTURED, IMAGES = 8, 4, 3

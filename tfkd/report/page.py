@@ -1,6 +1,5 @@
 """The page: what the template is filled with, and how numbers are written on it."""
 
-import base64
 import io
 import json
 import shlex
@@ -12,10 +11,10 @@ from PIL import Image
 from tfkd import describe, export
 from tfkd.config import default_config, flatten
 from tfkd.errors import UsageError
-from tfkd.report import confusion, panels, results, runs
-from tfkd.report.charts import COLOURS, Charts
+from tfkd.report import confusion, curves, runs, table
+from tfkd.runs import results
 
-#: Drawn anew on the page.
+#: The page has a section of curves.
 _CURVES = "curves.png"
 
 #: The longer side that example images are reduced to.
@@ -34,7 +33,7 @@ def render(sections, left_out, data_dir=None, compares=True):
     Returns:
         The HTML, a string.
     """
-    charts, predictions = Charts(), confusion.Predictions(data_dir)
+    predictions = confusion.Predictions(data_dir)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tfkd.report", "templates"),
         autoescape=True,
@@ -53,7 +52,7 @@ def render(sections, left_out, data_dir=None, compares=True):
         "value": value,
         "signed": lambda number: f"{number:+g}".replace("-", "−"),
     }
-    filled = [_section(one, charts, predictions if compares else None) for one in sections]
+    filled = [_section(one, predictions if compares else None) for one in sections]
     everyone = [run for one in sections for group in one.groups for run in group.runs]
     return environment.get_template("page.html").render(
         title=_page_title(sections),
@@ -75,11 +74,9 @@ def _page_title(sections):
     return f"{', '.join(students)} on {names}: {shown}"
 
 
-def _section(section, charts, predictions):
-    drawn, legend = panels.overview(section, charts)
-    rows = results.rows(section)
-    colours = {one.label: f"--series-{i % COLOURS}" for i, one in enumerate(section.groups)}
-    ticks, strips = results.strips(rows)
+def _section(section, predictions):
+    rows = table.rows(section)
+    ticks, strips = table.strips(rows)
     sizes = {
         split: sorted({run.summary["data"][split] for one in section.groups for run in one.runs})
         for split in ("train", "validation", "test")
@@ -90,11 +87,10 @@ def _section(section, charts, predictions):
         "rows": rows,
         "gains": _gains(section),
         "ticks": ticks,
-        "strips": [(row, *found, colours.get(row.method, "--muted")) for row, *found in strips],
-        "panels": drawn,
-        "legend": legend,
+        "strips": strips,
+        "curves": curves.of_section(section),
         "confusions": _confusions(section, predictions) if predictions else None,
-        "groups": [_group(group, charts) for group in section.groups],
+        "groups": [_group(group) for group in section.groups],
         "settings": _settings(section),
         "commands": list(
             dict.fromkeys(
@@ -121,7 +117,7 @@ def _gains(section):
     return found
 
 
-def _group(group, charts):
+def _group(group):
     first = group.first
     return {
         "label": group.label,
@@ -143,7 +139,7 @@ def _group(group, charts):
         "seconds": results.mean_and_deviation(
             [run.summary["training_seconds"] for run in group.runs]
         ),
-        "panels": panels.of_method(group, charts),
+        "curves": curves.of_group(group),
         "pictures": _pictures(first),
         "check": _check(first),
         "export": _export(first),
@@ -255,7 +251,7 @@ def _pictures(run):
             caption += f", after epoch {int(epoch)}"
         found.append(
             {
-                "source": _data_uri(path.read_bytes()),
+                "source": curves.data_uri(path.read_bytes()),
                 "caption": caption,
                 "file": path.relative_to(run.path).as_posix(),
                 "width": width,
@@ -315,12 +311,8 @@ def _examples(changes, data):
             image.thumbnail((_LARGEST, _LARGEST))
         file = io.BytesIO()
         image.save(file, "PNG", optimize=True)
-        found[index] = _data_uri(file.getvalue())
+        found[index] = curves.data_uri(file.getvalue())
     return found
-
-
-def _data_uri(png):
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 # How numbers are written. What was not measured is a dash.
