@@ -55,10 +55,10 @@ def curve(path, title, lines, logarithmic=False):
         logarithmic: Boolean, whether the axis may be logarithmic: it is where the values are
             positive and span more than a decade.
     """
-    figure = _figure(5, 3 + 0.2 * len(lines))
-    axis = figure.subplots()
     import matplotlib
 
+    figure = _figure(4.8, 2.9 + 0.22 * len(lines))
+    axis = figure.subplots()
     # Where colours repeat, dashes tell lines apart.
     colours = matplotlib.rcParams["axes.prop_cycle"]
     axis.set_prop_cycle(matplotlib.cycler(linestyle=["-", "--", ":", "-."]) * colours)
@@ -72,7 +72,7 @@ def curve(path, title, lines, logarithmic=False):
         # A band may reach below zero, which would stretch the axis.
         axis.set_ylim(low / 1.5, high * 1.5)
     _over_epochs(axis, title)
-    figure.legend(loc="outside lower left", fontsize="small", frameon=False)
+    figure.legend(loc="outside lower left", frameon=False)
     _save(figure, path, f"{title} over the epochs")
 
 

@@ -187,7 +187,10 @@ def clear_label_errors(student):
     except tf.errors.InvalidArgumentError as error:
         if runtime.NO_SAMPLE in str(error):
             raise UsageError(f"{runtime.NO_SAMPLE}.") from None
-        found = re.search(r"label value of (-?\d+) .*?range of \[0, (\d+)\)", str(error))
+        # The second form is that of one class.
+        found = re.search(
+            r"(?:label value of|indices\[\d+\] =) (-?\d+) .*?\[0, (\d+)\)", str(error)
+        )
         if found is None:
             raise
         label, classes = found.groups()
