@@ -17,6 +17,7 @@ from absl import flags
 import tfkd
 from tfkd import command_line, config, evaluate, export, files
 from tfkd.errors import UsageError
+from tfkd.export import __main__ as exporting
 from tfkd.runs import execute, measure
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -369,7 +370,7 @@ def test_the_command_writes_the_file_the_table_and_the_report(run, data_dir, cap
     # What else is in the report stays.
     stored = {"ensemble": {"tflite": {"bytes": 1}}, "student": {"tflite-int8": {"bytes": 2}}}
     (run / "export.json").write_text(json.dumps(stored))
-    call(export, workdir, folder, "--format=keras")
+    call(exporting, workdir, folder, "--format=keras")
     printed = capsys.readouterr().out
     report = json.loads((run / "export.json").read_text())
     assert report["ensemble"] == stored["ensemble"]
@@ -389,23 +390,23 @@ def test_the_command_writes_the_file_the_table_and_the_report(run, data_dir, cap
 def test_mistakes_of_the_command(run, capsys):
     workdir = f"--workdir={run}"
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert "--workdir=DIR is missing" in refused(capsys, export, "--format=keras")
-    assert "--format is missing: one of keras" in refused(capsys, export, workdir)
-    assert "Unknown format 'pt'" in refused(capsys, export, workdir, "--format=pt")
-    assert "Unexpected argument 'x'" in refused(capsys, export, workdir, "--format=keras", "x")
-    line = refused(capsys, export, workdir, "--format=keras", "--model=ensemble")
+    assert "--workdir=DIR is missing" in refused(capsys, exporting, "--format=keras")
+    assert "--format is missing: one of keras" in refused(capsys, exporting, workdir)
+    assert "Unknown format 'pt'" in refused(capsys, exporting, workdir, "--format=pt")
+    assert "Unexpected argument 'x'" in refused(capsys, exporting, workdir, "--format=keras", "x")
+    line = refused(capsys, exporting, workdir, "--format=keras", "--model=ensemble")
     assert "has no ensemble.keras; it has student" in line
-    line = refused(capsys, export, workdir, "--format=keras", f"--output={run}/student.keras")
+    line = refused(capsys, exporting, workdir, "--format=keras", f"--output={run}/student.keras")
     assert "is a model that the run has trained" in line
     (run / "export.json").write_text("{")
-    line = refused(capsys, export, workdir, "--format=keras")
+    line = refused(capsys, exporting, workdir, "--format=keras")
     assert "export.json is damaged" in line
     (run / "export.json").unlink()
     assert before.items() >= {p: p.stat().st_mtime_ns for p in run.rglob("*")}.items() - {
         (run, run.stat().st_mtime_ns)
     }
     (run / "summary.json").unlink()
-    for module, arguments in ((export, ["--format=keras"]), (evaluate, [])):
+    for module, arguments in ((exporting, ["--format=keras"]), (evaluate, [])):
         line = refused(capsys, module, workdir, *arguments)
         assert "has no summary.json: it is the directory of no run" in line
 
