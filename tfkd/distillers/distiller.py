@@ -220,7 +220,7 @@ class Distiller(Trainer):
         print(distiller.check(data.validation))
         ```
         """
-        return check.check(self, check.batches_of(x, y, sample_weight, batch_size), batches)
+        return check.check(self, x, y, sample_weight, batch_size, batches)
 
     # Steps.
 

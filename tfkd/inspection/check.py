@@ -16,12 +16,15 @@ from tfkd.inspection.check_result import CheckResult
 from tfkd.losses.label_losses import BINARY, CATEGORICAL, REGRESSION, kind_of, title_of
 
 
-def check(distiller, dataset, batches=20):
+def check(distiller, x, y=None, sample_weight=None, batch_size=32, batches=20):
     """Checks models, losses and data before training; see `Distiller.check`.
 
     Args:
         distiller: A compiled `Distiller`.
-        dataset: Iterable of batches `(inputs, labels[, sample weights])`.
+        x: As in `Distiller.check`.
+        y: As in `Distiller.check`.
+        sample_weight: As in `Distiller.check`.
+        batch_size: Integer, of arrays.
         batches: Integer, the largest number of batches to read.
 
     Returns:
@@ -39,6 +42,7 @@ def check(distiller, dataset, batches=20):
             f"Student {distiller.student.name!r} has not run yet, so its shapes are unknown: call "
             "the distiller on a batch first."
         )
+    dataset = _batches(x, y, sample_weight, batch_size, distiller.label_loss)
     with unchanged(distiller):
         seen = _Seen(distiller)
         for data in itertools.islice(dataset, int(batches)):
@@ -48,12 +52,8 @@ def check(distiller, dataset, batches=20):
     return report
 
 
-def batches_of(x, y=None, sample_weight=None, batch_size=32):
-    """Returns an iterable of batches of what `Distiller.check` takes, its first four arguments.
-
-    Raises:
-        UsageError: If arrays do not belong together, or there are labels beside a data set.
-    """
+def _batches(x, y, sample_weight, batch_size, label_loss):
+    """Returns an iterable of batches of the data that `Distiller.check` takes."""
     together = isinstance(x, (tuple, list)) and 2 <= len(x) <= 3
     # The first part of a list of batches is a batch, so no array.
     if y is None and together and not isinstance(x[0], (tuple, list)):
@@ -68,7 +68,7 @@ def batches_of(x, y=None, sample_weight=None, batch_size=32):
             f"check takes y beside an array; {type(x).__name__} brings its labels with it. The "
             "number of batches to look at is batches=..."
         )
-    checks.labels.check_labels(y)
+    checks.labels.check_labels(y, label_loss)
     given = {"inputs": x, "labels": y, "sample weights": sample_weight}
     arrays = {name: _array(name, part) for name, part in given.items() if part is not None}
     sizes = {name: len(array) for name, part in arrays.items() for array in tf.nest.flatten(part)}
