@@ -259,6 +259,7 @@ class IAKD(Distiller):
                 f"schedule needs one for each of the {len(self.parts.blocks)} blocks (up to "
                 f"{', '.join(block.name for block in self.parts.blocks)}); received {len(kinds)}."
             )
+        kinds = [schedules.from_keras(kind) for kind in kinds]
         for kind in kinds:
             if not isinstance(kind, schedules.Schedule) and kind not in SCHEDULES:
                 raise UsageError(

@@ -253,7 +253,7 @@ class Trainer(keras.Model):
             epoch: Number, counted from 0.
         """
         self._epoch.assign(epoch)
-        for layer in self._flatten_layers():
+        for layer in runtime.all_layers(self):
             if isinstance(layer, DistillationLoss):
                 layer.start_epoch(epoch)
 

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tfkd import taps
+from tfkd import runtime, taps
 from tfkd.distillers import checks
 from tfkd.errors import UsageError, check_positive, check_positive_integer
 from tfkd.inspection import findings
@@ -334,7 +334,7 @@ def _plain(number):
 
 def _normalizes(model):
     kinds = (keras.layers.Rescaling, keras.layers.Normalization)
-    return any(isinstance(layer, kinds) for layer in model._flatten_layers())
+    return any(isinstance(layer, kinds) for layer in runtime.all_layers(model))
 
 
 def _trained(distiller):
@@ -366,9 +366,9 @@ def _augmentations(distiller):
     )
     found = {}
     for model in _trained(distiller):
-        layers = [layer for layer in model._flatten_layers() if isinstance(layer, kinds)]
+        layers = [layer for layer in runtime.all_layers(model) if isinstance(layer, kinds)]
         # RandAugment and its like consist of others.
-        parts = {id(part) for one in layers for part in one._flatten_layers(include_self=False)}
+        parts = {id(part) for one in layers for part in runtime.all_layers(one)[1:]}
         names = [layer.name for layer in layers if id(layer) not in parts]
         if names:
             found[model.name] = names

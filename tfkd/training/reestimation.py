@@ -59,7 +59,7 @@ class Reestimation(keras.callbacks.Callback):
         student = self.model.student
         layers = [
             layer
-            for layer in student._flatten_layers()
+            for layer in runtime.all_layers(student)
             if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
         ]
         statistics = [v for layer in layers for v in (layer.moving_mean, layer.moving_variance)]

@@ -84,7 +84,7 @@ def match_labels(distiller):
             f"{title_of(label_loss)} is for other labels: use a categorical cross-entropy, "
             "or tfkd.KnowledgeDistiller."
         )
-    for layer in distiller._flatten_layers():
+    for layer in runtime.all_layers(distiller):
         # One of weight 0 is not computed.
         if isinstance(layer, losses_module.DistillationLoss) and layer.weight != 0:
             layer.match_labels(label_loss)

@@ -7,6 +7,7 @@ import tensorflow as tf
 from tfkd import taps
 from tfkd.errors import UsageError
 from tfkd.models.logits import activation_of
+from tfkd.taps.graph import operation_of
 
 _PROBABILITIES = "{role} {name!r} outputs probabilities ({how}); tfkd needs logits: {remedy}"
 _CUT = "tfkd.models.logits_of(model) ends before it, with the same weights."
@@ -95,7 +96,7 @@ def _check_model(role, model):
             "models of one input, a tensor of images: keep the others inside of the model, or "
             "join all in one tensor that it splits."
         )
-    how = activation_of(output._keras_history.operation)
+    how = activation_of(operation_of(output))
     if how is not None:
         raise UsageError(_PROBABILITIES.format(role=role, name=model.name, how=how, remedy=_CUT))
     if len(output.shape) != 2:
