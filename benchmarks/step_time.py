@@ -22,6 +22,7 @@ from absl import app, flags
 import tfkd
 from tfkd import config as tfkd_config
 from tfkd.errors import UsageError
+from tfkd.methods import needs_indices, needs_teacher, peers
 from tfkd.runs import assemble
 
 flags.DEFINE_string("method", "kd", "Methods, as in configs: kd, at, kd+at; or all.")
@@ -285,12 +286,12 @@ def main(arguments):
         def make(settings=settings, **arguments):
             settings = settings.copy_and_resolve_references()
             settings.method.arguments.update(arguments)
-            others = [create(name) for name in methods.peers(settings)]
+            others = [create(name) for name in peers(settings)]
             return assemble.make_distiller(settings, source, create(FLAGS.student), teacher, others)
 
-        if methods.needs_teacher(settings.method):
+        if needs_teacher(settings.method):
             taught.append(method)
-        batches = indexed if methods.needs_indices(settings) else data
+        batches = indexed if needs_indices(settings) else data
         steps[method] = training_step(compiled(make()), batches)
         if settings.method.distiller in PARTS:
             parts, ratio = PARTS[settings.method.distiller](make, batches)
