@@ -89,7 +89,7 @@ def test_two_workers_are_one_process_with_two_replicas(arguments, tmp_path):
 
 @pytest.mark.slow
 def test_keras_still_needs_help_to_train_with_workers(tmp_path):
-    """Once it does not: set KERAS_TRAINS_WITH_WORKERS_FROM in runtime/keras_fixes.py to this version."""
+    """Once it does not, set KERAS_TRAINS_WITH_WORKERS_FROM in runtime/keras_fixes.py."""
     script = pathlib.Path(__file__).with_name("keras_fit_of_a_worker.py")
     assert local_workers.run([sys.executable, str(script), str(tmp_path / "found")]) == 0
     to_build, to_return_logs = json.loads((tmp_path / "found").read_text(encoding="utf-8"))
