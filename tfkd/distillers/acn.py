@@ -1,4 +1,4 @@
-"""ACN: mutual learning on images of a GAN that divide the classifiers (Zhang et al., 2021)."""
+"""ACN: mutual learning on images that a GAN makes to divide (Zhang et al., 2021)."""
 
 import dataclasses
 import math
