@@ -12,6 +12,15 @@ import tfkd
 from tfkd.errors import UsageError
 
 
+#: One variant of each method.
+PLAIN = [name for name in METHODS if "," not in name]
+
+
+def chosen(names, *fast):
+    """The names as parameters of a test, those slow that are not among the fast ones."""
+    return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
+
+
 def with_activity(value, seed, name):
     """A tiny model that adds a number to the loss in each pass, in its stem and in a block."""
 
@@ -59,7 +68,7 @@ PASSES = {
 }
 
 
-@pytest.mark.parametrize("method", list(PASSES))
+@pytest.mark.parametrize("method", chosen(PASSES, "sakd", "iakd, swapped", "acn"))
 def test_activity_regularizers_count_once_for_each_pass_that_trains(method):
     (plain, plain_evaluation), (found, evaluation) = (
         loss_with_activity(method, value, 1) for value in (0.0, 1.0)
@@ -78,7 +87,7 @@ def test_activity_regularizers_are_means_over_the_samples_of_all_replicas():
     assert np.ravel(evaluation)[0] > np.ravel(plain_evaluation)[0] + 1.9
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if "," not in name])
+@pytest.mark.parametrize("method", chosen(PLAIN, "ackd", "acn"))
 def test_replicas_without_a_sample_take_part_in_evaluation(method):
     """17 samples in batches of 16: two replicas share the last one."""
 
@@ -94,7 +103,7 @@ def test_replicas_without_a_sample_take_part_in_evaluation(method):
     assert evaluated(2) == pytest.approx(evaluated(1), rel=1e-4)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if "," not in name])
+@pytest.mark.parametrize("method", chosen(PLAIN, "kd+at", "mutual"))
 def test_training_under_replicas_does_not_change_what_is_saved(method):
     with tfkd.runtime.strategy("mirrored", 2).scope():
         models = [tiny.model(seed=seed, name=f"model{seed}") for seed in (1, 2)]
