@@ -11,7 +11,6 @@ from methods import METHODS
 import tfkd
 from tfkd.errors import UsageError
 
-
 #: One variant of each method.
 PLAIN = [name for name in METHODS if "," not in name]
 
