@@ -386,7 +386,7 @@ def test_wrong_use_while_training():
     x, y = tiny.data(BATCH)
     with pytest.raises(UsageError, match="at epoch 1, must be a number between 0 and 1.*1.25"):
         make(schedule=Overshooting()).start_epoch(1)
-    with pytest.raises(UsageError, match="depend on how long training is"):
+    with pytest.raises(UsageError, match="depend on the length of training"):
         make().start_epoch(1)
     generator = ((x, y) for _ in range(2))
     with pytest.raises(UsageError, match="reestimation='never'. Received generator"):

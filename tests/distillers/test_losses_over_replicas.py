@@ -18,7 +18,9 @@ GROUPS = {
 
 
 def test_no_loss_is_left_out():
-    ours = {name for name in tfkd.losses.available() if not name.endswith("_for_tests")}
+    available = tfkd.losses.available()
+    # Not those that other tests define.
+    ours = {name for name, cls in available.items() if cls.__module__.startswith("tfkd.")}
     assert sorted(sum(GROUPS.values(), [])) == sorted(ours)
 
 
