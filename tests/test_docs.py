@@ -224,9 +224,9 @@ def test_commands_train(words, elsewhere):
         tfkd.models.create("resnet14", 10, (int(size[1]), int(size[1]), 3)).save("teacher.keras")
     more = list(SMOKE)
     if module == "tfkd.compare":
-        methods = next(a for a in arguments if a.startswith("--methods=")).partition("=")[2]
+        named = next(a for a in arguments if a.startswith("--methods=")).partition("=")[2]
         # One of each kind: that all arguments are taken has been tested without training.
-        more += ["--seeds=1", f"--methods={','.join(methods.split_at_commas(methods)[:3])}"]
+        more += ["--seeds=1", f"--methods={','.join(methods.split_at_commas(named)[:3])}"]
     (elsewhere / "configs").symlink_to(ROOT / "configs")
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments, *more],

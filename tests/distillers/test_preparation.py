@@ -127,21 +127,14 @@ def test_only_the_seen_rows_of_the_memory_move():
 
 @pytest.mark.parametrize("method", ["ab", "ft"])
 def test_preparation_does_not_see_the_validation_split(method):
-    """Of 16 images the last 8 are for validation."""
+    """Validation is on the last samples, as Keras splits them: here these are no numbers."""
     loss = tfkd.losses.get(method)
-    seen, prepare = [], loss.preparation_loss
     loss.preparation = {**loss.preparation, "epochs": 1}
-
-    def looking(student_taps, teacher_taps, training=None):
-        seen.append(student_taps[0].shape[0])
-        return prepare(student_taps, teacher_taps, training=training)
-
-    loss.preparation_loss = looking
     x, y = tiny.data(16)
+    x[8:] = np.nan
     distiller = tfkd.KnowledgeDistiller(tiny.model(seed=1), tiny.model(seed=2), losses=[loss])
-    distiller.compile("sgd", metrics=["accuracy"], run_eagerly=True)
-    with_split = distiller.fit(x, y, validation_split=0.5, batch_size=8, verbose=0, shuffle=False)
-    assert seen == [8]
-    # Validation is on the last half, as Keras splits it.
-    expected = distiller.evaluate(x[8:], y[8:], verbose=0, return_dict=True)
-    assert with_split.history["val_loss"] == pytest.approx([expected["loss"]], rel=1e-5)
+    distiller.compile("sgd", metrics=["accuracy"])
+    history = distiller.fit(x, y, validation_split=0.5, batch_size=8, verbose=0).history
+    assert np.isfinite(history["loss"]) and not np.isfinite(history["val_loss"])
+    weights = [np.array(variable) for variable in distiller.variables]
+    assert all(np.all(np.isfinite(weight)) for weight in weights)

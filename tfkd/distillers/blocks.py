@@ -25,6 +25,7 @@ class Block:
         enter: `Adapter` from the student's features to the teacher's, before the teacher's part;
             None where they have one shape.
         leave: `Adapter` back, after the teacher's part; or None.
+        regularizes: Whether the student's part has noted activity regularization as it ran.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Block:
     teacher: keras.Model
     enter: Adapter
     leave: Adapter
+    regularizes: bool = False
 
     @property
     def transitions(self):
@@ -53,7 +55,9 @@ class Block:
         """
         if kept:
             features = self.student(features, training=True)
-            return features, runtime.take_activity_losses(self.student)
+            activity = runtime.take_activity_losses(self.student)
+            self.regularizes = self.regularizes or tf.is_tensor(activity)
+            return features, tf.convert_to_tensor(activity)
         if self.enter is not None:
             features = self.enter(features, training=True)
         features = self.teacher(features, training=False)

@@ -220,7 +220,8 @@ class IAKD(Distiller):
                 theirs, of_theirs = block.run(False, features)
             outputs = tf.where(keep, ours, theirs)
             activity = tf.where(keep, of_ours, of_theirs)
-        batch.activity.append(activity)
+        if block.regularizes:
+            batch.activity.append(activity)
         return outputs
 
     def _track_swaps(self, kept, batch):
