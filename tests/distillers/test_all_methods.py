@@ -86,6 +86,16 @@ def test_activity_regularizers_are_means_over_the_samples_of_all_replicas():
     assert np.ravel(evaluation)[0] > np.ravel(plain_evaluation)[0] + 1.9
 
 
+def test_activity_regularizers_that_replicas_would_mix_up_are_refused():
+    with tfkd.runtime.strategy("mirrored", 2).scope():
+        student = tiny.model(seed=1)
+        student.get_layer("stage1").activity_regularizer = keras.regularizers.L2(0.1)
+        distiller = METHODS["alone"](student, None)
+        distiller.compile("sgd")
+        with pytest.raises(UsageError, match="'tiny' regularizes the activity of layers beside"):
+            distiller.fit(*tiny.data(8), batch_size=8, verbose=0)
+
+
 @pytest.mark.parametrize("method", chosen(PLAIN, "ackd", "acn"))
 def test_replicas_without_a_sample_take_part_in_evaluation(method):
     """17 samples in batches of 16: two replicas share the last one."""

@@ -377,6 +377,34 @@ def test_a_frozen_backbone_of_another_task_is_no_false_alarm(digits, teacher):
     assert not any("other images" in warning for warning in report.warnings)
 
 
+def test_without_an_accuracy_only_images_far_off_are_other_images(digits, teacher):
+    """A teacher of other classes: nothing tells whether it is the better for other statistics."""
+    body = keras.Model(teacher.input, teacher.get_layer("pooled").output)
+    other = keras.Model(teacher.input, layers.Dense(7)(body(teacher.input)))
+    first = tfkd.taps.of_kind(other, layers.BatchNormalization)[0][1]
+    start = first.moving_variance.numpy()
+    for factor, warned in ((16, False), (1 / 400, True)):
+        first.moving_variance.assign(start * factor)
+        distiller = make(
+            digits, other, losses=[tfkd.losses.get("pkt", spots=[("pooled", "dense")])]
+        )
+        report = distiller.check(digits.validation)
+        assert report.teacher["accuracy"] is None
+        assert any("other images" in warning for warning in report.warnings) == warned
+    first.moving_variance.assign(start)
+
+
+def test_a_teacher_that_is_not_finite_is_to_blame(digits, teacher):
+    spoilt = untrained(digits)
+    spoilt.set_weights([np.nan * weight for weight in teacher.get_weights()])
+    found = make(digits, spoilt, losses=["kd"]).check(digits.validation, batches=1).warnings
+    assert any("has weights that are NaN or infinite" in warning for warning in found)
+    distiller = make(digits, teacher, teacher_preprocessing=lambda x: tf.math.log(x - 100.0))
+    found = distiller.check(digits.validation, batches=1).warnings
+    assert any("gets images with NaN or infinite values" in warning for warning in found)
+    assert not any("other images" in warning for warning in found)
+
+
 def test_a_first_batch_normalization_of_the_images_themselves():
     """The statistics are those of the data, channel by channel, and its alone."""
     inputs = keras.Input(tiny.SHAPE)

@@ -25,7 +25,8 @@ class CheckResult:
             layer that rescales or normalises; `peers` are the names of the other classifiers in
             training; `own_steps` and `augments` list, by the name of the student and of its
             peers, training methods that they override, and layers that alter images at random.
-        teacher: The first seven, with `"reordered_accuracy"`, the accuracy with the best
+        teacher: The first seven, with `"finite_weights"`, whether none of its weights is NaN or
+            infinite; `"reordered_accuracy"`, the accuracy with the best
             assignment of its classes to the labels (measured on other examples than it was
             chosen from; None for multi-label data or a teacher of other classes), and
             `"normalization"`, `{"layer", "shift", "spread", "on_the_way", "accuracy"}`: for the

@@ -26,6 +26,7 @@ def warnings(report):
             _near_chance,
             _student_preprocessing,
             _teacher_preprocessing,
+            _teacher_not_finite,
             _normalization,
             _raw_inputs,
             _not_finite,
@@ -162,9 +163,28 @@ def _class_order(report):
     return None
 
 
+def _teacher_not_finite(report):
+    teacher = report.teacher
+    if teacher is None:
+        return None
+    if not teacher["finite_weights"]:
+        return (
+            f"teacher {teacher['name']!r} has weights that are NaN or infinite, as after a "
+            "training that diverged: load others."
+        )
+    if not math.isfinite(teacher["entrance"]["std"]):
+        return (
+            f"teacher {teacher['name']!r} gets images with NaN or infinite values, and the student "
+            "does not: look at teacher_preprocessing."
+        )
+    return None
+
+
 def _normalization(report):
     seen = None if report.teacher is None else report.teacher["normalization"]
     if seen is None or (seen["shift"] <= 1 and 0.5 <= seen["spread"] <= 2):
+        return None
+    if _teacher_not_finite(report):
         return None
     if _prepares_twice(report.teacher):
         return None
@@ -174,9 +194,10 @@ def _normalization(report):
     # one layer do not help; against wrong images they do. Nothing else explains a factor of ten.
     accuracy, restored = report.teacher["accuracy"], seen["accuracy"]
     clear, found = max(0.1, _margin(0.5, report.data["examples"])), ""
-    if accuracy is not None:
-        if restored - accuracy <= clear and max(seen["shift"], seen["spread"]) <= 10:
-            return None
+    better = accuracy is not None and restored - accuracy > clear
+    if not better and max(seen["shift"], seen["spread"]) <= 10:
+        return None
+    if better:
         found = (
             f"It is right in {accuracy:.1%} of these examples, and in {restored:.1%} with their "
             "own statistics there. "

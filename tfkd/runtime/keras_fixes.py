@@ -145,7 +145,22 @@ def take_activity_losses(model):
 
     Returns:
         A float32 scalar; the number 0.0 where there are none.
+
+    Raises:
+        UsageError: If several replicas have mixed up what they noted.
     """
-    losses = [loss for layer in all_layers(model) for loss in layer._get_own_losses()]
+    layers = all_layers(model)
+    losses = [loss for layer in layers for loss in layer._get_own_losses()]
+    if losses and num_replicas() > 1 and any(map(_exchanges, layers)):
+        raise UsageError(
+            f"{model.name!r} regularizes the activity of layers beside batch normalization, whose "
+            "replicas take turns: Keras keeps what they note in one list, in which they get mixed "
+            "up. Train it on one device, or regularize weights instead."
+        )
     model._clear_losses()
     return sum((tf.cast(loss, "float32") for loss in losses), start=0.0)
+
+
+def _exchanges(layer):
+    """Whether replicas wait for each other in a layer, in training mode."""
+    return isinstance(layer, keras.layers.BatchNormalization)
