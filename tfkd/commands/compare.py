@@ -7,14 +7,11 @@ comparison of more methods or seeds reuses what is there. Writes `table.md`, `ta
 `curves.png` of the methods named, with the mean and the standard deviation over the seeds.
 """
 
-import json
-import pathlib
-
 from absl import flags
 
-from tfkd import command_line, files, plots
+from tfkd import command_line
 from tfkd.methods import ALONE, split_at_commas
-from tfkd.runs import comparison, results
+from tfkd.runs.comparison import compare
 
 flags.adopt_module_key_flags(command_line)
 flags.DEFINE_string(
@@ -23,34 +20,6 @@ flags.DEFINE_string(
     "Methods, separated by commas: alone, kd, kd+at, ackd:attention=logit.",
 )
 flags.DEFINE_integer("seeds", 3, "How many seeds, from that of the config on.", 1)
-
-
-def compare(config, workdir, methods, seeds, command=None):
-    """Trains a teacher once and the student by each method with each seed.
-
-    Args:
-        config: `ConfigDict` of a run. What it says of its method holds for that method; the
-            others have their defaults.
-        workdir: Path of the directory of the comparison.
-        methods: List of methods, as in configs.
-        seeds: Integer, the number of seeds.
-        command: String, the command that was run, for the table.
-
-    Returns:
-        The rows of the table, a list of dictionaries. Accuracies are those of the test set, with
-        the standard deviation over the seeds (that of a sample).
-    """
-    workdir = pathlib.Path(workdir)
-    runs, histories = comparison.run_all(config, workdir, methods, seeds, command)
-    rows = [row for name, found in runs.items() for row in results.table_rows(name, config, found)]
-    table = results.table(rows)
-    heading = f"# {config.student.model} on {config.data.name}\n\n"
-    text = heading + (f"`{command}`\n\n" if command else "") + table
-    files.write_text(workdir / "table.md", text)
-    files.write_text(workdir / "table.json", json.dumps(rows, indent=2) + "\n")
-    files.write(workdir / "curves.png", lambda path: plots.curves(path, histories))
-    print(f"\n{table}\nWritten: table.md, table.json and curves.png in {workdir}", flush=True)
-    return rows
 
 
 def main(config):

@@ -1,15 +1,17 @@
 """Runs of several methods over several seeds, with one teacher and one schedule for all."""
 
 import copy
+import json
 import pathlib
 
+from tfkd import files, plots
 from tfkd.errors import UsageError
 from tfkd.methods import ALONE, method_config, method_variant, needs_teacher
-from tfkd.runs import execute, work_directory
+from tfkd.runs import execute, results, work_directory
 
 
-def run_all(config, workdir, methods, seeds, command=None):
-    """Trains a teacher once and the student by each method with each seed.
+def compare(config, workdir, methods, seeds, command=None):
+    """Trains a teacher once and the student by each method with each seed; writes the table.
 
     Args:
         config: `ConfigDict` of a run. What it says of its method holds for that method; the
@@ -17,16 +19,33 @@ def run_all(config, workdir, methods, seeds, command=None):
         workdir: Path of the directory of the comparison.
         methods: List of methods, as in configs.
         seeds: Integer, the number of seeds.
-        command: String, the command that was run, for the summaries.
+        command: String, the command that was run, for the table.
 
     Returns:
-        The tuple `(runs, histories)`: `{method: summaries}`, `"teacher"` first where one was
-        trained, and `{method: logs of the students}`, lists with one item per seed.
+        The rows of the table, a list of dictionaries. Accuracies are those of the test set, with
+        the standard deviation over the seeds (that of a sample).
 
     Raises:
         UsageError: If a method is named twice or wrong, or something in the config is wrong.
     """
     workdir = pathlib.Path(workdir)
+    runs, histories = _run_all(config, workdir, methods, seeds, command)
+    rows = [row for name, found in runs.items() for row in results.table_rows(name, config, found)]
+    table = results.table(rows)
+    heading = f"# {config.student.model} on {config.data.name}\n\n"
+    text = heading + (f"`{command}`\n\n" if command else "") + table
+    files.write_text(workdir / "table.md", text)
+    files.write_text(workdir / "table.json", json.dumps(rows, indent=2) + "\n")
+    files.write(workdir / "curves.png", lambda path: plots.curves(path, histories))
+    print(f"\n{table}\nWritten: table.md, table.json and curves.png in {workdir}", flush=True)
+    return rows
+
+
+def _run_all(config, workdir, methods, seeds, command):
+    """Returns `{method: summaries}`, `"teacher"` first where one was trained, and `{method: logs}`.
+
+    Both hold lists with one item per seed.
+    """
     if not all(methods) or not methods:
         raise UsageError("--methods names none: for example --methods=alone,kd.")
     variants = {method: method_variant(config, method) for method in methods}
