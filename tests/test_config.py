@@ -240,3 +240,12 @@ def test_settings_reach_the_optimizers_of_a_method():
         "beta_1": 0.5,
     }
     assert method.optimizers.discriminator_optimizer.learning_rate == 2e-4
+
+
+class OwnDistiller(distillers.KnowledgeDistiller):
+    id = "own_for_tests"
+
+
+def test_a_subclass_of_the_distiller_of_losses_has_its_losses():
+    assert list(methods.method_config("own_for_tests").losses) == ["kd"]
+    assert list(methods.method_config("own_for_tests+at").losses) == ["at"]

@@ -78,7 +78,7 @@ def method_config(name, settings=None):
         if ids and "losses" not in takes:
             raise UsageError(f"Method {distiller!r} takes no losses; received {'+'.join(ids)}.")
         if not ids and "losses" in takes:
-            ids = list(takes["losses"].default)
+            ids = list(takes["losses"].default or ["kd"])
         if cls.takes_students:
             arguments["peers"] = PEER
     elif ids:
