@@ -380,14 +380,12 @@ def test_a_frozen_backbone_of_another_task_is_no_false_alarm(digits, teacher):
 def test_without_an_accuracy_only_images_far_off_are_other_images(digits, teacher):
     """A teacher of other classes: nothing tells whether it is the better for other statistics."""
     body = keras.Model(teacher.input, teacher.get_layer("pooled").output)
-    other = keras.Model(teacher.input, layers.Dense(7)(body(teacher.input)))
+    other = keras.Model(teacher.input, layers.Dense(7, name="head")(body(teacher.input)))
     first = tfkd.taps.of_kind(other, layers.BatchNormalization)[0][1]
     start = first.moving_variance.numpy()
     for factor, warned in ((16, False), (1 / 400, True)):
         first.moving_variance.assign(start * factor)
-        distiller = make(
-            digits, other, losses=[tfkd.losses.get("pkt", spots=[("pooled", "dense")])]
-        )
+        distiller = make(digits, other, losses=[tfkd.losses.get("pkt", spots=[("pooled", "head")])])
         report = distiller.check(digits.validation)
         assert report.teacher["accuracy"] is None
         assert any("other images" in warning for warning in report.warnings) == warned
