@@ -336,13 +336,11 @@ class ACN(MutualDistiller):
         noise = self.draw_noise(batch.size)
         if self.phase in (SEARCH, BOTH):
             self.search(batch, noise)
-        steps = self.student_optimizers().values()
-        with tf.GradientTape(persistent=len(steps) > 1) as tape:
+        if self.phase == SEARCH:
             logits, terms = self.compute_losses(batch, noise)
-            objective = self.objective(batch, terms)
-        if self.phase != SEARCH:
-            for optimizer, variables in steps:
-                self.update(tape, objective, optimizer, variables)
+            self.objective(batch, terms)
+        else:
+            logits = self.learn(batch, noise)
         return self.logs(batch, logits)
 
     def compute_losses(self, batch, noise=None):

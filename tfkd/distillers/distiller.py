@@ -234,13 +234,22 @@ class Distiller(Trainer):
         if self.distillation_parts():
             # Outside of the tape, which would keep its activations.
             self.observe_teacher(batch)
+        return self.logs(batch, self.learn(batch))
+
+    def learn(self, batch, *given):
+        """Takes one step of every optimizer of the students, and returns the student's logits.
+
+        Args:
+            batch: The `Batch`.
+            *given: Further arguments of the method's `compute_losses`.
+        """
         steps = self.student_optimizers().values()
         with tf.GradientTape(persistent=len(steps) > 1) as tape:
-            logits, terms = self.compute_losses(batch)
+            logits, terms = self.compute_losses(batch, *given)
             objective = self.objective(batch, terms)
         for optimizer, variables in steps:
             self.update(tape, objective, optimizer, variables, self.unconnected)
-        return self.logs(batch, logits)
+        return logits
 
     def compute_losses(self, batch):
         """Runs the networks and computes all parts of the students' objective.

@@ -456,11 +456,10 @@ class Trainer(keras.Model):
             All logs, `{name: scalar}`.
         """
         values = dict(batch.values)
-        means = self._means.evaluation if self._evaluating else self._means.training
         # Means over no sample are no numbers.
         loss = tf.where(batch.size > 0, values.pop(TOTAL), 0.0)
         self._loss_tracker.update_state(loss, sample_weight=batch.size)
-        means.update_state(values, batch.size)
+        self._epoch_means().update_state(values, batch.size)
         if not self._evaluating:
             self._loss_watch.note(batch.parts, batch)
         if logits is None:
@@ -471,5 +470,8 @@ class Trainer(keras.Model):
     @property
     def metrics(self):
         """The metrics of the student, and the means of the method's logs."""
-        means = self._means.evaluation if self._evaluating else self._means.training
-        return [*super().metrics, means]
+        return [*super().metrics, self._epoch_means()]
+
+    def _epoch_means(self):
+        """Returns the means of training's logs, or those of evaluation while that runs."""
+        return self._means.evaluation if self._evaluating else self._means.training
