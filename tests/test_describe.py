@@ -3,6 +3,7 @@ import inspect
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 import tensorflow_datasets as tfds
@@ -34,6 +35,13 @@ def test_the_list_names_everything_that_exists():
     assert sum(families, []) == tfkd.models.available()
     assert ["vgg8", "vgg11", "vgg13", "vgg16", "vgg19"] in families
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_a_method_of_a_module_without_a_docstring_is_listed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "undocumented", types.ModuleType("undocumented"))
+    names = {"id": "undocumented_for_tests", "__module__": "undocumented"}
+    own = type("Undocumented", (tfkd.KnowledgeDistiller,), names)
+    assert rows(describe())[own.id] == ""
 
 
 @pytest.mark.parametrize("name", list(tfkd.losses.available()))

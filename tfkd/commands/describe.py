@@ -208,7 +208,8 @@ def _arguments(cls, base):
 
 
 def _first_line(module):
-    return inspect.getdoc(module).splitlines()[0]
+    # A user's module may have no docstring.
+    return (inspect.getdoc(module) or "").partition("\n")[0]
 
 
 def _summary(module):

@@ -380,15 +380,14 @@ class Distiller(Trainer):
             A scalar whose gradients, summed over the replicas, are those of the loss on the
             global batch.
         """
-        weighted = {name: weight * value for name, (weight, value) in terms.items()}
+        # A single term is the loss itself, and logged as that.
+        weighted = self._weighted(batch, terms, logged=len(terms) > 1)
+        if len(terms) > 1 and self.teacher is not None:
+            parts = [value for name, value in weighted.items() if name != "student_loss"]
+            self.track("distillation_loss", sum(parts), batch)
         regularization = self.regularization(batch)
         total = sum(weighted.values()) + regularization
-        if len(terms) > 1:
-            self._track_terms(batch, terms)
-            if self.teacher is not None:
-                parts = [value for name, value in weighted.items() if name != "student_loss"]
-                self.track("distillation_loss", sum(parts), batch)
-        batch.parts.update({**weighted, "regularization": regularization, TOTAL: total})
+        batch.parts.update({"regularization": regularization, TOTAL: total})
         self.track(TOTAL, total, batch)
         return batch.scaled(total)
 
@@ -404,14 +403,16 @@ class Distiller(Trainer):
         Returns:
             As `objective()`.
         """
-        weighted = {name: weight * value for name, (weight, value) in terms.items()}
-        self._track_terms(batch, terms)
-        batch.parts.update(weighted)
-        return batch.scaled(sum(weighted.values()))
+        return batch.scaled(sum(self._weighted(batch, terms).values()))
 
-    def _track_terms(self, batch, terms):
-        for name, (_, value) in terms.items():
-            self.track(name, value, batch)
+    def _weighted(self, batch, terms, logged=True):
+        """Returns `{name: weighted value}`, in which the step looks for divergence."""
+        if logged:
+            for name, (_, value) in terms.items():
+                self.track(name, value, batch)
+        weighted = {name: weight * value for name, (weight, value) in terms.items()}
+        batch.parts.update(weighted)
+        return weighted
 
     def regularization(self, batch):
         """Returns the losses of all regularizers, a mean over this replica's samples.

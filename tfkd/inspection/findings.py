@@ -84,6 +84,9 @@ def _prepares_twice(model):
 
 
 def _prepared_twice(role, model, remedy):
+    """Returns the warning of a model that normalises what is normalised already, or None."""
+    if model is None or not _prepares_twice(model):
+        return None
     seen = model["entrance"]
     return (
         f"{role} {model['name']!r} scales pixels from 0 to 255 by itself, and gets images that are "
@@ -93,8 +96,6 @@ def _prepared_twice(role, model, remedy):
 
 
 def _student_preprocessing(report):
-    if not _prepares_twice(report.student):
-        return None
     remedy = (
         "Give it pixels, as tfkd.data.load(..., normalize=False) does, or build it without its "
         "own preprocessing."
@@ -103,8 +104,6 @@ def _student_preprocessing(report):
 
 
 def _teacher_preprocessing(report):
-    if report.teacher is None or not _prepares_twice(report.teacher):
-        return None
     remedy = (
         "Give it pixels: teacher_preprocessing=tfkd.layers.TeacherPreprocessing(scale=255, "
         "student_mean=..., student_std=...)."
