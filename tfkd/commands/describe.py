@@ -74,7 +74,7 @@ def method_in_lines(name):
     ids = name.split(":")[0].split("+")
     # One of the user's own is known only where its module has been imported.
     lines = {
-        one: _first_line(inspect.getmodule(known[one])) if one in known else f"{one}: not of tfkd."
+        one: _first_line(known[one]) if one in known else f"{one}: not of tfkd."
         for one in ids
         if one != ALONE
     }
@@ -106,13 +106,10 @@ def _list():
         ALONE: _ALONE,
         "loss, loss+loss": "distils by one or several of the losses above, named by their ids.",
     }
-    methods |= {name: _summary(inspect.getmodule(cls)) for name, cls in _distillers().items()}
+    methods |= {name: _summary(cls) for name, cls in _distillers().items()}
     sections = {
         "Losses": _table(
-            {
-                identifier: _summary(inspect.getmodule(cls))
-                for identifier, cls in losses.available().items()
-            }
+            {identifier: _summary(cls) for identifier, cls in losses.available().items()}
         ),
         "Methods": _table(methods),
         "Models": "\n".join(
@@ -207,14 +204,17 @@ def _arguments(cls, base):
     return ", ".join(map(str, parameters.values()))
 
 
-def _first_line(module):
-    # A user's module may have no docstring.
-    return (inspect.getdoc(module) or "").partition("\n")[0]
+def _first_line(documented):
+    """Returns the first line of the docstring of a module, or of what tells about a class."""
+    if inspect.isclass(documented) and documented.__module__.startswith("tfkd."):
+        # A module of ours holds one method or loss; a user's own is told by its class.
+        documented = inspect.getmodule(documented)
+    return inspect.getdoc(documented).partition("\n")[0]
 
 
-def _summary(module):
-    """Returns what the first line of a module says of what it names before the colon."""
-    return _first_line(module).rpartition(": ")[2]
+def _summary(cls):
+    """Returns what the first line about a class says of what it names before the colon."""
+    return _first_line(cls).rpartition(": ")[2]
 
 
 def _table(rows):
