@@ -1,8 +1,17 @@
 """The table of methods: how each is built from tiny models, for tests of what all must satisfy."""
 
+import keras
+import numpy as np
+import tensorflow as tf
+import tiny
+
 import tfkd
 
-#: Arguments of an ACN that is quick.
+#: In a data set; the last of two batches cannot be shared equally.
+EXAMPLES = 23
+BATCH = 12
+
+#: Arguments of an ACN that is quick, and accepts some of its images from the first epoch on.
 SMALL_GAN = {
     "image_mean": 0.0,
     "image_std": 1.0,
@@ -10,21 +19,91 @@ SMALL_GAN = {
     "generator_width": 4,
     "generator_blocks": 1,
     "discriminator_width": 4,
+    "acceptance_threshold": 0.0,
 }
+
+
+def by_losses(*ids, prepared=False):
+    """Distillation by some losses."""
+
+    def build(*models):
+        losses = [tfkd.losses.get(identifier, weight=1.0) for identifier in ids]
+        for loss in losses:
+            if not prepared:
+                loss.preparation = None
+            if loss.needs_indices:
+                loss.set_examples(tiny.data(EXAMPLES)[1])
+        return tfkd.KnowledgeDistiller(*models, losses=losses)
+
+    return build
+
 
 #: `{name: function of two models}`: student and teacher, or two students.
 METHODS = {
     "alone": lambda student, _: tfkd.KnowledgeDistiller(student),
     "kd+at": lambda *models: tfkd.KnowledgeDistiller(*models, losses=["kd", "at"]),
     "ackd": lambda *models: tfkd.ACKD(*models, auxiliary_learners=1),
-    "sakd": lambda *models: tfkd.SAKD(*models, losses=["fitnet"]),
-    "sakd, random": lambda *models: tfkd.SAKD(*models, losses=["fitnet"], decisions="random"),
-    "iakd": lambda *models: tfkd.IAKD(*models, schedule="uniform", start=1.0, kd_weight=0.5),
-    "iakd, swapped": lambda *models: tfkd.IAKD(*models, schedule="uniform", start=0.0),
-    "iakd, per sample": lambda *models: tfkd.IAKD(
-        *models, schedule="uniform", start=1.0, sampling="sample"
+    "ackd, logit attention": lambda *models: tfkd.ACKD(
+        *models, auxiliary_learners=1, attention="logit", adversarial_target="ensemble"
     ),
-    "mutual": lambda *models: tfkd.MutualDistiller(models),
+    "sakd": lambda *models: tfkd.SAKD(*models, losses=["fitnet"], homogeneous=False),
+    "sakd, random": lambda *models: tfkd.SAKD(*models, losses=["fitnet"], decisions="random"),
+    "iakd": lambda *models: tfkd.IAKD(*models, schedule="uniform", kd_weight=0.5),
+    "iakd, kept": lambda *models: tfkd.IAKD(*models, schedule="uniform", start=1.0),
+    "iakd, swapped": lambda *models: tfkd.IAKD(*models, schedule="uniform", start=0.0),
+    "iakd, per sample": lambda *models: tfkd.IAKD(*models, sampling="sample"),
+    "mutual": lambda *models: tfkd.MutualDistiller(models, temperature=2.0),
+    "acn": lambda *models: tfkd.ACN(
+        models, **SMALL_GAN, divergent_mean="accepted", generator_clip_norm=0.2
+    ),
+    "acn, all images": lambda *models: tfkd.ACN(models, **SMALL_GAN, filter_divergent=False),
     "acn, warming up": lambda *models: tfkd.ACN(models, **SMALL_GAN | {"warm_up": 1}),
-    "acn": lambda *models: tfkd.ACN(models, **SMALL_GAN),
 }
+#: The losses of the package in groups: what of a group would hide in the sum shows in the logs.
+LOSSES = {
+    "losses of logits": by_losses("kd", "dkd"),
+    "losses of maps": by_losses("at", "fitnet", "vid", "nst"),
+    "losses of factors": by_losses("ft", "fsp", "ab"),
+    "relational losses": by_losses("sp", "cc", "rkd", "pkt", "crd"),
+    "prepared losses": by_losses("ft", "ab", prepared=True),
+}
+#: One variant of each method.
+PLAIN = [name for name in METHODS if "," not in name]
+
+
+def models(method, seeds=(1, 2), **arguments):
+    """Two tiny models for a method, the second one wider: FSP alone compares maps of one width."""
+    widths = (4, 4) if method in LOSSES else (4, 6)
+    pairs = zip(("one", "two"), seeds, widths)
+    return [tiny.model(width, name, seed=seed, **arguments) for name, seed, width in pairs]
+
+
+def make(method, *given, rate=0.02, **compile_arguments):
+    """Returns a compiled distiller whose optimizers are all SGD of the same rate.
+
+    Adam would turn gradients that are rounding into steps.
+    """
+    made = (METHODS | LOSSES)[method](*(given or models(method)))
+    optimizers = {name: keras.optimizers.SGD(rate) for name in made.extra_optimizers}
+    settings = {"metrics": ["accuracy"], **optimizers, **compile_arguments}
+    made.compile(tfkd.optimizers.SGD(rate, momentum=0.9), **settings)
+    return made
+
+
+def data(examples=EXAMPLES, weighted=False):
+    """Two batches of images with labels and positions, and maybe sample weights from 0 to 2."""
+    images, labels = tiny.data(examples)
+    parts = [images, {"label": labels, "index": np.arange(examples)}]
+    if weighted:
+        parts.append((np.arange(examples) % 3).astype("float32"))
+    return tf.data.Dataset.from_tensor_slices(tuple(parts)).batch(BATCH)
+
+
+def values(variables):
+    """Their values now, as arrays."""
+    return [np.array(variable) for variable in variables]
+
+
+def assert_equal(one, other):
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -10,7 +10,6 @@ import tiny
 import tfkd
 from tfkd.errors import UsageError
 from tfkd.losses import kl_divergence
-from tfkd.runs import checkpoint
 
 OPTIONS = {
     "default": {},
@@ -176,53 +175,6 @@ def test_without_auxiliary_learners_it_is_kd_step_for_step(weight):
     assert distiller.learners() == {}
 
 
-def test_one_forward_pass_of_every_network():
-    distiller = make(compile_arguments={"run_eagerly": True})
-    x, y = tiny.data(8)
-    distiller.train_on_batch(x, y)
-    layers = {
-        "student": distiller.student.layers[1],
-        "teacher": distiller.teacher.layers[1],
-        "learner": distiller.auxiliary["auxiliary1"],
-        "fusion": distiller.fusion,
-        "discriminator": distiller.discriminator,
-    }
-    calls = dict.fromkeys(layers, 0)
-
-    def count(name, call):
-        def counting(*args, **kwargs):
-            calls[name] += 1
-            return call(*args, **kwargs)
-
-        return counting
-
-    for name, layer in layers.items():
-        object.__setattr__(layer, "call", count(name, layer.call))
-    distiller.train_on_batch(x, y)
-    assert calls == dict.fromkeys(layers, 1)
-    distiller.test_on_batch(x, y)
-    assert calls == {**dict.fromkeys(layers, 2), "teacher": 1, "discriminator": 1}
-
-
-def test_the_teacher_stays_and_the_student_is_exported_plain(tmp_path):
-    distiller = make()
-    x, y = tiny.data()
-    before = values(distiller.teacher.variables)
-    distiller.fit(x, y, verbose=0)
-    assert not any(changed(before, distiller.teacher.variables))
-    distiller.save(tmp_path / "student.keras")
-    saved = keras.models.load_model(tmp_path / "student.keras")
-    assert saved.count_params() == tiny.model().count_params()
-    distiller.save_weights(tmp_path / "state.weights.h5")
-    again = make(seed=3)
-    again.load_weights(tmp_path / "state.weights.h5")
-    np.testing.assert_allclose(
-        again.fused_student().predict(x, verbose=0),
-        distiller.fused_student().predict(x, verbose=0),
-        rtol=1e-5,
-    )
-
-
 @pytest.mark.parametrize(
     "option", ["default", "logit", pytest.param("bottleneck", marks=pytest.mark.slow)]
 )
@@ -256,73 +208,6 @@ def test_the_fused_student_is_an_ordinary_model(option, tmp_path):
     else:
         found = keras.models.load_model(tmp_path / "fused.keras").predict(x, verbose=0)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def on_one_device():
-    return train_on_replicas(1)
-
-
-def train_on_replicas(replicas):
-    images, labels = tiny.data(24)
-    with tfkd.runtime.strategy("mirrored", replicas).scope():
-        keras.utils.set_random_seed(0)
-        distiller = make(rate=0.01, discriminator_rate=1e-3)
-        data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(12)
-        logs = distiller.fit(data, verbose=0).history
-        return values(distiller.trainable_variables), {k: v[0] for k, v in logs.items()}
-
-
-@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_replicas_give_the_update_of_one(replicas, on_one_device):
-    expected, expected_logs = on_one_device
-    found, logs = train_on_replicas(replicas)
-    assert logs == pytest.approx(expected_logs, rel=1e-4)
-    for a, b in zip(expected, found, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(1e-2, np.abs(a).max()))
-
-
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("option", ["default", pytest.param("logit", marks=pytest.mark.slow)])
-def test_half_precision(policy, option):
-    keras.config.set_dtype_policy(policy)
-    distiller = make(rate=0.01, discriminator_rate=0.001, **OPTIONS[option])
-    x, y = tiny.data()
-    groups = [variables for _, variables in distiller.optimizers().values()]
-    before = [values(group) for group in groups]
-    for _ in range(8):
-        # The first steps in float16 are skipped, until the scaled loss no longer overflows.
-        logs = distiller.train_on_batch(x, y, return_dict=True)
-    assert np.isfinite(list(logs.values())).all()
-    assert all(any(changed(old, group)) for old, group in zip(before, groups))
-    assert distiller.fused_student()(x).dtype in ("float32", distiller.student(x).dtype)
-
-
-@pytest.mark.slow
-def test_compiled_with_xla_it_is_the_same_step():
-    x, y = tiny.data(16)
-    steps = []
-    for jit_compile in (False, True):
-        keras.utils.set_random_seed(0)
-        distiller = make(rate=0.01, compile_arguments={"jit_compile": jit_compile})
-        steps.append((distiller.train_on_batch(x, y, return_dict=True), distiller.variables))
-    assert steps[1][0] == pytest.approx(steps[0][0], rel=1e-4)
-    for a, b in zip(steps[0][1], steps[1][1], strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-
-
-def test_a_resumed_run_goes_on_as_if_uninterrupted(tmp_path):
-    x, y = tiny.data()
-    first = make(adversarial_ramp=4)
-    first.fit(x, y, epochs=1, verbose=0)
-    checkpoint.save(tmp_path / "checkpoint.npz", first, {})
-    second = make(adversarial_ramp=4, seed=3)
-    checkpoint.restore(tmp_path / "checkpoint.npz", second)
-    logs = [d.fit(x, y, epochs=3, initial_epoch=1, verbose=0).history for d in (first, second)]
-    assert logs[0] == logs[1]
-    state = checkpoint.variables_of
-    for a, b in zip(state(first), state(second), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def test_the_weight_of_the_adversary_grows():
@@ -415,13 +300,6 @@ def test_check_names_the_teachers_loss():
     report = distiller.check([tiny.data(16)])
     assert report.losses["kd_loss"]["weight"] == 0.5
     assert report.losses["kd_loss"]["spots"] == [("logits", (5,), "logits", (5,))]
-
-
-def test_it_needs_teacher_and_labels():
-    with pytest.raises(UsageError, match="ACKD needs a teacher"):
-        tfkd.ACKD(tiny.model(), None)
-    with pytest.raises(UsageError, match="Training and evaluation need labels"):
-        make().fit(tiny.data()[0], verbose=0)
 
 
 def test_wrong_optimizers():

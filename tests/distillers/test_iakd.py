@@ -1,7 +1,5 @@
 """IAKD: what the mechanism promises, on one device and on several."""
 
-import contextlib
-
 import keras
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ import tfkd
 from tfkd.data.augmentation import Augmentation
 from tfkd.data.pipeline import EpochCounter, InMemory, training_pipeline
 from tfkd.errors import UsageError
-from tfkd.runs import checkpoint
 
 BATCH = 16
 
@@ -198,91 +195,6 @@ def test_the_other_schedules():
     np.testing.assert_allclose(own.keep_probability, [0.75, 0.25])
 
 
-def run(replicas=None, jit_compile=False, **arguments):
-    """Trains for two epochs, with what must be equal on all devices: weights and logs."""
-    strategy = tfkd.runtime.strategy("mirrored", replicas) if replicas else None
-    with strategy.scope() if strategy else contextlib.nullcontext():
-        keras.utils.set_random_seed(0)
-        distiller = make(compile_arguments={"jit_compile": jit_compile}, **arguments)
-        logs = fit(distiller, 2, BATCH + 7)
-    logs.pop("reestimation_seconds", None)
-    return values(distiller.student.weights), logs
-
-
-# Uniform, so that batch-norm statistics are measured anew too.
-BY_BATCH = {"schedule": "uniform"}
-BY_SAMPLE = {"sampling": "sample"}
-
-
-@pytest.fixture(scope="module")
-def one_device():
-    """What one device gives, computed once for each set of arguments."""
-    found = {}
-
-    def get(arguments):
-        key = str(arguments)
-        if key not in found:
-            found[key] = run(**arguments)
-        return found[key]
-
-    return get
-
-
-@pytest.mark.parametrize(
-    "device, arguments",
-    [
-        ({"replicas": 2}, BY_BATCH),
-        pytest.param({"jit_compile": True}, BY_BATCH, marks=pytest.mark.slow),
-        pytest.param({"replicas": 4}, BY_SAMPLE, marks=pytest.mark.slow),
-    ],
-)
-def test_devices_share_the_draw_and_give_one_update(one_device, device, arguments):
-    weights, logs = one_device(arguments)
-    assert 0 < np.mean(logs["swapped_share"]) < 1
-    found_weights, found_logs = run(**device, **arguments)
-    for name, expected in logs.items():
-        assert found_logs[name] == pytest.approx(expected, rel=1e-4), name
-    for a, b in zip(weights, found_weights, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-
-
-def test_a_resumed_run_goes_on_bit_for_bit(tmp_path):
-    def fresh(seed):
-        keras.utils.set_random_seed(seed)
-        student = tiny.model(seed=1, dropout=0.3)
-        return make(8, student, milestones=(0.7,), reestimation="always", compile_arguments=EAGER)
-
-    class Checkpoint(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            if epoch == 0:
-                checkpoint.save(tmp_path / "checkpoint.npz", self.model, {})
-
-    whole, resumed = fresh(3), fresh(4)
-    logs = fit(whole, 3, callbacks=[Checkpoint()])
-    checkpoint.restore(tmp_path / "checkpoint.npz", resumed)
-    rest = fit(resumed, 3, initial_epoch=1)
-    for name in set(logs) - {"reestimation_seconds"}:
-        assert rest[name] == logs[name][1:], name
-    state = checkpoint.variables_of
-    assert_equal(values(state(whole)), values(state(resumed)))
-
-
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision_takes_a_step(policy):
-    # A teacher of another precision than the student.
-    teacher = tiny.model(8, name="teacher", seed=2)
-    keras.config.set_dtype_policy(policy)
-    distiller = tfkd.IAKD(tiny.model(seed=1), teacher, kd_weight=1.0)
-    distiller.compile(keras.optimizers.SGD(0.1), metrics=["accuracy"])
-    scaled = isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer)
-    assert scaled == (policy == "mixed_float16")
-    before = values(distiller.student.trainable_variables)
-    logs = fit(distiller, 1, 12 * BATCH)
-    assert all(np.isfinite(value[0]) for value in logs.values())
-    for a, b in zip(before, values(distiller.student.trainable_variables)):
-        assert np.all(np.isfinite(b)) and not np.array_equal(a, b)
-
-
 def test_transitions_stand_where_shapes_differ_and_are_left_behind(tmp_path):
     assert make(4).transitions == []
     distiller = make(8)
@@ -304,18 +216,6 @@ def test_transitions_stand_where_shapes_differ_and_are_left_behind(tmp_path):
     assert saved.count_params() == parameters
     x, _ = tiny.data(4)
     np.testing.assert_allclose(saved(x), distiller.student(x), rtol=1e-6)
-
-
-def test_files_hold_transitions_but_no_teacher(tmp_path):
-    distiller = make(64)
-    distiller.save_weights(tmp_path / "state.weights.h5")
-    assert (tmp_path / "state.weights.h5").stat().st_size < distiller.teacher.count_params()
-    again = make(64, tiny.model(seed=5))
-    again.load_weights(tmp_path / "state.weights.h5")
-    for one, other in zip(
-        [distiller.student, *distiller.transitions], [again.student, *again.transitions]
-    ):
-        assert_equal(values(one.variables), values(other.variables))
 
 
 @pytest.mark.parametrize("weight, runs", [(0.0, 0), (1.0, 1)])

@@ -23,7 +23,6 @@ from mutual_learning import (
 
 import tfkd
 from tfkd.errors import UsageError
-from tfkd.runs import checkpoint
 
 EAGER = {"run_eagerly": True}
 
@@ -111,29 +110,6 @@ def test_regularizers_of_all_students_are_in_the_loss():
     assert logs["loss"] == pytest.approx(parts + 0.01 * squares, rel=1e-5)
 
 
-def test_one_forward_pass_of_every_classifier():
-    distiller, (x, y) = make(students(3)), images(8)
-    distiller.train_on_batch(x, y)
-    calls = [0, 0, 0]
-
-    def count(number, call):
-        def counting(*args, **kwargs):
-            calls[number] += 1
-            return call(*args, **kwargs)
-
-        return counting
-
-    for number, model in enumerate(distiller.students):
-        layer = model.layers[1]
-        object.__setattr__(layer, "call", count(number, layer.call))
-    distiller.train_on_batch(x, y)
-    assert calls == [1, 1, 1]
-    distiller.test_on_batch(x, y)
-    assert calls == [2, 2, 2]
-    distiller(x)
-    assert calls == [3, 2, 2]
-
-
 def test_each_optimizer_moves_its_own_classifier_only():
     x, y = images()
     for still in range(3):
@@ -190,15 +166,6 @@ def test_samples_of_weight_0_do_not_matter():
     entropies, divergence = terms(logits, y[1::2], 1.0)
     assert logs["mutual_loss"] == pytest.approx(float(divergence), rel=1e-5)
     assert logs["peers_loss"] == pytest.approx(float(entropies[1]), rel=1e-5)
-
-
-def test_class_weights_are_sample_weights():
-    x, y = images()
-    one, other, plain = make(), make(), make()
-    logs = one.train_on_batch(x, y, class_weight={0: 3.0, 1: 0.5, 2: 1.0, 3: 1.0, 4: 0.0})
-    expected = other.train_on_batch(x, y, np.array([3.0, 0.5, 1.0, 1.0, 0.0])[y])
-    assert logs == expected != plain.train_on_batch(x, y)
-    assert_equal(weights(one.students), weights(other.students))
 
 
 @pytest.fixture(scope="module")
@@ -304,63 +271,6 @@ def test_pictures_and_check(trained, tmp_path):
     assert_equal(before, weights(distiller.students))
 
 
-@pytest.fixture(scope="module")
-def on_one_device():
-    return train_on_replicas(1)
-
-
-def train_on_replicas(replicas):
-    """One epoch, whose last batch cannot be shared equally."""
-    keras.config.set_dtype_policy("float32")
-    x, y = images(23)
-    with tfkd.runtime.strategy("mirrored", replicas).scope():
-        distiller = make(rate=0.01, temperature=2.0, compile_arguments={})
-        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(12)
-        logs = distiller.fit(data, verbose=0).history
-        return weights(distiller.students), {k: v[0] for k, v in logs.items()}
-
-
-@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_replicas_give_the_update_of_one(replicas, on_one_device):
-    expected, expected_logs = on_one_device
-    found, logs = train_on_replicas(replicas)
-    assert logs == pytest.approx(expected_logs, rel=1e-4)
-    for a, b in zip(expected, found, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * max(1e-2, np.abs(a).max()))
-
-
-def test_compiled_with_xla_it_is_the_same_step():
-    x, y = images()
-    steps = []
-    for arguments in (EAGER, {"jit_compile": True}):
-        distiller = make(rate=0.01, temperature=2.0, compile_arguments=arguments)
-        logs = distiller.train_on_batch(x, y, return_dict=True)
-        steps.append((logs, weights(distiller.students)))
-    assert steps[1][0] == pytest.approx(steps[0][0], rel=1e-4)
-    for a, b in zip(steps[0][1], steps[1][1], strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("peer_rates", [[0.01], pytest.param(None, marks=pytest.mark.slow)])
-def test_half_precision(policy, peer_rates):
-    keras.config.set_dtype_policy(policy)
-    distiller = make(rate=0.01, peer_rates=peer_rates)
-    for optimizer, _ in distiller.optimizers().values():
-        scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-        assert scales == (policy == "mixed_float16")
-    x, y = images()
-    before = [values(model.trainable_variables) for model in distiller.students]
-    for _ in range(8):
-        logs = distiller.train_on_batch(x, y, return_dict=True)
-    assert np.isfinite(list(logs.values())).all()
-    for old, model in zip(before, distiller.students):
-        assert all(np.isfinite(array).all() for array in values(model.variables))
-        assert not any(unchanged(old, model.trainable_variables))
-    logits = distiller.ensemble()(x)
-    assert np.isfinite(np.array(logits)).all()
-
-
 def test_subclassed_students_train():
     distiller = make([tiny.Subclassed(), tiny.Subclassed()])
     x, y = images()
@@ -370,24 +280,6 @@ def test_subclassed_students_train():
     assert list(distiller.learners()) == ["student2"]
     with pytest.raises(UsageError, match="is subclassed, so it cannot be joined with the others"):
         distiller.ensemble()
-
-
-def test_a_resumed_run_goes_on_as_if_uninterrupted(tmp_path):
-    x, y = images(20)
-    first, second = (
-        make(
-            students(dropout=0.3), peer_rates=[0.05], temperature=tfkd.schedules.Cosine(4.0, 1.0, 3)
-        )
-        for _ in range(2)
-    )
-    first.fit(x, y, batch_size=8, epochs=1, shuffle=False, verbose=0)
-    checkpoint.save(tmp_path / "checkpoint.npz", first, {})
-    checkpoint.restore(tmp_path / "checkpoint.npz", second)
-    rest = {"batch_size": 8, "epochs": 3, "initial_epoch": 1, "shuffle": False, "verbose": 0}
-    logs = [distiller.fit(x, y, **rest).history for distiller in (first, second)]
-    assert logs[0] == logs[1]
-    state = checkpoint.variables_of
-    assert_equal(values(state(first)), values(state(second)))
 
 
 def test_temperature_and_weight_may_be_schedules():
@@ -479,8 +371,3 @@ def test_wrong_arguments_of_compile_are_one_line(mistake):
     with pytest.raises(UsageError, match=message) as error:
         tfkd.MutualDistiller(students(3)).compile(**arguments)
     assert "\n" not in str(error.value)
-
-
-def test_it_needs_labels():
-    with pytest.raises(UsageError, match="Training and evaluation need labels"):
-        make().fit(images()[0], verbose=0)

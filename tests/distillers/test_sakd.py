@@ -10,7 +10,6 @@ from keras import layers
 import tfkd
 from tfkd.distillers.sakd import routing_factor, same_architecture
 from tfkd.errors import UsageError
-from tfkd.runs import checkpoint
 
 STUDY = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "nst", "crd")
 PAIRS = {"homogeneous": 4, "heterogeneous": 6}
@@ -349,89 +348,6 @@ def test_samples_of_weight_0_take_no_part():
 
 
 # Everything around it.
-
-
-def train(replicas):
-    """Takes three steps; returns all variables that training changes, and the logs."""
-    images, labels = tiny.data(24)
-    with tfkd.runtime.strategy("mirrored", replicas).scope():
-        keras.utils.set_random_seed(0)
-        distiller = make(
-            [tfkd.losses.get("sp", weight=1.0)],
-            teacher_width=6,
-            compiled={"run_eagerly": False},
-            routing_scale=2.0,
-        )
-        weights = np.linspace(0, 2, 24).round().astype("float32")
-        data = tf.data.Dataset.from_tensor_slices((images, labels, weights)).batch(8)
-        logs = distiller.fit(data, verbose=0).history
-    found = [v.numpy() for v in [*distiller.trainable_variables, distiller.counts]]
-    return found, {key: value[0] for key, value in logs.items()}
-
-
-@pytest.fixture(scope="module")
-def one_device():
-    return train(1)
-
-
-@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_the_update_is_that_of_one_device(one_device, replicas):
-    variables, logs = one_device
-    found, found_logs = train(replicas)
-    assert found_logs == pytest.approx(logs, rel=1e-4)
-    # The policy of a heterogeneous pair is undecided: other draws would show.
-    assert 0.1 < logs["spot_stage2_share"] < 0.9
-    for a, b in zip(variables, found, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * max(1e-1, np.abs(a).max()))
-
-
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
-    images, labels = tiny.data(16)
-
-    def fit(distiller, epochs, first=0):
-        return distiller.fit(
-            images,
-            labels,
-            batch_size=8,
-            shuffle=False,
-            epochs=epochs,
-            initial_epoch=first,
-            verbose=0,
-        ).history
-
-    whole = make(["at"], homogeneous=False, optimizer=tfkd.optimizers.SGD(0.01))
-    fit(whole, 1)
-    checkpoint.save(tmp_path / "saved.npz", whole, {})
-    logs = fit(whole, 2, 1)
-    keras.utils.set_random_seed(7)
-    resumed = make(["at"], homogeneous=False, optimizer=tfkd.optimizers.SGD(0.01))
-    checkpoint.restore(tmp_path / "saved.npz", resumed)
-    assert resumed.counts.numpy()[:, -1].sum() == 16
-    found = fit(resumed, 2, 1)
-    assert {name: found[name][0] for name in logs} == {name: logs[name][0] for name in logs}
-    for a, b in zip(checkpoint.variables_of(whole), checkpoint.variables_of(resumed)):
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.slow
-def test_xla_compiles_the_same_step():
-    found = []
-    for jit_compile in (False, True):
-        # XLA draws other numbers, which decide nothing where the start is as good as certain.
-        distiller = make(["at"], compiled={"jit_compile": jit_compile}, routing_scale=2.0)
-        found.append(distiller.train_on_batch(*tiny.data(16), return_dict=True))
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
-
-
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_mixed_precision(precision):
-    tfkd.runtime.set_precision(precision)
-    distiller = make(["rkd"], 6)
-    logs = distiller.fit(*tiny.data(16), verbose=0).history
-    assert all(np.isfinite(value[0]) for value in logs.values())
-    batch, student, teacher = look(distiller)
-    decisions = distiller.decide(batch, student, teacher)
-    assert decisions.dtype == "float32" and set(np.unique(decisions)) <= {0.0, 1.0}
 
 
 def test_the_counts_are_of_one_epoch_and_make_the_pictures(tmp_path):

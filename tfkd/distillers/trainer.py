@@ -365,6 +365,9 @@ class Trainer(keras.Model):
             UsageError: If the file holds the weights of something else.
         """
         self.ensure_built()
+        if self.compiled:
+            # Keras skips the state of optimizers that have no variables yet.
+            self.build_optimizers()
         try:
             super().load_weights(filepath, **kwargs)
         except ValueError as error:
