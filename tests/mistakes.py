@@ -314,3 +314,41 @@ def arguments(mistake, files, **directories):
         if not any(argument.startswith(f"--{flag}=") for argument in given):
             given.append(f"--{flag}={path}")
     return given
+
+
+#: Those found only once data and models are there, for tests that have time: each has a unit test
+#: of its message beside what it is about.
+LATE = [
+    "adversarial ramp",
+    "adversarial epochs",
+    "adversarial weight",
+    "attention",
+    "argument of an optimizer",
+    "decisions",
+    "granularity",
+    "images too small",
+    "milestones as words",
+    "milestones of iakd",
+    "mutual temperature",
+    "no peers",
+    "noise",
+    "residual",
+    "residual weight",
+    "routing scale",
+    "sampling",
+    "schedule",
+    "share of kept blocks",
+    "spot temperature",
+    "spots",
+    "student as a file",
+    "targets",
+    "teacher of images of another size than set",
+    "teacher of two outputs",
+    "teacher's broken file",
+    "teacher's file is a folder",
+    "temperature",
+    "temperature of NaN",
+    "warm-up",
+    "warm-up of acn",
+    "weight of NaN",
+]

@@ -127,8 +127,15 @@ def test_an_unknown_name(name, message):
     [
         (["at"], 0, None),
         (["kdd"], errors.MISTAKE, "error: Unknown name 'kdd': did you mean kd"),
-        (["kd", "at"], errors.MISTAKE, "error: One name at a time"),
-        (["--nmae=at"], errors.MISTAKE, "error: Unknown command line flag 'nmae'"),
+        pytest.param(
+            ["kd", "at"], errors.MISTAKE, "error: One name at a time", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ["--nmae=at"],
+            errors.MISTAKE,
+            "error: Unknown command line flag 'nmae'",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_the_command(arguments, code, message):

@@ -538,7 +538,13 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("mistake", list(mistakes.MISTAKES))
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        pytest.param(mistake, marks=pytest.mark.slow if mistake in mistakes.LATE else ())
+        for mistake in mistakes.MISTAKES
+    ],
+)
 def test_a_mistake_is_one_line_and_leaves_nothing(mistake, files, tmp_path, data_dir, capsys):
     before = {path: path.stat().st_mtime_ns for path in files.rglob("*")}
     workdir = tmp_path / "run"

@@ -47,7 +47,13 @@ def assert_close(expected, found, tolerance=1e-5):
 
 @pytest.mark.parametrize(
     "make, replicas",
-    [(knowledge, 1), (knowledge, 2), (adversarial, 1), (adversarial, 2), (mutual, 1)],
+    [
+        (knowledge, 2),
+        (adversarial, 1),
+        (mutual, 1),
+        pytest.param(knowledge, 1, marks=pytest.mark.slow),
+        pytest.param(adversarial, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_k_batches_make_the_step_of_one_that_is_k_times_larger(make, replicas):
     """Two steps, so that momentum and schedule count."""

@@ -221,7 +221,9 @@ class Adversarial(tfkd.Distiller):
         return self.logs(batch, student["logits"])
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["float32", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+)
 def test_several_optimizers_update_their_own_variables_and_resume(policy, tmp_path):
     keras.config.set_dtype_policy(policy)
 

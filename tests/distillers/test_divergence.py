@@ -60,7 +60,7 @@ def message(made, train, **settings):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_part_and_step_are_told(value, jit_compile):
     made = distiller(value, jit_compile=jit_compile)
     told = message(made, data(7))
@@ -108,7 +108,7 @@ def test_a_network_of_a_method_is_named_by_its_loss(monkeypatch):
     """What a method's own network minimises goes through `auxiliary_objective`."""
     students = [tiny.model(seed=seed, name=f"student{seed}") for seed in (1, 2)]
     made = tfkd.ACN(students, 0.0, 1.0, warm_up=0, generator_width=4, generator_blocks=1)
-    made.compile(tfkd.optimizers.SGD(0.001))
+    made.compile(tfkd.optimizers.SGD(0.001), run_eagerly=True)
     monkeypatch.setattr(made, "tell_apart", lambda batch, images, divergent: None)
     monkeypatch.setattr(
         made.discriminator, "call", lambda x, training=None: np.nan * ops.sum(x, axis=(1, 2))

@@ -81,7 +81,9 @@ def test_swapping_every_block_leaves_stem_and_classifier_to_the_student():
     assert logs["swapped_share"] == logs["swapped_stage1"] == logs["swapped_stage2"] == 1
 
 
-@pytest.mark.parametrize("replicas, eager", [(1, False), (1, True), (2, False)])
+@pytest.mark.parametrize(
+    "replicas, eager", [(1, False), (1, True), pytest.param(2, False, marks=pytest.mark.slow)]
+)
 def test_a_swapped_block_learns_nothing_and_lets_gradients_through(replicas, eager):
     with tfkd.runtime.strategy("mirrored", replicas).scope():
         # The statistics that are measured anew would move too.
