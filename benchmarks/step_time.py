@@ -3,8 +3,9 @@
     python benchmarks/step_time.py [--method=kd] [--teacher=wrn_40_2] [--student=wrn_16_2]
 
 All measured steps run in one process, in turn, so that whatever else the machine does slows them
-alike; what is printed are medians and ratios of medians. The floor is the student's own training
-step plus the teacher's inference on the same batch. A method that computes something else is
+alike; what is printed are medians and ratios of medians. The first line compares the student's
+training step by tfkd with that of `keras.Model.fit`. The floor is the student's training step by
+tfkd plus the teacher's inference on the same batch. A method that computes something else is
 compared with the sum of its parts too, each measured by itself (`PARTS`). `--method` takes ids as
 configs do, several separated by commas, or `all` losses; of ACN the step after the warm-up is
 `acn:warm_up=0`.
@@ -24,6 +25,7 @@ from tfkd import config as tfkd_config
 from tfkd.errors import UsageError
 from tfkd.methods import needs_indices, needs_teacher, peers
 from tfkd.runs import assemble
+from tfkd.runs import measure as measures
 
 flags.DEFINE_string("method", "kd", "Methods, as in configs: kd, at, kd+at; or all.")
 flags.DEFINE_string("teacher", "wrn_40_2", "Id of the teacher.")
@@ -47,19 +49,28 @@ def compiled(model):
     return model
 
 
+def traced(distiller, step):
+    """Returns a step that is traced as a distiller runs its models."""
+    with distiller.running():
+        step()
+    return step
+
+
 def training_step(model, data):
-    """Returns a function that takes one training step of a compiled model."""
+    """Returns a function that takes one training step of a compiled model or distiller."""
     batches = iter(data)
     model.train_on_batch(*next(batches))
     model.make_train_function()
-    return lambda: tf.nest.map_structure(lambda x: x.numpy(), model.train_function(batches))
+
+    def step():
+        return tf.nest.map_structure(lambda x: x.numpy(), model.train_function(batches))
+
+    return traced(model, step) if isinstance(model, tfkd.Distiller) else step
 
 
 def inference(model, images):
     """Returns a function that runs a model's inference once."""
-    forward = tf.function(
-        lambda x: model(x, training=False), jit_compile=tfkd.runtime.jit_compile()
-    )
+    forward = measures.forward(model)
     return lambda: forward(images).numpy()
 
 
@@ -95,7 +106,10 @@ def ackd_parts(make, data):
             total = sum(adversarial) + sum(value for _, value in terms.values())
         return tape.gradient(total, [*student.values(), *own])
 
-    steps = {"learners": lambda: [gradient.numpy() for gradient in learners(data, *observed)]}
+    def step():
+        return [gradient.numpy() for gradient in learners(data, *observed)]
+
+    steps = {"learners": traced(distiller, step)}
     return steps, lambda step, seconds, floor: step / (floor + seconds["learners"])
 
 
@@ -115,7 +129,10 @@ def sakd_parts(make, data):
             objective = distiller.routing_objective(batch, routed, decisions, student_loss)
         return tape.gradient(objective, distiller.policy_variables)
 
-    steps = {"routing": lambda: [gradient.numpy() for gradient in routing(data, *observed)]}
+    def step():
+        return [gradient.numpy() for gradient in routing(data, *observed)]
+
+    steps = {"routing": traced(distiller, step)}
     return steps, lambda step, seconds, floor: step / (floor + seconds["routing"])
 
 
@@ -211,7 +228,10 @@ def acn_parts(make, data):
         return tape.gradient(loss, students)
 
     def run(function, *arguments):
-        return lambda: tf.nest.map_structure(lambda x: x.numpy(), function(*arguments))
+        def step():
+            return tf.nest.map_structure(lambda x: x.numpy(), function(*arguments))
+
+        return traced(distiller, step)
 
     divergent = generate(images, noise)
     steps = {
@@ -276,7 +296,10 @@ def main(arguments):
     source = types.SimpleNamespace(train_labels=lambda: all_labels, mean=0.0, std=1.0)
     teacher = create(FLAGS.teacher)
     steps = {
-        "student step": training_step(compiled(create(FLAGS.student)), data),
+        "keras step": training_step(compiled(create(FLAGS.student)), data),
+        "student step": training_step(
+            compiled(tfkd.KnowledgeDistiller(create(FLAGS.student))), data
+        ),
         "teacher inference": inference(teacher, images),
     }
     expected, taught = {}, []
@@ -304,6 +327,8 @@ def main(arguments):
     seconds = measure(steps, FLAGS.rounds)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
     floor = medians["student step"] + medians["teacher inference"]
+    over_keras = medians["student step"] / medians["keras step"]
+    print(f"training step over Keras: {over_keras:.3f}")
     for method in [*taught, *(["keras.distillation"] if FLAGS.keras else [])]:
         print(f"{method}: step over floor {medians[method] / floor:.3f}")
     means = {name: float(np.mean(values)) for name, values in seconds.items()}

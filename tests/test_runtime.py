@@ -140,7 +140,6 @@ def test_batch_normalization_is_synchronized_only_over_several_replicas():
     def moments(strategy):
         with strategy.scope():
             model = keras.Sequential([keras.Input((2, 2, 1)), keras.layers.BatchNormalization()])
-            runtime.synchronize_batch_normalization(model)
             assert not model.layers[0].get_config()["synchronized"]
             # Two replicas with one pixel each, 0 and 1.
             images = strategy.experimental_distribute_values_from_function(
@@ -151,7 +150,8 @@ def test_batch_normalization_is_synchronized_only_over_several_replicas():
             def run():
                 strategy.run(lambda x: model(x, training=True), (images,))
 
-            run()
+            with runtime.batch_normalization_of(model):
+                run()
         return float(model.layers[0].moving_variance.numpy()[0])
 
     assert moments(runtime.strategy("mirrored", 2)) == pytest.approx(0.99 + 0.01 * 0.25)

@@ -61,8 +61,23 @@ flags.DEFINE_bool(
     "Whether the same command gives the same bits, resumed or not; --nodeterministic lets "
     "TensorFlow choose faster operations (docs/resume.md).",
 )
+flags.DEFINE_bool(
+    "fused_batch_norm",
+    True,
+    "Whether batch normalization is one fused operation, which is faster; --nofused_batch_norm "
+    "runs that of Keras.",
+)
 
 
+# Flags of commands with a config.
+_OF_TRAINING = (
+    "config",
+    "strategy",
+    "replicas",
+    "precision",
+    "deterministic",
+    "fused_batch_norm",
+)
 #: Flags of commands that read what a run left, and need no config.
 OF_FINISHED_RUNS = ("workdir", "data_dir")
 
@@ -80,6 +95,7 @@ def main(run, needs_workdir=True):
             _parse_with_config(needs_workdir)
             runtime.set_precision(flags.FLAGS.precision)
             runtime.set_determinism(flags.FLAGS.deterministic)
+            runtime.set_fused_batch_normalization(flags.FLAGS.fused_batch_norm)
             with (
                 runtime.strategy(flags.FLAGS.strategy, flags.FLAGS.replicas).scope(),
                 runtime.folder_of_worker(flags.FLAGS.workdir) as flags.FLAGS.workdir,
@@ -114,7 +130,7 @@ def main_without_config(run):
                 rest = flags.FLAGS(sys.argv)[1:]
             except flags.Error as error:
                 raise UsageError(str(error)) from error
-            for name in ("config", "strategy", "replicas", "precision", "deterministic"):
+            for name in _OF_TRAINING:
                 if flags.FLAGS[name].present:
                     raise UsageError(f"--{name} is no flag of this command; see --help.")
             _set_up_tfds()

@@ -216,6 +216,24 @@ def test_samples_of_weight_0_train_nothing(method):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", chosen(PLAIN, "kd+at", "sakd"))
+def test_fused_batch_normalization_changes_rounding_alone(method):
+    found = []
+    for fused in (True, False):
+        tfkd.runtime.set_fused_batch_normalization(fused)
+        try:
+            keras.utils.set_random_seed(0)
+            distiller = make(method, rate=0.002, **EAGER)
+            data = methods.data().repeat()
+            logs = distiller.fit(data, steps_per_epoch=10, verbose=0).history
+            found.append((logs["loss"][0], values(distiller.student.variables)))
+        finally:
+            tfkd.runtime.set_fused_batch_normalization(True)
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * max(1.0, np.abs(a).max()))
+
+
 #: How often student (or students) and teacher run in a step of training.
 RUNS = {"alone": (1, 0), "kd+at": (1, 1), "ackd": (1, 1), "mutual": (1, 1)}
 

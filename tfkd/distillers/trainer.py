@@ -188,7 +188,6 @@ class Trainer(keras.Model):
         """
         if not (self.built and self.compiled):
             return
-        runtime.synchronize_batch_normalization(self)
         accumulations = self._accumulations.by_optimizer
         for name, (optimizer, variables) in self.optimizers().items():
             runtime.check_accumulation(
@@ -292,7 +291,7 @@ class Trainer(keras.Model):
             *self.own_callbacks(x, kwargs.get("batch_size"), kwargs.get("epochs", 1)),
             *keras.tree.flatten(callbacks or []),
         ]
-        with self._scope(), checks.labels.clear_label_errors(self.student):
+        with self.running():
             self.build_optimizers()
             x, y, kwargs = runtime.share_out(x, y, kwargs)
             return super().fit(x, y, callbacks=callbacks, **kwargs)
@@ -300,7 +299,7 @@ class Trainer(keras.Model):
     def train_on_batch(self, *args, **kwargs):
         """Takes one training step, as `keras.Model.train_on_batch`."""
         self._check_ready()
-        with self._scope(), checks.labels.clear_label_errors(self.student):
+        with self.running():
             self.build_optimizers()
             return super().train_on_batch(*args, **kwargs)
 
@@ -316,10 +315,29 @@ class Trainer(keras.Model):
         # `metrics` then leaves out the values tracked in training.
         self._evaluating = True
         try:
-            with self._scope(), checks.labels.clear_label_errors(self.student):
+            with self.running():
                 return function(*args, **kwargs)
         finally:
             self._evaluating = False
+
+    def predict(self, *args, **kwargs):
+        """Returns the student's logits, as `keras.Model.predict`."""
+        with self.running():
+            return super().predict(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def running(self):
+        """Sets up what running the models needs, as long as the context is open.
+
+        That is the scope of the strategy, batch normalization as tfkd runs it, and clear errors
+        for labels outside of the classes.
+        """
+        with (
+            self._scope(),
+            runtime.batch_normalization_of(self, self.teacher),
+            checks.labels.clear_label_errors(self.student),
+        ):
+            yield
 
     def _scope(self):
         """Returns the scope that the distiller was built in; `fit` may be called outside of it."""

@@ -43,7 +43,7 @@ def check(distiller, x, y=None, sample_weight=None, batch_size=32, batches=20):
             "the distiller on a batch first."
         )
     dataset = _batches(x, y, sample_weight, batch_size, distiller.label_loss)
-    with unchanged(distiller):
+    with unchanged(distiller), distiller.running():
         seen = _Seen(distiller)
         for data in itertools.islice(dataset, int(batches)):
             seen.add(data)
@@ -139,8 +139,7 @@ class _Seen:
         if not isinstance(batch.inputs, tf.Tensor):
             raise UsageError("check takes one tensor of images per batch; received several.")
         self._count_not_finite(batch)
-        with checks.labels.clear_label_errors(self.distiller.student):
-            outputs, values, moments, spreads = self.look(data)
+        outputs, values, moments, spreads = self.look(data)
         labels = self._labels(np.array(batch.labels), outputs["student"].shape[-1])
         self.labels.append(labels)
         self.sizes.append(len(labels))

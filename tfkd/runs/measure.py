@@ -124,8 +124,9 @@ def forward(model):
     Args:
         model: `keras.Model`.
     """
-    return tf.function(
-        lambda images: model(images, training=False),
-        jit_compile=runtime.jit_compile(),
-        reduce_retracing=True,
-    )
+
+    def run(images):
+        with runtime.batch_normalization_of(model):
+            return model(images, training=False)
+
+    return tf.function(run, jit_compile=runtime.jit_compile(), reduce_retracing=True)

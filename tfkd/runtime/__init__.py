@@ -1,6 +1,9 @@
 """Strategies, precision, XLA and seeds, and workarounds for Keras 3 under `tf.distribute`."""
 
-from tfkd.runtime.batch_normalization import synchronize_batch_normalization
+from tfkd.runtime.batch_normalization import (
+    batch_normalization_of,
+    set_fused_batch_normalization,
+)
 from tfkd.runtime.cluster import (
     all_gather_int,
     chief_first,
@@ -57,6 +60,7 @@ __all__ = [
     "apply_whole_gradient",
     "assign_on_replicas",
     "assign_rows",
+    "batch_normalization_of",
     "check_accumulation",
     "check_samples",
     "check_scope",
@@ -76,13 +80,13 @@ __all__ = [
     "of_one_replica",
     "run_padded",
     "set_determinism",
+    "set_fused_batch_normalization",
     "set_precision",
     "set_seed",
     "share_of_batch",
     "share_out",
     "strategy",
     "sum_over_replicas",
-    "synchronize_batch_normalization",
     "take_activity_losses",
     "wait_for_all",
     "workers",

@@ -1,28 +1,117 @@
-"""Batch normalization over the global batch of several replicas."""
+"""Batch normalization while tfkd runs a model: fused, and over the global batch of all replicas."""
 
+import contextlib
 import functools
 
 import keras
 import tensorflow as tf
 
-from tfkd.runtime.keras_fixes import all_layers
+from tfkd.runtime.keras_fixes import all_layers, is_deterministic
 from tfkd.runtime.replicas import num_replicas
 
+_FUSED = [True]
 
-def synchronize_batch_normalization(model):
-    """Makes batch normalization use the statistics of the global batch under several replicas.
 
-    Without it each replica normalizes by the statistics of its own part, and N replicas differ
-    from one. A single device is not affected.
+def set_fused_batch_normalization(enabled):
+    """Sets whether models that tfkd runs use TensorFlow's fused batch normalization.
+
+    It is faster, and differs from Keras' in rounding only. On by default.
 
     Args:
-        model: A `keras.Model`; changed in place, and only where there are several replicas.
+        enabled: Boolean.
     """
-    if num_replicas() > 1:
-        for layer in all_layers(model):
-            if isinstance(layer, keras.layers.BatchNormalization):
-                # Not by its argument `synchronized`, which would be saved with the model.
-                layer._moments = functools.partial(_synchronized_moments, layer)
+    _FUSED[0] = bool(enabled)
+
+
+@contextlib.contextmanager
+def batch_normalization_of(*models):
+    """Runs the batch normalizations of models as tfkd does, as long as the context is open.
+
+    Keras computes `BatchNormalization` on TensorFlow from a dozen elementwise operations. In this
+    context it is one, where it can be: for images with channels last, without mask. And under
+    several replicas it uses the statistics of the global batch; without that each replica
+    normalizes by the statistics of its own part, and N replicas differ from one.
+
+    The switch is on the layers themselves, and gone at the end: what is saved, and what other code
+    runs, is Keras' own layer. A `tf.function` keeps what it has traced in the context.
+
+    Args:
+        *models: `keras.Model`s or layers; None is left out.
+
+    Example:
+    ```python
+    with tfkd.runtime.batch_normalization_of(model):
+        logits = model(images, training=False)
+    ```
+    """
+    layers = [
+        layer
+        for model in models
+        if model is not None
+        for layer in all_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    # A layer that occurs twice, or in an outer context, keeps the first switch.
+    switched = []
+    synchronized = num_replicas() > 1
+    for layer in layers:
+        fused = _FUSED[0] and type(layer).call is keras.layers.BatchNormalization.call
+        for name, function, wanted in (
+            ("call", _call, fused),
+            # Not by its argument `synchronized`, which would be saved with the model.
+            ("_moments", _synchronized_moments, synchronized),
+        ):
+            if wanted and name not in vars(layer):
+                setattr(layer, name, functools.partial(function, layer))
+                switched.append((layer, name))
+    try:
+        yield
+    finally:
+        for layer, name in switched:
+            delattr(layer, name)
+
+
+def _call(layer, inputs, training=None, mask=None):
+    """Computes a layer's outputs by the fused operation where it computes the same."""
+    training = bool(training and layer.trainable)
+    if mask is not None or not _can_fuse(layer, inputs, training):
+        return type(layer).call(layer, inputs, training=training, mask=mask)
+    inputs = tf.convert_to_tensor(inputs)
+    channels = layer.moving_mean.shape
+    statistics = ([], []) if training else (layer.moving_mean, layer.moving_variance)
+    outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+        x=inputs,
+        scale=layer.gamma if layer.scale else tf.ones(channels),
+        offset=layer.beta if layer.center else tf.zeros(channels),
+        mean=statistics[0],
+        variance=statistics[1],
+        epsilon=layer.epsilon,
+        is_training=training,
+    )
+    if training:
+        # The operation divides by one less than the count; Keras' variance is the population's.
+        count = tf.cast(tf.size(inputs) // channels[0], "float32")
+        variance *= tf.maximum(count - 1.0, 1.0) / count
+        for average, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+            average.assign(average * layer.momentum + value * (1.0 - layer.momentum))
+    return tf.cast(outputs, layer.compute_dtype)
+
+
+def _can_fuse(layer, inputs, training):
+    if layer.renorm or layer.synchronized or len(inputs.shape) != 4 or layer.axis not in (-1, 3):
+        return False
+    if layer.variable_dtype != "float32" or inputs.dtype not in (
+        tf.float32,
+        tf.float16,
+        tf.bfloat16,
+    ):
+        return False
+    if training:
+        # The gradient flows through the statistics of all replicas, which the operation takes as
+        # constants.
+        return num_replicas() == 1
+    # GPUs have no deterministic gradient of it in inference mode.
+    return not (is_deterministic() and tf.config.list_physical_devices("GPU"))
 
 
 def _synchronized_moments(layer, inputs, mask):

@@ -2,6 +2,7 @@
 
 import keras
 import tensorflow as tf
+from tensorflow.python.framework import config
 
 from tfkd.errors import UsageError
 from tfkd.runtime.cluster import workers
@@ -164,3 +165,11 @@ def take_activity_losses(model):
 def _exchanges(layer):
     """Whether replicas wait for each other in a layer, in training mode."""
     return isinstance(layer, keras.layers.BatchNormalization)
+
+
+def is_deterministic():
+    """Whether TensorFlow's operations must be deterministic.
+
+    TensorFlow has a public function that switches it on, and none that tells.
+    """
+    return config.is_op_determinism_enabled()
