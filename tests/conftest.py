@@ -22,6 +22,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
+def without_tuner(dataset, begin=tf.data.Dataset.__iter__):
+    """Begins a pass over a data set that TensorFlow does not tune.
+
+    TensorFlow 2.21 lets the end of an iterator wait until its tuner wakes up. Of one that has lived
+    for a minute, as in a cycle that Python collects later, that takes up to a minute.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return begin(dataset.with_options(options))
+
+
+tf.data.Dataset.__iter__ = without_tuner
+
+
 @pytest.fixture(autouse=True)
 def same_start():
     """Every test starts from the same random state and policy."""
