@@ -31,6 +31,20 @@ def test_the_devices_come_first(capsys):
     assert second == "the run"
 
 
+def test_auto_tells_what_it_has_picked(capsys, monkeypatch):
+    monkeypatch.setattr(runtime.devices, "_computes_in_bfloat16", lambda: True)
+    call(lambda config: None, *SMALL, "--precision=auto", needs_workdir=False)
+    assert "precision: mixed_bfloat16 suits them" in capsys.readouterr().out
+
+
+def test_fused_batch_normalization_can_be_switched_off(monkeypatch):
+    set_to = []
+    monkeypatch.setattr(runtime, "set_fused_batch_normalization", set_to.append)
+    for more in ([], ["--nofused_batch_norm"]):
+        call(lambda config: None, *SMALL, *more, needs_workdir=False)
+    assert set_to == [True, False]
+
+
 def test_only_the_chief_tells_the_devices(capsys, monkeypatch):
     monkeypatch.setattr(runtime, "is_chief", lambda: False)
     call(lambda config: None, *SMALL, needs_workdir=False)

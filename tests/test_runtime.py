@@ -106,6 +106,29 @@ def test_precision_is_the_policy_of_new_layers():
     assert keras.layers.Dense(1).compute_dtype == "bfloat16"
 
 
+@pytest.mark.parametrize(
+    "gpu, cpu, expected",
+    [
+        ((8, 0), "", "mixed_bfloat16"),
+        ((7, 5), "avx512_bf16", "float32"),
+        (None, "sse avx512_bf16 fma", "mixed_bfloat16"),
+        (None, "amx_bf16 amx_tile", "mixed_bfloat16"),
+        (None, "avx512f", "float32"),
+        (None, None, "float32"),
+    ],
+)
+def test_auto_is_the_precision_that_the_devices_have(gpu, cpu, expected, tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    if cpu is not None:
+        info.write_text(f"processor\t: 0\nflags\t\t: fpu {cpu}\nbugs\t: none\n", "utf-8")
+    monkeypatch.setattr(runtime.devices, "_CPU_INFO", info)
+    gpus = [] if gpu is None else ["gpu"]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    details = {"compute_capability": gpu}
+    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
+    assert runtime.set_precision("auto") == keras.config.dtype_policy().name == expected
+
+
 def test_batches_are_gathered_and_shared_over_replicas():
     strategy = runtime.strategy("mirrored", 2)
     sizes = strategy.experimental_distribute_values_from_function(

@@ -378,6 +378,33 @@ def test_diagnostics_of_a_run(tmp_path, data_dir, capsys):
     assert (tmp_path / "diagnostics.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_teacher_may_have_another_precision(finished, small, data_dir, tmp_path):
+    config = tfkd.config.default_config("kd", str(finished / "teacher.keras"), "resnet8")
+    config.teacher.precision = "mixed_bfloat16"
+    data = types.SimpleNamespace(num_classes=10, input_shape=(8, 8, 1))
+    x = np.random.default_rng(0).normal(size=(8, 8, 8, 1)).astype("float32")
+    plain = keras.models.load_model(finished / "teacher.keras")
+    found = assemble.get_teacher(config, data, None)
+    assert found(x).dtype == "bfloat16"
+    np.testing.assert_allclose(
+        np.array(found(x), "float32"), plain(x), atol=0.05 * np.abs(plain(x)).max()
+    )
+    config.teacher.model, config.teacher.path = "resnet8", ""
+    assert assemble.get_teacher(config, data, None)(x).dtype == "bfloat16"
+    config.teacher.precision = "float8"
+    with pytest.raises(UsageError, match="Unknown --config.teacher.precision 'float8'"):
+        tfkd.config.check(config)
+
+
+def test_a_cached_teacher_trains_the_same_student(tmp_path, small, data_dir, capsys):
+    views = [*small, data_dir, "--config.data.views=1"]
+    call(train.train, *views, f"--workdir={tmp_path / 'plain'}")
+    cached = [*views, "--config.teacher.cache=True"]
+    call(train.train, *cached, f"--workdir={tmp_path / 'cached'}")
+    assert "teacher outputs: logits, pooled of 1 view of 64 images" in capsys.readouterr().out
+    assert_same_run(tmp_path / "plain", tmp_path / "cached", models=("student",))
+
+
 @pytest.mark.slow
 def test_diagnostics_change_nothing_in_a_run(tmp_path, small, data_dir, finished, capsys):
     run = [*small, data_dir, f"--workdir={tmp_path}"]
@@ -696,7 +723,7 @@ def test_divergence_tells_part_step_and_the_last_good_checkpoint(
         patch.setattr(fitting.Progress, "on_epoch_begin", poison)
         line = refused(capsys, train.train, *arguments)
     path = tmp_path / "run" / "checkpoint.npz"
-    assert "student_loss and kd_loss became NaN or infinite in epoch 2, step 1 of 2" in line
+    assert "weights of the student became NaN or infinite in epoch 2, step 1 of 2" in line
     assert line.endswith(f"The last good checkpoint is {path}, of epoch 1.")
     call(train.train, *arguments)
     assert "resuming after epoch 1 of 3" in capsys.readouterr().out
@@ -707,9 +734,26 @@ def test_weights_that_diverge_in_the_last_step_are_not_saved(small, tmp_path, da
     rate = ["--config.optimizer.learning_rate=1e38", "--config.optimizer.weight_decay=1e10"]
     rate.append("--config.data.train_examples=32")
     line = refused(capsys, train.train, *small, *rate, data_dir, f"--workdir={tmp_path / 'run'}")
-    assert "has NaN or infinite values after the last step of epoch 1" in line
+    assert "weights of the student became NaN or infinite in epoch 1, step 1 of 1" in line
     assert line.endswith("run has no checkpoint yet.")
     assert not list((tmp_path / "run").glob("checkpoint*"))
+
+
+def test_no_checkpoint_has_weights_that_are_not_finite(tmp_path):
+    student = tfkd.models.create("resnet8", 10, (8, 8, 1))
+    distiller = tfkd.KnowledgeDistiller(student)
+    distiller.compile("sgd")
+    data = types.SimpleNamespace(steps_per_epoch=1, batch_size=8, start_epoch=lambda epoch: None)
+    progress = fitting.Progress(data, tmp_path, "run")
+    progress.set_model(distiller)
+    progress.set_params({"epochs": 1})
+    progress.on_epoch_begin(0)
+    bias = student.trainable_variables[-1]
+    bias.assign(np.full(bias.shape, np.inf))
+    message = f"{bias.path} has NaN or infinite values after the last step of epoch 1"
+    with pytest.raises(UsageError, match=message):
+        progress.on_epoch_end(0, {"loss": 1.0})
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_a_workdir(capsys):

@@ -54,7 +54,13 @@ flags.DEFINE_string(
 flags.DEFINE_integer(
     "replicas", None, "Devices to mirror over: GPUs, or where there are none logical CPUs.", 1
 )
-flags.DEFINE_enum("precision", "float32", runtime.PRECISIONS, "The policy models are built in.")
+flags.DEFINE_enum(
+    "precision",
+    "float32",
+    ("auto", *runtime.PRECISIONS),
+    "The policy models are built in; auto: mixed_bfloat16 where the devices compute in it. The "
+    "teacher may have another one: --config.teacher.precision.",
+)
 flags.DEFINE_bool(
     "deterministic",
     True,
@@ -93,7 +99,7 @@ def main(run, needs_workdir=True):
     try:
         with errors.exit_on_usage_error():
             _parse_with_config(needs_workdir)
-            runtime.set_precision(flags.FLAGS.precision)
+            precision = runtime.set_precision(flags.FLAGS.precision)
             runtime.set_determinism(flags.FLAGS.deterministic)
             runtime.set_fused_batch_normalization(flags.FLAGS.fused_batch_norm)
             with (
@@ -102,6 +108,8 @@ def main(run, needs_workdir=True):
             ):
                 if runtime.is_chief():
                     print(runtime.describe_devices(), flush=True)
+                    if flags.FLAGS.precision == "auto":
+                        print(f"precision: {precision} suits them", flush=True)
                 run(_CONFIG.value)
     except KeyboardInterrupt:
         print("\nInterrupted; the same command resumes.", file=sys.stderr)

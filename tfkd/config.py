@@ -7,7 +7,8 @@ import pathlib
 
 from ml_collections import ConfigDict, config_dict
 
-from tfkd.errors import UsageError, unknown
+from tfkd import runtime
+from tfkd.errors import UsageError, check_one_of, unknown
 from tfkd.methods import (
     ALONE,
     TEACHER_IMAGE_KEYS,
@@ -129,6 +130,8 @@ def default_config(method, teacher, student, settings=None):
                 "augment": config_dict.placeholder(tuple),
                 "mixup": 0.0,
                 "cutmix": 0.0,
+                # Fixed augmentations of every image; None for another one in each epoch.
+                "views": config_dict.placeholder(int),
                 "image_size": config_dict.placeholder(int),
                 # False: pixels of 0 to 255, for models that bring their own preprocessing.
                 "normalize": True,
@@ -141,6 +144,10 @@ def default_config(method, teacher, student, settings=None):
                 "path": teacher if trained else "",
                 "epochs": 30,
                 "learning_rate": 0.05,
+                # The policy it is built in; None for that of --precision.
+                "precision": config_dict.placeholder(str),
+                # Whether it runs once over all views of the training images, before training.
+                "cache": False,
                 # The inputs of a given teacher, where they differ from the student's: its image
                 # size; its mean, std and white, as in tfkd.layers.TeacherPreprocessing.
                 "image_size": config_dict.placeholder(int),
@@ -171,6 +178,8 @@ def default_config(method, teacher, student, settings=None):
             "check": True,
             # What tfkd.callbacks.Diagnostics measures after every epoch.
             "diagnostics": False,
+            # Whether TensorBoard gets a profile of some steps.
+            "profile": False,
             "seed": 0,
         }
     )
@@ -339,6 +348,8 @@ def check(config):
         raise UsageError(
             "--config.diagnostics looks at validation images: set --config.data.validation above 0."
         )
+    if config.teacher.precision is not None:
+        check_one_of("--config.teacher.precision", config.teacher.precision, runtime.PRECISIONS)
     if config.select not in ("last", "best"):
         raise UsageError(f"--config.select must be last or best; received {config.select!r}.")
 

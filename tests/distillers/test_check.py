@@ -148,6 +148,11 @@ def test_losses_that_are_no_numbers_are_caught(digits, teacher):
     kernel = distiller.student.trainable_variables[0]
     kernel.assign(kernel * np.nan)
     report = distiller.check(digits.validation, batches=1)
+    assert any("has weights that are NaN or infinite" in w for w in report.warnings)
+    # Of the last layer they reach the losses.
+    for variable in distiller.student.trainable_variables:
+        variable.assign(tf.fill(variable.shape, np.nan))
+    report = distiller.check(digits.validation, batches=1)
     assert any("student_loss, kd_loss, at_loss is not a finite" in w for w in report.warnings)
     json.loads(json.dumps(report.as_dict(), allow_nan=False))
 

@@ -127,14 +127,14 @@ def test_only_the_seen_rows_of_the_memory_move():
 
 @pytest.mark.parametrize("method", ["ab", "ft"])
 def test_preparation_does_not_see_the_validation_split(method):
-    """Validation is on the last samples, as Keras splits them: here these are no numbers."""
+    """Validation is on the last samples, as Keras splits them: here these are far off."""
     loss = tfkd.losses.get(method)
     loss.preparation = {**loss.preparation, "epochs": 1}
     x, y = tiny.data(16)
-    x[8:] = np.nan
+    x[8:] *= 1e6
     distiller = tfkd.KnowledgeDistiller(tiny.model(seed=1), tiny.model(seed=2), losses=[loss])
     distiller.compile("sgd", metrics=["accuracy"])
     history = distiller.fit(x, y, validation_split=0.5, batch_size=8, verbose=0).history
-    assert np.isfinite(history["loss"]) and not np.isfinite(history["val_loss"])
+    assert history["val_loss"][0] > 1e3
     weights = [np.array(variable) for variable in distiller.variables]
-    assert all(np.all(np.isfinite(weight)) for weight in weights)
+    assert all(np.max(np.abs(weight)) < 1e3 for weight in weights if weight.dtype == "float32")

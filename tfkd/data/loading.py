@@ -1,10 +1,12 @@
 """`load`: one call from the name of a data set to pipelines for `fit` and `evaluate`."""
 
+import copy
 import numbers
 
 import numpy as np
 import tensorflow as tf
 
+from tfkd.data import teacher_outputs
 from tfkd.data.augmentation import GEOMETRIC, Augmentation
 from tfkd.data.image_folder import ranks
 from tfkd.data.pipeline import (
@@ -13,6 +15,7 @@ from tfkd.data.pipeline import (
     Streamed,
     evaluation_pipeline,
     training_pipeline,
+    view_pipeline,
 )
 from tfkd.data.sources import KNOWN, Source, in_memory_bytes
 from tfkd.errors import UsageError, unknown
@@ -48,13 +51,27 @@ class Data:
         one_hot: Boolean, whether labels are float32 `(batch, num_classes)` rather than int32
             `(batch,)`.
         seed: Integer.
+        views: Integer, how many fixed augmentations every training image has, or `None`.
 
     `train_labels()` returns the labels of the training set, which losses that remember every
     example ask for; `pixels()` gives images as they were before normalisation; `start_epoch()`
-    chooses the epoch of the next pass.
+    chooses the epoch of the next pass; `cache_teacher()` and `with_teacher_outputs()` return data
+    whose training batches carry what a teacher says of them.
     """
 
-    def __init__(self, source, mean, std, batch_size, seed, augmentation, one_hot, indices, splits):
+    def __init__(
+        self,
+        source,
+        mean,
+        std,
+        batch_size,
+        seed,
+        augmentation,
+        one_hot,
+        indices,
+        splits,
+        views,
+    ):
         self.name = source.name
         self.input_shape = source.image_shape
         self.num_classes = source.num_classes
@@ -66,16 +83,141 @@ class Data:
         self.one_hot = one_hot
         self.sizes = {name: split.size if split else 0 for name, split in splits.items()}
         self.steps_per_epoch = self.sizes["train"] // batch_size
-        self._counter = EpochCounter()
-
-        self.train = training_pipeline(
-            splits["train"], batch_size, seed, augmentation, self._encode, self._counter, indices
-        )
+        self.views = views
+        self._augmentation = augmentation
+        self._indices = indices
         self._examples = splits
+        self._read_training()
         self.validation, self.test = (
             evaluation_pipeline(splits[name], batch_size, self._encode) if splits[name] else None
             for name in ("validation", "test")
         )
+
+    def _read_training(self, teacher_outputs=None):
+        """Makes the training pipeline, at its first epoch."""
+        self._counter = EpochCounter()
+        self.train = training_pipeline(
+            self._examples["train"],
+            self.batch_size,
+            self.seed,
+            self._augmentation,
+            self._encode,
+            self._counter,
+            self._indices,
+            self.views,
+            teacher_outputs,
+        )
+
+    def cache_teacher(
+        self,
+        teacher,
+        taps=("logits",),
+        path=None,
+        preprocessing=None,
+        dtype="float32",
+        limit=2**34,
+    ):
+        """Runs a teacher once over the training images, and returns data that carry its outputs.
+
+        Distillers then take the teacher's outputs from the batches, and run it only for what is
+        not there. With augmentation every image needs a fixed number of views,
+        `load(..., views=8)`: so many passes of the teacher serve any number of epochs, seeds and
+        methods.
+
+        Args:
+            teacher: `keras.Model` that outputs logits.
+            taps: Tuple of taps of the teacher to keep. Vectors are small; maps of features can
+                take more time to read than to compute.
+            path: Path of a folder to keep them in, for other runs with the same teacher and data;
+                what another teacher or other data has left there is kept apart. `None` keeps them
+                in memory.
+            preprocessing: Function or layer from a batch of this data's images to the teacher's
+                inputs, such as a `tfkd.layers.TeacherPreprocessing`; `None` for the identity.
+            dtype: `"float32"`, or `"float16"` for half of the size.
+            limit: Integer, the most bytes that the outputs may take.
+
+        Returns:
+            A `Data` like this one, whose training labels come as `{"label": labels, "teacher":
+            {tap: outputs}}`.
+
+        Raises:
+            UsageError: If images or labels are mixed, the augmentation has no fixed views, the
+                outputs take more than `limit` bytes, or a file of them is damaged.
+
+        Example:
+        ```python
+        data = tfkd.data.load("cifar100", views=8)
+        data = data.cache_teacher(teacher, path="runs/teacher_outputs")
+        distiller.fit(data.train, validation_data=data.validation, epochs=240)
+        ```
+        """
+        self._check_not_mixed()
+        if self.augment and self.views is None:
+            raise UsageError(
+                f"Augmentation ({', '.join(self.augment)}) makes another image in every epoch, so "
+                "that a teacher's outputs cannot be kept: load(..., views=8) gives every image 8 "
+                "fixed augmentations."
+            )
+        examples = self._examples["train"]
+
+        def view(number):
+            return view_pipeline(
+                examples, self.batch_size, self._augmentation, self._encode, self.views, number
+            )
+
+        numbers = (self.views or 1, examples.size)
+        return self._with(
+            teacher_outputs.compute(
+                teacher, taps, view, numbers, path, dtype, limit, preprocessing, self.train_labels()
+            )
+        )
+
+    def with_teacher_outputs(self, outputs):
+        """Returns data that carry a teacher's outputs from elsewhere.
+
+        For example of an ensemble, of a PyTorch model, or of a model behind an interface. Every
+        view of an image gets the same.
+
+        Args:
+            outputs: Array of logits `(examples, classes)`, one row for each training example in
+                the order of the training set (that of `data.pixels("train")`); or `{tap: array
+                (examples, ...)}`; or the path of an `.npz` file of such arrays. A list of these
+                makes the mean of several teachers: of logits, the logarithm of the mean of their
+                predictions.
+
+        Returns:
+            A `Data` like this one, as `cache_teacher()` returns it.
+
+        Raises:
+            UsageError: If images or labels are mixed, or the outputs do not fit the training set.
+
+        Example:
+        ```python
+        data = data.with_teacher_outputs("logits.npz")
+        teacher = tfkd.models.recorded(student, logits=(10,))
+        distiller = tfkd.KnowledgeDistiller(student, teacher)
+        ```
+        """
+        self._check_not_mixed()
+        found = teacher_outputs.given(outputs, self._examples["train"].size)
+        arrays = {
+            tap: np.broadcast_to(array, (self.views or 1, *array.shape[1:]))
+            for tap, array in found.arrays.items()
+        }
+        return self._with(teacher_outputs.TeacherOutputs(arrays))
+
+    def _with(self, outputs):
+        """Returns a copy whose training batches carry a teacher's outputs."""
+        data = copy.copy(self)
+        data._read_training(outputs)
+        return data
+
+    def _check_not_mixed(self):
+        if self._augmentation.mixup or self._augmentation.cutmix:
+            raise UsageError(
+                "mixup and cutmix make new images of several, of which a teacher's outputs are not "
+                "known: run the teacher, or load the data without them."
+            )
 
     def train_labels(self):
         """Returns the labels of the training set, int32 `(examples,)`, in the order of indices."""
@@ -152,6 +294,7 @@ def load(
     normalize=True,
     test=0.1,
     skip_broken=False,
+    views=None,
     verbose=True,
 ):
     """Loads an image-classification data set, preparing it if that has not been done.
@@ -205,6 +348,9 @@ def load(
             with `validation`.
         skip_broken: Boolean, of a folder of images: whether files that cannot be decoded are left
             out, for which all are decoded once. Otherwise such a file is an error.
+        views: Positive integer, how many fixed augmentations every training image has. They take
+            turns by epoch, and are the same whatever the seed, which still decides the order.
+            `None` makes a new augmentation in each epoch.
         verbose: Boolean, whether to print what was found in a folder of images: examples in each
             split, files that are left out and why, and classes that a split lacks.
 
@@ -237,6 +383,8 @@ def load(
         if value not in (True, False):
             raise UsageError(f"{key} must be True or False; received {value!r}.")
     _check_augment(augment)
+    if views is not None:
+        views = _check_integer("views", views, 1)
     _check_share("validation", validation)
     _check_share("test", test)
     if test == 0:
@@ -279,6 +427,7 @@ def load(
         bool(mixup or cutmix or one_hot),
         indices,
         splits,
+        views,
     )
 
 

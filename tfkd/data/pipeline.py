@@ -133,7 +133,17 @@ class Streamed:
         return batch["image"], batch["label"]
 
 
-def training_pipeline(examples, batch_size, seed, augmentation, encode, counter, indices=False):
+def training_pipeline(
+    examples,
+    batch_size,
+    seed,
+    augmentation,
+    encode,
+    counter,
+    indices=False,
+    views=None,
+    teacher_outputs=None,
+):
     """Builds the pipeline that `fit` reads, one epoch per pass.
 
     TensorFlow optimizes what is inside of `flat_map` anew in every pass, which a small data set
@@ -148,6 +158,10 @@ def training_pipeline(examples, batch_size, seed, augmentation, encode, counter,
         counter: An `EpochCounter`, which says which epoch a pass is.
         indices: Whether labels come as `{"label": ..., "index": ...}`, with the positions of the
             examples in the training set.
+        views: Integer, how many augmentations every example has, in turn by epoch; None for
+            another one in each epoch.
+        teacher_outputs: The `TeacherOutputs` that come as `"teacher"` beside the labels; None for
+            none.
 
     Returns:
         A finite `tf.data.Dataset` of `(images, labels)`. Each pass is a pure function of `seed`
@@ -156,7 +170,7 @@ def training_pipeline(examples, batch_size, seed, augmentation, encode, counter,
     steps = examples.size // batch_size
 
     def plan(epoch):
-        draws = augmentation.draw(seed, epoch, examples.size, examples.image_shape)
+        draws = draws_of(augmentation, examples, seed, epoch, views)
         rng = generator(seed, epoch, "order")
         return {"epoch": np.int64(epoch), **examples.plan(rng, draws, batch_size)}
 
@@ -180,7 +194,12 @@ def training_pipeline(examples, batch_size, seed, augmentation, encode, counter,
         images, labels = examples.read(batch)
         images, labels = encode(augmentation.move(images, batch), labels)
         images, labels = augmentation.mix(images, labels, batch)
-        return epoch, (images, {"label": labels, "index": batch["index"]} if indices else labels)
+        named = {"label": labels}
+        if indices:
+            named["index"] = batch["index"]
+        if teacher_outputs is not None:
+            named["teacher"] = teacher_outputs.read(epoch % (views or 1), batch["index"])
+        return epoch, (images, named if len(named) > 1 else labels)
 
     def deliver(step, element):
         epoch, batch = element
@@ -193,6 +212,43 @@ def training_pipeline(examples, batch_size, seed, augmentation, encode, counter,
     # Prefetched batches are not delivered yet, so the pass is counted behind the buffer.
     delivered = batches.enumerate().map(deliver)
     return _with_options(delivered.apply(tf.data.experimental.assert_cardinality(steps)))
+
+
+def draws_of(augmentation, examples, seed, epoch, views):
+    """Returns the random numbers of an epoch's augmentation.
+
+    Those of views do not depend on the seed, so that runs of all seeds share them.
+    """
+    if views is not None:
+        seed, epoch = 0, epoch % views
+    return augmentation.draw(seed, epoch, examples.size, examples.image_shape)
+
+
+def view_pipeline(examples, batch_size, augmentation, encode, views, view):
+    """Builds a pipeline over one view of all training examples, in order.
+
+    Args:
+        examples: An `InMemory` or `Streamed`.
+        batch_size: Integer. The last batch may be smaller.
+        augmentation: An `Augmentation`.
+        encode: Function of uint8 images and int32 labels that returns what a model takes.
+        views: Integer, the number of views; None where nothing is random.
+        view: Integer, which of them.
+
+    Returns:
+        A finite `tf.data.Dataset` of images.
+    """
+    draws = draws_of(augmentation, examples, 0, view, views)
+    with tf.device("CPU:0"):
+        draws = {name: tf.constant(values) for name, values in draws.items()}
+
+    def make(batch):
+        own = {name: tf.gather(values, batch["index"]) for name, values in draws.items()}
+        images, labels = examples.read(batch)
+        return encode(augmentation.move(images, own), labels)[0]
+
+    batches = examples.in_order(batch_size).map(make, num_parallel_calls=PARALLEL_CALLS)
+    return _with_options(batches.prefetch(PREFETCHED))
 
 
 def evaluation_pipeline(examples, batch_size, encode):

@@ -282,13 +282,18 @@ class Distiller(Trainer):
     def observe_teacher(self, batch):
         """Runs the teacher, in inference mode and without gradient, once for a batch.
 
+        It does not run where its outputs came with the data.
+
         Returns:
             `{tap: tensor}` of all watched taps and `"logits"`; empty where there is no teacher.
         """
         if self.teacher is None:
             return {}
         if batch.teacher is None:
-            observed = self._observers.teacher(self.teacher_inputs(batch.inputs), training=False)
+            observed = dict(batch.given or {})
+            if not observed.keys() >= {*self._watched.teacher, taps.LOGITS}:
+                run = self._observers.teacher
+                observed = run(self.teacher_inputs(batch.inputs), training=False) | observed
             batch.teacher = {tap: tf.stop_gradient(tensor) for tap, tensor in observed.items()}
         return batch.teacher
 

@@ -406,8 +406,9 @@ class Trainer(keras.Model):
     def unpack(self, data):
         """Returns the `Batch` of the data of `train_step`.
 
-        Labels may come as `{"label": ..., "index": ...}`, with the positions of the samples in
-        the training set, which some losses need.
+        Labels may come as `{"label": ..., "index": ..., "teacher": {tap: ...}}`, with the
+        positions of the samples in the training set, which some losses need, and outputs of the
+        teacher.
         """
         inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if not self.built and hasattr(inputs, "shape"):
@@ -415,14 +416,15 @@ class Trainer(keras.Model):
             with tf.init_scope():
                 self.build((None, *inputs.shape[1:]))
                 self.build_optimizers()
-        indices = None
+        indices = given = None
         if isinstance(labels, dict):
-            labels, indices = labels["label"], labels.get("index")
+            indices, given = labels.get("index"), labels.get("teacher")
+            labels = labels["label"]
         size = ops.shape(tf.nest.flatten(inputs)[0])[0]
         if not self._evaluating:
             runtime.check_samples(size)
         share = runtime.share_of_batch(size)
-        return Batch(inputs, labels, sample_weight, indices, size, share)
+        return Batch(inputs, labels, sample_weight, indices, size, share, given)
 
     def update(self, tape, objective, optimizer, variables, unconnected="none", clip_norm=None):
         """Takes one step of one optimizer on its own variables.
@@ -482,7 +484,7 @@ class Trainer(keras.Model):
         self._loss_tracker.update_state(loss, sample_weight=batch.size)
         self._epoch_means().update_state(values, batch.size)
         if not self._evaluating:
-            self._loss_watch.note(batch.parts, batch)
+            self._loss_watch.note(batch.parts, batch, self.students)
         if logits is None:
             return self.get_metrics_result()
         logits = ops.cast(logits, "float32")

@@ -264,6 +264,7 @@ class _Seen:
             "chance": chance,
             "outputs": "probabilities" if probabilities else "logits",
             "entrance": self._entrance(role),
+            "finite_weights": all(np.isfinite(np.array(w)).all() for w in model.weights),
         }
 
     def _accuracy(self, labels, outputs):
@@ -296,10 +297,8 @@ class _Seen:
             seen = self.normalization.compare(*(self._mean(x) for x in zip(*self.moments)))
             restored = np.concatenate([outputs["restored"] for outputs in self.outputs])
             seen["accuracy"], _ = self._accuracy(labels, restored)
-        weights = self.distiller.teacher.weights
         return {
             **values,
-            "finite_weights": all(np.all(np.isfinite(np.array(weight))) for weight in weights),
             "reordered_accuracy": reordered,
             "normalization": seen,
         }

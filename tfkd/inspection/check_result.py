@@ -16,17 +16,17 @@ class CheckResult:
             "max"}` of the student's inputs; of `"inputs"`, `"labels"` and `"sample weights"`
             those with NaN or infinite values, and the number of such examples.
         student: `{"name", "parameters", "classes", "accuracy", "chance", "outputs", "entrance",
-            "normalizes", "peers", "own_steps", "augments"}`; `accuracy` is the mean over the
-            classes under binary cross-entropy, and None where outputs are not the classes of the
-            data; `chance` is the accuracy of chance; `outputs` is `"logits"` or
+            "finite_weights", "normalizes", "peers", "own_steps", "augments"}`; `accuracy` is the
+            mean over the classes under binary cross-entropy, and None where outputs are not the
+            classes of the data; `chance` is the accuracy of chance; `outputs` is `"logits"` or
             `"probabilities"`; `entrance` is `{"largest", "std", "std_at_weights"}`, the largest
             absolute value of its inputs, their standard deviation, and the standard deviation
-            after its own preprocessing, at its first weights; `normalizes` is whether it has a
-            layer that rescales or normalises; `peers` are the names of the other classifiers in
-            training; `own_steps` and `augments` list, by the name of the student and of its
-            peers, training methods that they override, and layers that alter images at random.
-        teacher: The first seven, with `"finite_weights"`, whether none of its weights is NaN or
-            infinite; `"reordered_accuracy"`, the accuracy with the best
+            after its own preprocessing, at its first weights; `finite_weights` is whether none of
+            its weights is NaN or infinite; `normalizes` is whether it has a layer that rescales or
+            normalises; `peers` are the names of the other classifiers in training; `own_steps` and
+            `augments` list, by the name of the student and of its peers, training methods that
+            they override, and layers that alter images at random.
+        teacher: The first eight, with `"reordered_accuracy"`, the accuracy with the best
             assignment of its classes to the labels (measured on other examples than it was
             chosen from; None for multi-label data or a teacher of other classes), and
             `"normalization"`, `{"layer", "shift", "spread", "on_the_way", "accuracy"}`: for the

@@ -26,6 +26,7 @@ def warnings(report):
             _near_chance,
             _student_preprocessing,
             _teacher_preprocessing,
+            _student_not_finite,
             _teacher_not_finite,
             _normalization,
             _raw_inputs,
@@ -162,15 +163,26 @@ def _class_order(report):
     return None
 
 
+def _weights_not_finite(role, model):
+    """Returns the warning of weights that are no numbers: a ReLU may hide them from the outputs."""
+    if model["finite_weights"]:
+        return None
+    return (
+        f"{role} {model['name']!r} has weights that are NaN or infinite, as after a training that "
+        "diverged: load others."
+    )
+
+
+def _student_not_finite(report):
+    return _weights_not_finite("student", report.student)
+
+
 def _teacher_not_finite(report):
     teacher = report.teacher
     if teacher is None:
         return None
     if not teacher["finite_weights"]:
-        return (
-            f"teacher {teacher['name']!r} has weights that are NaN or infinite, as after a "
-            "training that diverged: load others."
-        )
+        return _weights_not_finite("teacher", teacher)
     if not math.isfinite(teacher["entrance"]["std"]):
         return (
             f"teacher {teacher['name']!r} gets images with NaN or infinite values, and the student "
@@ -227,7 +239,10 @@ def _raw_inputs(report):
 
 
 def _size(report):
-    if report.teacher is None or report.student["parameters"] < report.teacher["parameters"]:
+    # A recorded teacher has no parameters.
+    if not report.teacher or not report.teacher["parameters"]:
+        return None
+    if report.student["parameters"] < report.teacher["parameters"]:
         return None
     return (
         f"student {report.student['name']!r} has {report.student['parameters']:,} parameters and "

@@ -13,6 +13,7 @@ from tfkd.errors import UsageError, unknown
 from tfkd.models.families import FAMILIES
 from tfkd.models.logits import logits_of
 from tfkd.models.multiply_adds import multiply_adds
+from tfkd.models.recorded import recorded
 from tfkd.models.torch_checkpoint import load_torch_weights
 
 #: The smallest image that leaves every network at least one pixel to pool.
@@ -118,4 +119,11 @@ def _check_family_arguments(identifier, build, fixed, given):
             )
 
 
-__all__ = ["available", "create", "load_torch_weights", "logits_of", "multiply_adds"]
+__all__ = [
+    "available",
+    "create",
+    "load_torch_weights",
+    "logits_of",
+    "multiply_adds",
+    "recorded",
+]

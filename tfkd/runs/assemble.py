@@ -1,10 +1,11 @@
 """Builds the data, the models and the distiller that a config describes."""
 
+import contextlib
 import pathlib
 
 import keras
 
-from tfkd import distillers, losses, models, optimizers, runtime
+from tfkd import distillers, losses, models, optimizers, runtime, taps
 from tfkd.errors import UsageError
 from tfkd.methods import peers, takes_arguments
 from tfkd.runs import work_directory
@@ -73,11 +74,60 @@ def get_teacher(config, data, workdir):
             raise UsageError(
                 f"Teacher {path} has {len(teacher.outputs)} outputs: it must have one, the logits."
             )
-        return teacher
+        return _in_precision(teacher, config.teacher.precision, path)
     if path:
         raise UsageError(f"Teacher {path} does not exist: train one, or correct the path.")
     # Another seed than the student's, or two models of one kind would start equal.
-    return _create(config.teacher.model, data, config.seed + 1)
+    teacher = _create(config.teacher.model, data, config.seed + 1)
+    return _in_precision(teacher, config.teacher.precision, config.teacher.model)
+
+
+def _in_precision(model, precision, source):
+    """Returns a model with the same weights that computes in another precision."""
+    layers = runtime.all_layers(model)[1:]
+    if precision is None or {layer.dtype_policy.name for layer in layers} == {precision}:
+        return model
+
+    def convert(layer):
+        return type(layer).from_config({**layer.get_config(), "dtype": precision})
+
+    try:
+        converted = keras.models.clone_model(model, clone_function=convert, recursive=True)
+    except ValueError as error:
+        raise UsageError(
+            f"Teacher {source} is subclassed, and cannot be converted: save it in {precision}, or "
+            "leave out --config.teacher.precision."
+        ) from error
+    converted.set_weights(model.get_weights())
+    return converted
+
+
+def cache_teacher(config, data, distiller, workdir):
+    """Returns data whose training batches carry the outputs of the teacher's last layers.
+
+    They are vectors: the logits, and the features before them where the teacher shows these. Runs
+    with the same teacher file share them, in a folder beside it.
+
+    Args:
+        config: `ConfigDict` of the run.
+        data: Its `tfkd.data.Data`.
+        distiller: The run's, with its trained teacher.
+        workdir: Path of the work directory; None to keep the outputs of a teacher without a file
+            in memory.
+
+    Returns:
+        A `tfkd.data.Data`; `data` itself where the config asks for no cache, or the method has no
+        teacher.
+    """
+    if not config.teacher.cache or distiller.teacher is None:
+        return data
+    names = [taps.LOGITS]
+    with contextlib.suppress(UsageError):
+        names += taps.at_spots(distiller.teacher, "pooled")
+    beside = pathlib.Path(config.teacher.path).parent if config.teacher.path else workdir
+    folder = beside and beside / "teacher_outputs"
+    preprocessing = distiller.teacher_preprocessing
+    return data.cache_teacher(distiller.teacher, names, folder, preprocessing)
 
 
 def compile_distiller(distiller, config, data, epochs, learning_rate):

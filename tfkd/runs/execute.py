@@ -5,6 +5,7 @@ import json
 import pathlib
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfkd import callbacks, files, plots, runtime
@@ -14,7 +15,13 @@ from tfkd.errors import UsageError
 from tfkd.inspection import diagnostics
 from tfkd.methods import ALONE, needs_teacher
 from tfkd.runs import measure, work_directory
-from tfkd.runs.assemble import build, compile_distiller, get_teacher, load_data
+from tfkd.runs.assemble import (
+    build,
+    cache_teacher,
+    compile_distiller,
+    get_teacher,
+    load_data,
+)
 from tfkd.runs.fitting import SECONDS, diagnostics_callback, fit, say, set_weights, weights_of
 from tfkd.runs.guard import as_json, check_same_config, check_same_files, check_writable
 
@@ -68,10 +75,15 @@ def run(config, workdir, command=None):
     summary = {"command": command, "config": json.loads(as_json(config)), "data": data.sizes}
     if teacher is not None:
         train_teacher(config, data, teacher, workdir)
+        prepare, forward = distiller.teacher_inputs, measure.forward(teacher)
         summary["teacher"] = {
-            **measure.cost(teacher, data, workdir / "teacher.keras", distiller.teacher_inputs),
-            "test_accuracy": _teacher_accuracy(teacher, data, distiller),
+            **measure.cost(teacher, data, workdir / "teacher.keras", prepare, forward),
+            # A teacher of other classes has no accuracy on these.
+            "test_accuracy": measure.accuracy(teacher, data.test, prepare, forward)
+            if teacher.output_shape[-1] == data.num_classes
+            else None,
         }
+        data = cache_teacher(config, data, distiller, workdir)
     if config.check and config.method.name != ALONE:
         report = distiller.check(data.validation or data.train)
         say(report)
@@ -89,6 +101,9 @@ def run(config, workdir, command=None):
     )
     history = progress.history
     summary["training_seconds"] = round(progress.seconds, 1)
+    if progress.speeds:
+        summary["training_images_per_second"] = round(float(np.median(progress.speeds)))
+    summary["peak_memory_bytes"] = measure.peak_memory()
 
     summary |= _test(config, data, distiller, progress, workdir)
     histories = {"student": history}
@@ -122,13 +137,6 @@ def run(config, workdir, command=None):
     return summary
 
 
-def _teacher_accuracy(teacher, data, distiller):
-    """Returns the teacher's accuracy on the test set; None where it has other classes."""
-    if teacher.output_shape[-1] != data.num_classes:
-        return None
-    return measure.accuracy(teacher, data.test, distiller.teacher_inputs)
-
-
 def _seconds(history):
     """Returns `{name of the log: seconds}`, summed over all epochs, of the logs that are times."""
     names = {name for epoch in history for name in epoch if name.endswith(SECONDS)}
@@ -142,6 +150,7 @@ def _test(config, data, distiller, progress, workdir):
         `{"student": {...}, "learners": {name: {...}}, "peers": [name, ...]}`, for the summary.
     """
     trained = {"student": distiller.student, **distiller.learners()}
+    forward = {name: measure.forward(model) for name, model in trained.items()}
     scores = {name: {} for name in trained}
     epochs = {"last": config.epochs - 1, "best": progress.best["epoch"]}
     weights = {"last": weights_of(distiller), "best": progress.best["weights"]}
@@ -156,7 +165,7 @@ def _test(config, data, distiller, progress, workdir):
             scores[name][which] = {
                 "epoch": epoch + 1,
                 "validation_accuracy": progress.history[epoch].get(f"{prefix}_accuracy"),
-                "test_accuracy": measure.accuracy(model, data.test),
+                "test_accuracy": measure.accuracy(model, data.test, run=forward[name]),
             }
     set_weights(distiller, weights[config.select])
     measured = {}
@@ -164,7 +173,8 @@ def _test(config, data, distiller, progress, workdir):
         path = workdir / f"{name}.keras"
         files.write(path, model.save)
         chosen = scores[name][config.select]
-        measured[name] = {**measure.cost(model, data, path), **chosen, **scores[name]}
+        cost = measure.cost(model, data, path, run=forward[name])
+        measured[name] = {**cost, **chosen, **scores[name]}
     return {
         "student": measured.pop("student"),
         "learners": measured,

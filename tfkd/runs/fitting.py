@@ -8,7 +8,7 @@ import time
 
 import keras
 
-from tfkd import callbacks, files
+from tfkd import callbacks, files, runtime
 from tfkd.distillers import Distiller
 from tfkd.distillers.preparation import Preparation
 from tfkd.errors import DivergenceError
@@ -19,6 +19,9 @@ from tfkd.runs.guard import NON_TRAINING_KEYS, as_json
 # Suffix of logs that are times. They differ from run to run, so they are in the summary and not in
 # metrics.csv, which a resumed run repeats to the last digit.
 SECONDS = "_seconds"
+
+# The steps of a profile: the first ones trace and fill caches.
+PROFILED = (10, 20)
 
 
 def weights_of(distiller):
@@ -105,7 +108,9 @@ def fit(
                 *measuring,
                 progress,
                 *pictures,
-                keras.callbacks.TensorBoard(folder / "tensorboard"),
+                keras.callbacks.TensorBoard(
+                    folder / "tensorboard", profile_batch=PROFILED if config.profile else 0
+                ),
                 *further,
             ],
             verbose=1 if sys.stdout.isatty() else 2,
@@ -130,6 +135,14 @@ def epoch_pictures(distiller, data, folder, history):
     return [callbacks.EpochPictures(folder, images[:8], labels[:8], data.class_names, history)]
 
 
+def _duration(seconds):
+    """Returns a duration as people say it: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
 class Progress(keras.callbacks.Callback):
     """Keeps the checkpoint, the metrics and the best weights of a run up to date."""
 
@@ -144,7 +157,9 @@ class Progress(keras.callbacks.Callback):
         # The last checkpoint that is known to be good, and the epochs that it holds.
         self.saved = None
         self.seconds = 0.0
-        self._epoch_began = None
+        # Training images per second, of each epoch of this process.
+        self.speeds = []
+        self._epoch_began = self._trained = None
 
     def restore(self, distiller):
         """Restores the last good checkpoint; returns it, or None where there is none."""
@@ -167,11 +182,21 @@ class Progress(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Sets the pipeline to the epoch and starts the clock."""
         self.data.start_epoch(epoch)
-        self._epoch_began = time.perf_counter()
+        self._epoch_began, self._trained = time.perf_counter(), None
+
+    def on_test_begin(self, logs=None):
+        """Notes the end of the epoch's training."""
+        self._trained = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Saves the checkpoint and the metrics."""
-        self.seconds += time.perf_counter() - self._epoch_began
+        """Saves the checkpoint and the metrics, and tells the speed."""
+        now = time.perf_counter()
+        self.seconds += now - self._epoch_began
+        images = self.data.steps_per_epoch * self.data.batch_size
+        self.speeds.append(images / ((self._trained or now) - self._epoch_began))
+        left = (self.params["epochs"] - epoch - 1) * (now - self._epoch_began)
+        if left and runtime.is_chief():
+            say(f"{self.speeds[-1]:,.0f} images/s, {_duration(left)} left")
         # Read from the device once; check, best weights and file share the arrays.
         pairs = checkpoint.read(self.model)
         variable = checkpoint.not_finite(self.model, pairs)

@@ -11,7 +11,7 @@ from tfkd.config import flatten
 from tfkd.errors import UsageError
 
 # Values of the config that change nothing in training: a run may go on with others.
-NON_TRAINING_KEYS = ("diagnostics",)
+NON_TRAINING_KEYS = ("diagnostics", "profile")
 
 
 # Files that a run would overwrite.

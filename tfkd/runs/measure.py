@@ -1,5 +1,6 @@
 """Measures a trained model: accuracy, size, multiply-adds, speed."""
 
+import sys
 import time
 
 import numpy as np
@@ -8,31 +9,41 @@ import tensorflow as tf
 
 from tfkd import models, runtime
 
+try:
+    import resource
+except ImportError:
+    # Windows has no such module.
+    resource = None
 
-def accuracy(model, dataset, prepare=None):
+
+def accuracy(model, dataset, prepare=None, run=None):
     """Returns the accuracy of a model, in [0, 1].
 
     Args:
         model: `keras.Model` that outputs logits.
         dataset: Batches of `(images, labels)`, labels integers or one-hot.
         prepare: Function from a batch of images to the model's input; None for the identity.
+        run: What `forward` returned of it, to trace it once for several measurements; None to trace
+            it now.
     """
-    predicted, labels = predictions(model, dataset, prepare)
+    predicted, labels = predictions(model, dataset, prepare, run)
     return float(np.mean(predicted.argmax(-1) == labels))
 
 
-def predictions(model, dataset, prepare=None):
+def predictions(model, dataset, prepare=None, run=None):
     """Returns logits and labels for all images of a data set.
 
     Args:
         model: `keras.Model` that outputs logits.
         dataset: Batches of `(images, labels)`, labels integers or one-hot.
         prepare: Function from a batch of images to the model's input; None for the identity.
+        run: What `forward` returned of it, to trace it once for several measurements; None to trace
+            it now.
 
     Returns:
         Arrays of logits `(images, classes)` and of integer labels `(images,)`.
     """
-    run, logits, labels = forward(model), [], []
+    run, logits, labels = run or forward(model), [], []
     for images, truth in dataset:
         images = images if prepare is None else prepare(images)
         logits.append(np.asarray(run(images), "float32"))
@@ -41,7 +52,7 @@ def predictions(model, dataset, prepare=None):
     return np.concatenate(logits), np.concatenate(labels)
 
 
-def cost(model, data, path, prepare=None):
+def cost(model, data, path, prepare=None, run=None):
     """Returns a model's size, multiply-adds, and speed on batches of the test pipeline.
 
     Args:
@@ -49,11 +60,13 @@ def cost(model, data, path, prepare=None):
         data: The `tfkd.data.Data` whose test pipeline gives a batch.
         path: Path of the saved model.
         prepare: Function from a batch of images to the model's input; None for the identity.
+        run: What `forward` returned of it, to trace it once for several measurements; None to trace
+            it now.
 
     Returns:
         Dictionary of `parameters`, `bytes` on disk, `images_per_second` and `multiply_adds`.
     """
-    run = forward(model)
+    run = run or forward(model)
     images, _ = next(iter(data.test))
     images = images if prepare is None else prepare(images)
     (seconds,) = median_seconds(lambda: run(images).numpy())
@@ -63,6 +76,21 @@ def cost(model, data, path, prepare=None):
         "images_per_second": round(len(images) / seconds),
         "multiply_adds": models.multiply_adds(model),
     }
+
+
+def peak_memory():
+    """Returns the most bytes that this process has used so far.
+
+    Those of the GPUs, or where there is none those resident in the host's memory; None where the
+    system does not tell.
+    """
+    gpus = range(len(tf.config.list_logical_devices("GPU")))
+    if gpus:
+        return sum(tf.config.experimental.get_memory_info(f"GPU:{gpu}")["peak"] for gpu in gpus)
+    if resource is None:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def median_seconds(*calls, repeats=10):

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 
 import keras
 import tensorflow as tf
@@ -216,13 +217,39 @@ def set_precision(name):
     """Sets the global dtype policy in which models are built.
 
     Args:
-        name: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`.
+        name: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`; or `"auto"`: mixed_bfloat16
+            where the devices compute in it (CPUs with AVX512-BF16 or AMX, NVIDIA GPUs from Ampere
+            on, TPUs), otherwise float32.
+
+    Returns:
+        The name of the policy.
 
     Raises:
         UsageError: If the name is unknown.
     """
-    check_one_of("precision", name, PRECISIONS)
+    check_one_of("precision", name, ("auto", *PRECISIONS))
+    if name == "auto":
+        name = "mixed_bfloat16" if _computes_in_bfloat16() else "float32"
     keras.config.set_dtype_policy(name)
+    return name
+
+
+#: On Linux, what the CPU can do.
+_CPU_INFO = pathlib.Path("/proc/cpuinfo")
+
+
+def _computes_in_bfloat16():
+    """Whether the devices have bfloat16 in hardware."""
+    if tf.config.list_logical_devices("TPU"):
+        return True
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        details = (tf.config.experimental.get_device_details(gpu) for gpu in gpus)
+        return all(one.get("compute_capability", (0, 0)) >= (8, 0) for one in details)
+    if not _CPU_INFO.exists():
+        return False
+    flags = re.search(r"^flags\s*:(.*)$", _CPU_INFO.read_text(encoding="utf-8"), re.MULTILINE)
+    return flags is not None and not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags[1].split())
 
 
 # The default of `set_seed`; the command line sets it once for all runs.

@@ -21,6 +21,7 @@ class Batch:
             where the data has none.
         size: Integer tensor, the number of samples.
         share: The share of the global batch on this replica: a float32 scalar, 1.0 on one device.
+        given: `{tap: tensor}`, the teacher's outputs that came with the data, or None.
         teacher: `{tap: tensor}` of the teacher, once it has run; see
             `Distiller.observe_teacher`.
         values: `{name: scalar}`, the logs of the step; see `Distiller.track`.
@@ -34,6 +35,7 @@ class Batch:
     indices: object
     size: object
     share: object
+    given: dict = None
     teacher: dict = None
     values: dict = dataclasses.field(default_factory=dict)
     parts: dict = dataclasses.field(default_factory=dict)

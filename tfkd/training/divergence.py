@@ -9,6 +9,10 @@ from tfkd.errors import DivergenceError
 #: The sum of all parts; it can overflow although no part does.
 TOTAL = "loss"
 
+#: A weight of each student. A ReLU may hide a weight that is NaN from all outputs, while the
+#: gradient spreads it to the first layer.
+WEIGHTS = "weights of the student"
+
 #: The parts of a batch, in order.
 _DATA = ("inputs", "labels", "sample weights")
 
@@ -34,7 +38,7 @@ class LossWatch:
             "synchronization": tf.VariableSynchronization.ON_READ,
             "aggregation": tf.VariableAggregation.ONLY_FIRST_REPLICA,
         }
-        self._parts = [TOTAL, *_DATA]
+        self._parts = [TOTAL, WEIGHTS, *_DATA]
         self._step = tf.Variable(0, name="step_of_epoch", **settings)
         # For each part the step, from 1, in which it was first not finite; 0 for none.
         self._first = tf.Variable([0] * _PARTS, name="first_not_finite", **settings)
@@ -44,12 +48,13 @@ class LossWatch:
         self._step.assign(0)
         self._first.assign([0] * _PARTS)
 
-    def note(self, values, batch):
+    def note(self, values, batch, students):
         """Counts a step, and records which of its values are not finite.
 
         Args:
             values: `{part: scalar}`, of this replica.
             batch: The `Batch`.
+            students: The models in training, after the step; their first weight is watched.
         """
         self._step.assign_add(1)
         for part in values:
@@ -58,6 +63,7 @@ class LossWatch:
         # A sum takes one pass and is not finite where a value is not.
         data = (batch.inputs, batch.labels, batch.sample_weight)
         values = {**values, **dict(zip(_DATA, map(_sum, data)))}
+        values[WEIGHTS] = _sum([one.value for s in students for one in s.trainable_variables[:1]])
         watched = [tf.cast(values.get(part, 0.0), tf.float32) for part in self._parts]
         finite = tf.math.is_finite(tf.stack([tf.stop_gradient(value) for value in watched]))
         # A NaN of one replica reaches the others in the next step: the first step counts.
@@ -78,8 +84,10 @@ class LossWatch:
             return None
         first = min(step for step in steps.values() if step)
         parts = [part for part, step in steps.items() if step == first]
-        # The total adds no information where one of its parts is not finite.
-        parts = [part for part in parts if part != TOTAL] or [TOTAL]
+        # The total, and what the step has made of the weights, add no information where a part
+        # is not finite.
+        for implied in (WEIGHTS, TOTAL):
+            parts = [part for part in parts if part != implied] or [implied]
         return first, parts, [part for part, step in data.items() if 0 < step <= first]
 
 

@@ -40,6 +40,8 @@ class HyperModel(keras_tuner.HyperModel):
         config: `ConfigDict` of a run, as the files in `configs/` make it.
         teacher: Trained `keras.Model` that outputs logits; None where no method needs one.
         search: String, what is searched; see `tfkd.tuner.search_space.SearchSpace`.
+        workdir: Path of a folder for the teacher's outputs where the config caches them and names
+            no file of the teacher; None keeps them in memory.
 
     Raises:
         UsageError: If something in the config or in the search is wrong, as far as can be told
@@ -54,10 +56,11 @@ class HyperModel(keras_tuner.HyperModel):
     ```
     """
 
-    def __init__(self, config, teacher=None, search=DEFAULT):
+    def __init__(self, config, teacher=None, search=DEFAULT, workdir=None):
         super().__init__(name="tfkd")
         self.space = SearchSpace(config, search)
         self.teacher = teacher
+        self.workdir = workdir
         self.seed = config.seed
         self._data = {}
         # KerasTuner's own tuners reset Keras before every trial, and with it the policy.
@@ -158,11 +161,12 @@ class HyperModel(keras_tuner.HyperModel):
 
     def _fit(self, config, model, folder, callbacks):
         distiller = self._distiller(config)
+        data = assemble.cache_teacher(config, self.data(config), distiller, self.workdir)
         show = _ShowStudent(callbacks)
         progress = fitting.fit(
             distiller,
             config,
-            self.data(config),
+            data,
             config.epochs,
             folder,
             config.method.preparation_epochs,

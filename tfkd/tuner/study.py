@@ -94,7 +94,7 @@ def tune(
     runtime.set_seed(config.seed)
     data = work_directory.load_data(config)
     teacher = assemble.get_teacher(config, data, workdir) if with_teacher else None
-    students = HyperModel(config, teacher, search)
+    students = HyperModel(config, teacher, search, workdir)
     if role != "worker":
         files.remove_partial(workdir)
         if not (workdir / "config.json").exists():

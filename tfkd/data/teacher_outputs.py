@@ -1,0 +1,200 @@
+"""Teacher outputs that are computed once and travel with the training images."""
+
+import hashlib
+import pathlib
+
+import numpy as np
+import tensorflow as tf
+
+from tfkd import files, runtime, taps
+from tfkd.errors import UsageError, check_one_of
+
+#: The precisions of stored outputs.
+DTYPES = ("float32", "float16")
+
+
+class TeacherOutputs:
+    """Outputs of a teacher on every view of every training example.
+
+    Args:
+        arrays: `{tap: array (views, examples, ...)}`; memory-mapped ones are read row by row.
+    """
+
+    def __init__(self, arrays):
+        self.arrays = arrays
+
+    def read(self, view, index):
+        """Returns the outputs for some examples, inside of a `tf.data` pipeline.
+
+        Args:
+            view: Integer tensor, which view of the examples.
+            index: Integer tensor `(batch,)`, their positions in the training set.
+
+        Returns:
+            `{tap: float32 tensor (batch, ...)}`.
+        """
+
+        def rows(view, index):
+            return [np.asarray(array[view][index], "float32") for array in self.arrays.values()]
+
+        found = tf.numpy_function(rows, [view, index], [tf.float32] * len(self.arrays))
+        return {
+            tap: tf.ensure_shape(values, [*index.shape, *array.shape[2:]])
+            for (tap, array), values in zip(self.arrays.items(), found)
+        }
+
+
+def given(outputs, examples):
+    """Returns `TeacherOutputs` of arrays that come from elsewhere.
+
+    Args:
+        outputs: `{tap: array (examples, ...)}`; or an array of logits `(examples, classes)`; or
+            the path of an `.npz` file of such arrays; or a list of these, of several teachers.
+        examples: Integer, the size of the training set.
+
+    Raises:
+        UsageError: If they do not fit the training set, or are not finite.
+    """
+    teachers = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    if not teachers:
+        raise UsageError("Teacher outputs of no teacher: give at least one array.")
+    teachers = [_arrays(one) for one in teachers]
+    for arrays in teachers:
+        if arrays.keys() != teachers[0].keys():
+            raise UsageError(
+                f"The teachers' outputs have other taps: {', '.join(teachers[0])} and "
+                f"{', '.join(arrays)}."
+            )
+        for tap, array in arrays.items():
+            if array.ndim < 2 or len(array) != examples:
+                raise UsageError(
+                    f"Teacher outputs {tap!r} have shape {array.shape}: there must be one row for "
+                    f"each of the {examples} training examples, in the order of the training set."
+                )
+            if array.shape != teachers[0][tap].shape:
+                raise UsageError(
+                    f"Teacher outputs {tap!r} have shapes {teachers[0][tap].shape} and "
+                    f"{array.shape}: those of several teachers must be alike."
+                )
+            if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
+                raise UsageError(f"Teacher outputs {tap!r} must be floats, all of them finite.")
+    means = {tap: _mean(tap, [arrays[tap] for arrays in teachers]) for tap in teachers[0]}
+    return TeacherOutputs({tap: mean[None] for tap, mean in means.items()})
+
+
+def _arrays(outputs):
+    """Returns one teacher's outputs as `{tap: array}`."""
+    if isinstance(outputs, (str, pathlib.Path)):
+        try:
+            with np.load(outputs) as file:
+                return dict(file)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"Teacher outputs {outputs} cannot be read as an .npz file of arrays ({error})."
+            ) from error
+    if not isinstance(outputs, dict):
+        outputs = {taps.LOGITS: outputs}
+    return {tap: np.asarray(array) for tap, array in outputs.items()}
+
+
+def _mean(tap, arrays):
+    """Returns the mean of several teachers: of logits, the logarithm of the mean prediction."""
+    if len(arrays) == 1:
+        return arrays[0]
+    if tap != taps.LOGITS:
+        return np.mean(arrays, axis=0)
+    logits = tf.stack([tf.cast(array, "float32") for array in arrays])
+    mean = tf.reduce_logsumexp(tf.nn.log_softmax(logits), 0) - np.log(len(arrays))
+    return mean.numpy()
+
+
+def compute(teacher, names, views, examples, path, dtype, limit, preprocessing, labels):
+    """Returns the outputs of a teacher on all views, from a file where they are there already.
+
+    Args:
+        teacher: `keras.Model`.
+        names: Iterable of taps.
+        views: Function of the number of a view that returns its batches of inputs, in order.
+        examples: The tuple `(views, examples)`, the numbers of both.
+        path: Path of a folder to keep them in; None keeps them in memory.
+        dtype: `"float32"` or `"float16"`.
+        limit: Integer, the most bytes they may take.
+        preprocessing: Function from a batch of inputs to the teacher's; None for the identity.
+        labels: Integer array `(examples,)`, for the digest.
+
+    Raises:
+        UsageError: If they take more than `limit` bytes, or what is in the folder is damaged.
+    """
+    check_one_of("dtype", dtype, DTYPES)
+    prepare = preprocessing or (lambda inputs: inputs)
+    observe = taps.extractor(teacher, [name for name in names if name != taps.LOGITS])
+
+    def run(inputs):
+        with runtime.batch_normalization_of(teacher):
+            observed = observe(prepare(inputs), training=False)
+        return {name: tf.cast(observed[name], "float32") for name in names}
+
+    run = tf.function(run, jit_compile=runtime.jit_compile(), reduce_retracing=True)
+    first = next(iter(views(0)))
+    shapes = {name: (*examples, *one.shape[1:]) for name, one in run(first).items()}
+    bytes_ = sum(int(np.prod(shape)) for shape in shapes.values()) * np.dtype(dtype).itemsize
+    described = (
+        f"{', '.join(shapes)} of {examples[0]} view{'s' * (examples[0] > 1)} of {examples[1]:,} "
+        f"images, {bytes_ / 2**20:,.1f} MiB"
+    )
+    if bytes_ > limit:
+        raise UsageError(
+            f"Teacher outputs would take more than limit={limit / 2**20:,.0f} MiB ({described}): "
+            "cache fewer taps or views, or raise the limit."
+        )
+
+    def fill(arrays):
+        for view in range(examples[0]):
+            start = 0
+            for inputs in views(view):
+                for name, values in run(inputs).items():
+                    arrays[name][view, start : start + len(values)] = values.numpy()
+                start += len(inputs)
+
+    if path is None:
+        arrays = {name: np.empty(shape, dtype) for name, shape in shapes.items()}
+        fill(arrays)
+        return TeacherOutputs(arrays)
+
+    def save(folder):
+        folder.mkdir()
+        arrays = {
+            name: np.lib.format.open_memmap(folder / file, "w+", dtype, shapes[name])
+            for name, file in named.items()
+        }
+        fill(arrays)
+        for array in arrays.values():
+            array.flush()
+
+    named = {name: f"{name.replace('/', '--')}.npy" for name in shapes}
+    folder = pathlib.Path(path) / _digest(teacher, prepare(first), first, labels, shapes, dtype)
+    with runtime.chief_first():
+        if not folder.exists():
+            if runtime.is_chief():
+                print(f"teacher outputs: {described}, in {folder}", flush=True)
+            files.write(folder, save)
+    try:
+        arrays = {name: np.load(folder / file, mmap_mode="r") for name, file in named.items()}
+        right = all(
+            arrays[name].shape == shape and arrays[name].dtype == dtype
+            for name, shape in shapes.items()
+        )
+    except (OSError, ValueError):
+        right = False
+    if not right:
+        raise UsageError(f"{folder} is damaged: remove it, and the same call writes it again.")
+    return TeacherOutputs(arrays)
+
+
+def _digest(teacher, prepared, inputs, labels, shapes, dtype):
+    """Returns what tells outputs of other weights, preprocessing, data or views apart."""
+    policies = [layer.dtype_policy.name for layer in runtime.all_layers(teacher)]
+    digest = hashlib.sha256(repr((shapes, dtype, policies)).encode())
+    for array in (*teacher.get_weights(), inputs, prepared, labels):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
