@@ -21,7 +21,7 @@ from tfkd.runs.guard import NON_TRAINING_KEYS, as_json
 SECONDS = "_seconds"
 
 # The steps of a profile: the first ones trace and fill caches.
-PROFILED = (10, 20)
+PROFILED = (3, 7)
 
 
 def weights_of(distiller):

@@ -157,4 +157,4 @@ def forward(model):
         with runtime.batch_normalization_of(model):
             return model(images, training=False)
 
-    return tf.function(run, jit_compile=runtime.jit_compile(), reduce_retracing=True)
+    return runtime.for_any_batch(run, jit_compile=runtime.jit_compile())

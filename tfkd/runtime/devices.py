@@ -281,6 +281,35 @@ def set_seed(seed, deterministic=None):
         tf.config.experimental.enable_op_determinism()
 
 
+def for_any_batch(function, **arguments):
+    """Compiles a function of a batch, once for all sizes of batches.
+
+    `tf.function` would trace it for the first batch, and again for a smaller last one.
+
+    Args:
+        function: Function of a structure of tensors `(batch, ...)`.
+        **arguments: As `tf.function` takes them.
+
+    Returns:
+        A function like it.
+    """
+    compiled = tf.function(function, reduce_retracing=True, **arguments)
+    traced = []
+
+    def run(batch):
+        if not traced:
+            traced.append(
+                compiled.get_concrete_function(
+                    tf.nest.map_structure(
+                        lambda part: tf.TensorSpec([None, *part.shape[1:]], part.dtype), batch
+                    )
+                )
+            )
+        return compiled(batch)
+
+    return run
+
+
 def describe_devices():
     """Returns a line that names the devices in use, and why there is no GPU.
 

@@ -94,18 +94,24 @@ def metrics_of_logits(metrics, label_loss):
     """Returns metrics for `keras.Model.compile` in which "accuracy" is that of logits.
 
     For binary labels Keras' own compares probabilities with 0.5, or takes the largest of several
-    outputs.
+    outputs. For others it is Keras', but made now: Keras makes it in the first step, and TensorFlow
+    traces a step that has made variables a second time.
 
     Args:
         metrics: As `keras.Model.compile` takes them.
         label_loss: The `keras.losses.Loss` on the labels.
     """
-    if kind_of(label_loss) != BINARY:
-        return metrics
+    function = getattr(label_loss, "fn", None)
 
     def of_logits(metric):
-        if metric in ("accuracy", "acc"):
+        if metric not in ("accuracy", "acc"):
+            return metric
+        if kind_of(label_loss) == BINARY:
             return keras.metrics.BinaryAccuracy(name=metric, threshold=0.0)
+        if function is keras.losses.sparse_categorical_crossentropy:
+            return keras.metrics.SparseCategoricalAccuracy(name=metric)
+        if function is keras.losses.categorical_crossentropy:
+            return keras.metrics.CategoricalAccuracy(name=metric)
         return metric
 
     return keras.tree.map_structure(of_logits, metrics, none_is_leaf=False)
