@@ -8,10 +8,13 @@ training step by tfkd with that of `keras.Model.fit`. The floor is the student's
 tfkd plus the teacher's inference on the same batch. A method that computes something else is
 compared with the sum of its parts too, each measured by itself (`PARTS`). `--method` takes ids as
 configs do, several separated by commas, or `all` losses; of ACN the step after the warm-up is
-`acn:warm_up=0`.
+`acn:warm_up=0`. With `--memory` each step is taken in a process of its own too, whose peak memory
+is printed: that of the GPU, or else what is resident.
 """
 
 import itertools
+import subprocess
+import sys
 import time
 import types
 
@@ -34,6 +37,8 @@ flags.DEFINE_integer("batch_size", 64, "Images per step.", 1)
 flags.DEFINE_integer("rounds", 30, "How often each step is measured.", 3)
 flags.DEFINE_integer("classes", 100, "Number of classes.", 2)
 flags.DEFINE_boolean("keras", True, "Whether to measure keras.distillation.Distiller too.")
+flags.DEFINE_boolean("memory", False, "Whether to measure the memory of each step, too.")
+flags.DEFINE_string("peak", None, "Prints the peak memory of this step alone; for --memory.")
 
 FLAGS = flags.FLAGS
 
@@ -274,6 +279,13 @@ def measure(steps, rounds):
     return seconds
 
 
+def peak_memory(name):
+    """Returns the megabytes that a step of `main` takes in a process of its own."""
+    command = [sys.executable, *sys.argv, f"--peak={name}", "--nomemory"]
+    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return float(printed.split()[-1]) / 2**20
+
+
 def main(arguments):
     """Measures and prints."""
     del arguments
@@ -295,14 +307,14 @@ def main(arguments):
     indexed = tf.data.Dataset.from_tensors((images, {"label": labels, "index": index})).repeat()
     source = types.SimpleNamespace(train_labels=lambda: all_labels, mean=0.0, std=1.0)
     teacher = create(FLAGS.teacher)
-    steps = {
-        "keras step": training_step(compiled(create(FLAGS.student)), data),
-        "student step": training_step(
+    makers = {
+        "keras step": lambda: training_step(compiled(create(FLAGS.student)), data),
+        "student step": lambda: training_step(
             compiled(tfkd.KnowledgeDistiller(create(FLAGS.student))), data
         ),
-        "teacher inference": inference(teacher, images),
+        "teacher inference": lambda: inference(teacher, images),
     }
-    expected, taught = {}, []
+    taught, parts_of = [], {}
     for method in methods:
         settings = tfkd_config.default_config(method, FLAGS.teacher, FLAGS.student)
 
@@ -315,14 +327,35 @@ def main(arguments):
         if needs_teacher(settings.method):
             taught.append(method)
         batches = indexed if needs_indices(settings) else data
-        steps[method] = training_step(compiled(make()), batches)
+        makers[method] = lambda make=make, batches=batches: training_step(compiled(make()), batches)
         if settings.method.distiller in PARTS:
-            parts, ratio = PARTS[settings.method.distiller](make, batches)
-            steps |= {f"{method}: {name}": step for name, step in parts.items()}
-            expected[method] = (settings.method.distiller, list(parts), ratio)
+            parts_of[method] = (settings.method.distiller, make, batches)
+        if method == "kd":
+
+            def cached_step(make=make):
+                """The step on batches that carry the teacher's logits, as from a cache."""
+                outputs = {"logits": measures.forward(teacher)(images)}
+                batch = images, {"label": labels, "teacher": outputs}
+                return training_step(compiled(make()), tf.data.Dataset.from_tensors(batch).repeat())
+
+            makers["kd cached"] = cached_step
     if FLAGS.keras:
-        distiller = compiled(keras_distiller(create(FLAGS.student), create(FLAGS.teacher)))
-        steps["keras.distillation"] = training_step(distiller, data)
+        makers["keras.distillation"] = lambda: training_step(
+            compiled(keras_distiller(create(FLAGS.student), create(FLAGS.teacher))), data
+        )
+    if FLAGS.peak:
+        step = makers[FLAGS.peak]()
+        for _ in range(3):
+            step()
+        print(measures.peak_memory())
+        return
+
+    steps = {name: make_step() for name, make_step in makers.items()}
+    expected = {}
+    for method, (distiller, make, batches) in parts_of.items():
+        parts, ratio = PARTS[distiller](make, batches)
+        steps |= {f"{method}: {name}": step for name, step in parts.items()}
+        expected[method] = (distiller, list(parts), ratio)
 
     seconds = measure(steps, FLAGS.rounds)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
@@ -331,6 +364,9 @@ def main(arguments):
     print(f"training step over Keras: {over_keras:.3f}")
     for method in [*taught, *(["keras.distillation"] if FLAGS.keras else [])]:
         print(f"{method}: step over floor {medians[method] / floor:.3f}")
+    if "kd" in methods:
+        ratio = medians["kd cached"] / medians["student step"]
+        print(f"kd cached: step over training step {ratio:.3f}")
     means = {name: float(np.mean(values)) for name, values in seconds.items()}
     for method, (distiller, parts, ratio) in expected.items():
         typical, word = (means, "mean") if distiller in DRAWN else (medians, "median")
@@ -343,7 +379,11 @@ def main(arguments):
     )
     for name, values in seconds.items():
         low, middle, high = np.percentile(values, [10, 50, 90]) * 1000
-        print(f"{name:20s} median {middle:8.1f}   10..90 % {low:8.1f} .. {high:8.1f}")
+        line = f"{name:20s} median {middle:8.1f}   10..90 % {low:8.1f} .. {high:8.1f}"
+        line += f"   {FLAGS.batch_size / medians[name]:8.0f} images/s"
+        if FLAGS.memory and name in makers:
+            line += f"   {peak_memory(name):8.0f} MiB"
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
