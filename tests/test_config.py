@@ -11,7 +11,7 @@ from tfkd.errors import UsageError
 from tfkd.runs import assemble, guard
 
 DEFAULTS = {"method": "kd", "runlocal": False}
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").rglob("*.py"))
 
 
 def test_arguments_take_the_type_of_their_default():

@@ -1,0 +1,43 @@
+"""Distillation where there is much to learn from the teacher: 10,000 of CIFAR-100's images.
+
+The teacher has seen all training images, and its students a fifth of them; docs/studies.md has the
+protocol. Crops and flips are eight fixed views of every image, so that the teacher runs once.
+
+Command:
+    python -m tfkd.train --config=configs/studies/cifar100_10k.py:teacher_of_the_study --precision=auto --workdir=runs/cifar100-10k/teacher
+    python -m tfkd.compare --config=configs/studies/cifar100_10k.py --methods=alone,kd,ackd --seeds=3 --workdir=runs/cifar100-10k/resnet8
+Time: for the student of one run about seven minutes on 2 CPU cores.
+Result: docs/studies.md.
+"""  # noqa: E501
+
+from tfkd import config as tfkd_config
+
+
+def get_config(arguments=""):
+    """Returns the config; arguments: method, teacher, student, teacher_of_the_study, runlocal."""
+    config, chosen = tfkd_config.from_arguments(
+        arguments,
+        tfkd_config.SPOT_ADAPTIVE_STUDY,
+        teacher="runs/cifar100-10k/teacher/student.keras",
+        student="resnet8",
+        teacher_of_the_study=False,
+    )
+    config.data.name = "cifar100"
+    config.data.validation = 5000
+    config.data.views = 8
+    config.data.train_examples = 10_000
+    config.schedule.name = "cosine"
+    config.epochs = 60
+    config.teacher.cache = True
+    if chosen["student"].startswith(("mobilenet", "shufflenet")):
+        config.optimizer.learning_rate = 0.01
+    if chosen["teacher_of_the_study"]:
+        # A student alone, of the teacher's kind, on all images, with new crops in every epoch.
+        config.method = tfkd_config.method_config(tfkd_config.ALONE)
+        config.student.model = "resnet20"
+        config.data.train_examples = config.data.views = None
+        config.teacher.cache = False
+    if chosen["runlocal"]:
+        config.data.train_examples = 256
+        config.epochs = config.teacher.epochs = 1
+    return config
