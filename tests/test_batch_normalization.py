@@ -138,6 +138,12 @@ def test_it_can_be_switched_off():
         runtime.set_fused_batch_normalization(True)
 
 
+def test_xla_gets_the_operations_of_keras():
+    layer = layers.BatchNormalization()
+    with runtime.batch_normalization_of(layer, jit_compile=True):
+        assert "call" not in vars(layer)
+
+
 def test_gpus_that_must_be_deterministic_run_inference_by_keras(monkeypatch):
     """They have no deterministic gradient of the fused one."""
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])

@@ -130,7 +130,7 @@ def compute(teacher, names, views, examples, path, dtype, limit, preprocessing, 
     observe = taps.extractor(teacher, [name for name in names if name != taps.LOGITS])
 
     def run(inputs):
-        with runtime.batch_normalization_of(teacher):
+        with runtime.batch_normalization_of(teacher, jit_compile=runtime.jit_compile()):
             observed = observe(prepare(inputs), training=False)
         return {name: tf.cast(observed[name], "float32") for name in names}
 

@@ -102,7 +102,7 @@ class LossesDistiller(Distiller):
                 f"Student {self.student.name!r} has not run yet, so its shapes are unknown: call "
                 "the distiller on a batch first."
             )
-        return [Preparation(self, *part) for part in due if not float(part[0].prepared)]
+        return [Preparation(self, *part) for part in due if not part[0].prepared.numpy()]
 
     def distillation_terms(self, batch, student, teacher, masks=None):
         """Computes every loss, at its spots.

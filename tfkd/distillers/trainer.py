@@ -334,7 +334,9 @@ class Trainer(keras.Model):
         """
         with (
             self._scope(),
-            runtime.batch_normalization_of(self, self.teacher),
+            runtime.batch_normalization_of(
+                self, self.teacher, jit_compile=self.compiled and self.jit_compile
+            ),
             checks.labels.clear_label_errors(self.student),
         ):
             yield

@@ -154,7 +154,7 @@ def forward(model):
     """
 
     def run(images):
-        with runtime.batch_normalization_of(model):
+        with runtime.batch_normalization_of(model, jit_compile=runtime.jit_compile()):
             return model(images, training=False)
 
     return runtime.for_any_batch(run, jit_compile=runtime.jit_compile())

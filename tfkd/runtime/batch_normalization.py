@@ -24,7 +24,7 @@ def set_fused_batch_normalization(enabled):
 
 
 @contextlib.contextmanager
-def batch_normalization_of(*models):
+def batch_normalization_of(*models, jit_compile=False):
     """Runs the batch normalizations of models as tfkd does, as long as the context is open.
 
     Keras computes `BatchNormalization` on TensorFlow from a dozen elementwise operations. In this
@@ -37,6 +37,8 @@ def batch_normalization_of(*models):
 
     Args:
         *models: `keras.Model`s or layers; None is left out.
+        jit_compile: Whether XLA compiles what runs. It fuses Keras' operations by itself, and does
+            not take the fused one everywhere.
 
     Example:
     ```python
@@ -55,7 +57,11 @@ def batch_normalization_of(*models):
     switched = []
     synchronized = num_replicas() > 1
     for layer in layers:
-        fused = _FUSED[0] and type(layer).call is keras.layers.BatchNormalization.call
+        fused = (
+            _FUSED[0]
+            and not jit_compile
+            and type(layer).call is keras.layers.BatchNormalization.call
+        )
         for name, function, wanted in (
             ("call", _call, fused),
             # Not by its argument `synchronized`, which would be saved with the model.
