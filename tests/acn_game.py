@@ -4,7 +4,8 @@ import functools
 
 import keras
 import tensorflow as tf
-from mutual_learning import images, students, values
+from mutual_learning import images, students
+from tiny import values
 
 import tfkd
 

@@ -97,13 +97,3 @@ def data(examples=EXAMPLES, weighted=False):
     if weighted:
         parts.append((np.arange(examples) % 3).astype("float32"))
     return tf.data.Dataset.from_tensor_slices(tuple(parts)).batch(BATCH)
-
-
-def values(variables):
-    """Their values now, as arrays."""
-    return [np.array(variable) for variable in variables]
-
-
-def assert_equal(one, other):
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_array_equal(a, b)

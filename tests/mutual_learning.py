@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 import tiny
+from tiny import values
 
 
 def students(count=2, **arguments):
@@ -46,19 +47,9 @@ def step(models, optimizers, x, y, temperature, weight, label_weight=1.0, pairwi
     return float(loss)
 
 
-def values(variables):
-    """Their values now, as arrays."""
-    return [np.array(variable) for variable in variables]
-
-
 def weights(models):
     """The values of all variables of some models, statistics included."""
     return [array for model in models for array in values(model.variables)]
-
-
-def assert_equal(one, other):
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def assert_close(one, other, tolerance=1e-6):

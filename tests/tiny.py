@@ -50,6 +50,17 @@ def data(examples=32, classes=CLASSES, seed=0):
     return images, random.integers(0, classes, examples)
 
 
+def values(variables):
+    """Their values now, as arrays."""
+    return [np.array(variable) for variable in variables]
+
+
+def assert_equal(one, other):
+    """Asserts that two lists of arrays are equal."""
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 class Subclassed(keras.Model):
     """A model whose graph cannot be looked at."""
 

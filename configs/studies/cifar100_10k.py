@@ -6,8 +6,7 @@ protocol. Crops and flips are eight fixed views of every image, so that the teac
 Command:
     python -m tfkd.train --config=configs/studies/cifar100_10k.py:teacher_of_the_study --precision=auto --workdir=runs/cifar100-10k/teacher
     python -m tfkd.compare --config=configs/studies/cifar100_10k.py --methods=alone,kd,ackd --seeds=3 --workdir=runs/cifar100-10k/resnet8
-Time: for the student of one run about seven minutes on 2 CPU cores.
-Result: docs/studies.md.
+Time and result: not run yet; docs/studies.md will have them.
 """  # noqa: E501
 
 from tfkd import config as tfkd_config

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 import tiny
 from keras import layers
+from tiny import assert_equal, values
 
 import tfkd
 from tfkd.callbacks.diagnostics import draw
@@ -26,15 +27,6 @@ def make(student=None, losses=None, optimizer=0.05, own_teacher=None, **argument
     )
     distiller.compile(tfkd.optimizers.SGD(optimizer, momentum=0.9), metrics=["accuracy"])
     return distiller
-
-
-def values(variables):
-    return [np.array(variable) for variable in variables]
-
-
-def assert_equal(found, expected):
-    for a, b in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 class Memory(keras.callbacks.Callback):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from tiny import values
 
 import tfkd
 from tfkd.errors import UsageError
@@ -30,10 +31,6 @@ def make(rate=0.1, discriminator_rate=0.01, seed=1, student=None, compile_argume
         **(compile_arguments or {}),
     )
     return distiller
-
-
-def values(variables):
-    return [variable.numpy() for variable in variables]
 
 
 def changed(before, variables):

@@ -19,16 +19,8 @@ from acn_game import (
     searching,
 )
 from keras import layers
-from mutual_learning import (
-    assert_close,
-    assert_equal,
-    images,
-    step,
-    students,
-    unchanged,
-    values,
-    weights,
-)
+from mutual_learning import assert_close, images, step, students, unchanged, weights
+from tiny import assert_equal, values
 
 import tfkd
 from tfkd import plots

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from acn_game import RATES, jensen_shannon, make, networks
-from mutual_learning import assert_close, images, terms, values, weights
+from mutual_learning import assert_close, images, terms, weights
+from tiny import values
 
 from tfkd.distillers.acn import divergence, weakly_residual
 

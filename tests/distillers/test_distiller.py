@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 import tiny
 from keras import ops
-from tiny import Hint, Relational
+from tiny import Hint, Relational, assert_equal
 
 import tfkd
 from tfkd.errors import UsageError
@@ -25,11 +25,6 @@ def make(losses=("kd",), student=None, teacher=None, optimizer=None, compile_arg
 
 def values(model):
     return [variable.numpy() for variable in model.variables]
-
-
-def assert_equal(before, after):
-    for a, b in zip(before, after, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def test_a_student_that_shares_variables_with_its_teacher_is_an_error():

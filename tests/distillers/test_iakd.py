@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
+from tiny import assert_equal, values
 
 import tfkd
 from tfkd.data.augmentation import Augmentation
@@ -34,15 +35,6 @@ def fixed(distiller, *kept):
     """Lets a distiller draw the same blocks in every step."""
     distiller.draw = lambda size: [tf.constant(keep) for keep in kept]
     return distiller
-
-
-def values(variables):
-    return [variable.numpy() for variable in variables]
-
-
-def assert_equal(one, other):
-    for a, b in zip(one, other, strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 def fit(model, epochs=2, examples=3 * BATCH, **arguments):

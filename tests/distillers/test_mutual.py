@@ -6,17 +6,8 @@ import pytest
 import tensorflow as tf
 import tiny
 from keras import layers
-from mutual_learning import (
-    assert_close,
-    assert_equal,
-    images,
-    step,
-    students,
-    terms,
-    unchanged,
-    values,
-    weights,
-)
+from mutual_learning import assert_close, images, step, students, terms, unchanged, weights
+from tiny import assert_equal, values
 
 import tfkd
 from tfkd.errors import UsageError

@@ -7,7 +7,8 @@ import methods
 import numpy as np
 import pytest
 import tiny
-from methods import LOSSES, METHODS, values
+from methods import LOSSES, METHODS
+from tiny import values
 
 HALF = ("mixed_float16", "mixed_bfloat16")
 #: Of the student and of the teacher; of two students where there is no teacher.

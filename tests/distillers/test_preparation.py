@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tiny
+from tiny import values
 
 import tfkd
 from tfkd.errors import UsageError
@@ -13,10 +14,6 @@ def make(*losses, student=None):
     )
     distiller.compile("sgd")
     return distiller
-
-
-def values(variables):
-    return [variable.numpy() for variable in variables]
 
 
 def equal(before, after):

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 import tiny
 from keras import layers
+from tiny import values
 
 import tfkd
 from tfkd.distillers.sakd import routing_factor, same_architecture
@@ -25,10 +26,6 @@ def make(losses=("at",), teacher_width=4, optimizer=None, compiled=None, **argum
         **(compiled or {"run_eagerly": True}),
     )
     return distiller
-
-
-def values(variables):
-    return [variable.numpy() for variable in variables]
 
 
 def assert_close(one, other, tolerance=1e-5):

@@ -205,9 +205,11 @@ def _arguments(cls, base):
 
 
 def _first_line(documented):
-    """Returns the first line of the docstring of a module, or of what tells about a class."""
+    """Returns the first line of the docstring of a module or class.
+
+    That of a class of tfkd is its module's, which holds one method or loss.
+    """
     if inspect.isclass(documented) and documented.__module__.startswith("tfkd."):
-        # A module of ours holds one method or loss; a user's own is told by its class.
         documented = inspect.getmodule(documented)
     return inspect.getdoc(documented).partition("\n")[0]
 

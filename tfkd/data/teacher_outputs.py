@@ -44,13 +44,14 @@ class TeacherOutputs:
         }
 
 
-def given(outputs, examples):
-    """Returns `TeacherOutputs` of arrays that come from elsewhere.
+def given(outputs, examples, views):
+    """Returns `TeacherOutputs` of arrays that come from elsewhere, the same for every view.
 
     Args:
         outputs: `{tap: array (examples, ...)}`; or an array of logits `(examples, classes)`; or
             the path of an `.npz` file of such arrays; or a list of these, of several teachers.
         examples: Integer, the size of the training set.
+        views: Integer, the number of views.
 
     Raises:
         UsageError: If they do not fit the training set, or are not finite.
@@ -79,7 +80,9 @@ def given(outputs, examples):
             if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
                 raise UsageError(f"Teacher outputs {tap!r} must be floats, all of them finite.")
     means = {tap: _mean(tap, [arrays[tap] for arrays in teachers]) for tap in teachers[0]}
-    return TeacherOutputs({tap: mean[None] for tap, mean in means.items()})
+    return TeacherOutputs(
+        {tap: np.broadcast_to(mean, (views, *mean.shape)) for tap, mean in means.items()}
+    )
 
 
 def _arrays(outputs):
@@ -108,7 +111,7 @@ def _mean(tap, arrays):
     return mean.numpy()
 
 
-def compute(teacher, names, views, examples, path, dtype, limit, preprocessing, labels):
+def compute(teacher, names, views, examples, path, dtype, limit, prepare, labels):
     """Returns the outputs of a teacher on all views, from a file where they are there already.
 
     Args:
@@ -119,24 +122,26 @@ def compute(teacher, names, views, examples, path, dtype, limit, preprocessing, 
         path: Path of a folder to keep them in; None keeps them in memory.
         dtype: `"float32"` or `"float16"`.
         limit: Integer, the most bytes they may take.
-        preprocessing: Function from a batch of inputs to the teacher's; None for the identity.
+        prepare: Function from a batch of inputs to the teacher's; None for the identity.
         labels: Integer array `(examples,)`, for the digest.
 
     Raises:
         UsageError: If they take more than `limit` bytes, or what is in the folder is damaged.
     """
     check_one_of("dtype", dtype, DTYPES)
-    prepare = preprocessing or (lambda inputs: inputs)
+    prepare = prepare or (lambda inputs: inputs)
     observe = taps.extractor(teacher, [name for name in names if name != taps.LOGITS])
 
-    def run(inputs):
+    def observed(inputs):
         with runtime.batch_normalization_of(teacher, jit_compile=runtime.jit_compile()):
-            observed = observe(prepare(inputs), training=False)
-        return {name: tf.cast(observed[name], "float32") for name in names}
+            found = observe(prepare(inputs), training=False)
+        return {name: tf.cast(found[name], "float32") for name in names}
 
-    run = tf.function(run, jit_compile=runtime.jit_compile(), reduce_retracing=True)
+    run = runtime.for_any_batch(observed, jit_compile=runtime.jit_compile())
     first = next(iter(views(0)))
-    shapes = {name: (*examples, *one.shape[1:]) for name, one in run(first).items()}
+    # Where the outputs are there already, the teacher is not even traced.
+    of_taps = taps.shapes(observe, first.shape, prepare)
+    shapes = {name: (*examples, *of_taps[name][1:]) for name in names}
     bytes_ = sum(int(np.prod(shape)) for shape in shapes.values()) * np.dtype(dtype).itemsize
     described = (
         f"{', '.join(shapes)} of {examples[0]} view{'s' * (examples[0] > 1)} of {examples[1]:,} "
@@ -192,7 +197,10 @@ def compute(teacher, names, views, examples, path, dtype, limit, preprocessing, 
 
 
 def _digest(teacher, prepared, inputs, labels, shapes, dtype):
-    """Returns what tells outputs of other weights, preprocessing, data or views apart."""
+    """Returns a digest of weights, precision, labels, views, and a first batch of images.
+
+    Those of another teacher, preprocessing, augmentation or data set have another one.
+    """
     policies = [layer.dtype_policy.name for layer in runtime.all_layers(teacher)]
     digest = hashlib.sha256(repr((shapes, dtype, policies)).encode())
     for array in (*teacher.get_weights(), inputs, prepared, labels):

@@ -105,14 +105,14 @@ def _in_precision(model, precision, source):
 def cache_teacher(config, data, distiller, workdir):
     """Returns data whose training batches carry the outputs of the teacher's last layers.
 
-    They are vectors: the logits, and the features before them where the teacher shows these. Runs
-    with the same teacher file share them, in a folder beside it.
+    They are vectors: the logits, and the pooled features where the teacher has such a tap. They are
+    cached in the directory of the teacher's file, for all runs with that file.
 
     Args:
         config: `ConfigDict` of the run.
         data: Its `tfkd.data.Data`.
         distiller: The run's, with its trained teacher.
-        workdir: Path of the work directory; None to keep the outputs of a teacher without a file
+        workdir: Path of the work directory, for a teacher without a file; None caches its outputs
             in memory.
 
     Returns:
@@ -124,10 +124,9 @@ def cache_teacher(config, data, distiller, workdir):
     names = [taps.LOGITS]
     with contextlib.suppress(UsageError):
         names += taps.at_spots(distiller.teacher, "pooled")
-    beside = pathlib.Path(config.teacher.path).parent if config.teacher.path else workdir
-    folder = beside and beside / "teacher_outputs"
-    preprocessing = distiller.teacher_preprocessing
-    return data.cache_teacher(distiller.teacher, names, folder, preprocessing)
+    directory = pathlib.Path(config.teacher.path).parent if config.teacher.path else workdir
+    path = directory and directory / "teacher_outputs"
+    return data.cache_teacher(distiller.teacher, names, path, distiller.teacher_inputs)
 
 
 def compile_distiller(distiller, config, data, epochs, learning_rate):
