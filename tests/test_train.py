@@ -22,7 +22,7 @@ import tfkd.config
 from tfkd import check, command_line, compare, evaluate, train
 from tfkd.errors import UsageError
 from tfkd.report import report
-from tfkd.runs import assemble, checkpoint, fitting, work_directory
+from tfkd.runs import assemble, checkpoint, fitting, measure, work_directory
 
 
 @pytest.fixture(scope="module")
@@ -376,6 +376,18 @@ def test_diagnostics_of_a_run(tmp_path, data_dir, capsys):
     assert summary["seconds"] > 0
     assert 0 < summary["share_of_training"] < 1
     assert (tmp_path / "diagnostics.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_peak_memory_is_that_of_this_process(tmp_path, monkeypatch):
+    """That of `resource`, for systems without the file, begins with what the parent has used."""
+    status = tmp_path / "status"
+    monkeypatch.setattr(measure, "_STATUS", status)
+    assert measure.peak_memory() > 2**20
+    status.write_text("VmPeak:\t  999 kB\nVmHWM:\t  123 kB\n", "utf-8")
+    assert measure.peak_memory() == 123 * 1024
+    status.unlink()
+    monkeypatch.setattr(measure, "resource", None)
+    assert measure.peak_memory() is None
 
 
 def test_a_teacher_may_have_another_precision(finished, small, data_dir, tmp_path):

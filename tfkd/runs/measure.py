@@ -1,5 +1,7 @@
 """Measures a trained model: accuracy, size, multiply-adds, speed."""
 
+import pathlib
+import re
 import sys
 import time
 
@@ -14,6 +16,9 @@ try:
 except ImportError:
     # Windows has no such module.
     resource = None
+
+#: On Linux, what this process uses.
+_STATUS = pathlib.Path("/proc/self/status")
 
 
 def accuracy(model, dataset, prepare=None, run=None):
@@ -87,6 +92,9 @@ def peak_memory():
     gpus = range(len(tf.config.list_logical_devices("GPU")))
     if gpus:
         return sum(tf.config.experimental.get_memory_info(f"GPU:{gpu}")["peak"] for gpu in gpus)
+    if _STATUS.exists():
+        # Unlike that of `resource`, it is not inherited from the process that started this one.
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", _STATUS.read_text(encoding="utf-8"))[1])
     if resource is None:
         return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
