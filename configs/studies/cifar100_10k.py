@@ -5,7 +5,7 @@ protocol. Crops and flips are eight fixed views of every image, so that the teac
 
 Command:
     python -m tfkd.train --config=configs/studies/cifar100_10k.py:teacher_of_the_study --precision=auto --workdir=runs/cifar100-10k/teacher
-    python -m tfkd.compare --config=configs/studies/cifar100_10k.py --methods=alone,kd,ackd --seeds=3 --workdir=runs/cifar100-10k/resnet8
+    python -m tfkd.compare --config=configs/studies/cifar100_10k.py --methods=alone,kd,ackd --seeds=3 --precision=auto --workdir=runs/cifar100-10k/resnet8
 Time and result: not run yet; docs/studies.md will have them.
 """  # noqa: E501
 
@@ -26,7 +26,7 @@ def get_config(arguments=""):
     config.data.views = 8
     config.data.train_examples = 10_000
     config.schedule.name = "cosine"
-    config.epochs = 60
+    config.epochs = 30
     config.teacher.cache = True
     if chosen["student"].startswith(("mobilenet", "shufflenet")):
         config.optimizer.learning_rate = 0.01
