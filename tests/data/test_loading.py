@@ -105,7 +105,7 @@ def test_wrong_epochs(data_dir):
 
 
 def test_pixels_are_what_is_normalised(data_dir):
-    data = load(batch_size=50, train_examples=100, validation=97, data_dir=data_dir)
+    data = load(batch_size=50, train_examples=100, validation=97.0, data_dir=data_dir)
     for split, size in (("test", 500), ("validation", 97), ("train", 100)):
         pairs = list(data.pixels(split).as_numpy_iterator())
         assert sum(len(images) for images, _ in pairs) == size

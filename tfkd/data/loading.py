@@ -281,7 +281,8 @@ def _check_share(name, value):
 
 def _count(name, share, size):
     """Returns how many of `size` examples to set aside."""
-    count = int(share) if isinstance(share, numbers.Integral) else round(share * size)
+    # Whole numbers of a config arrive as floats.
+    count = int(share) if share >= 1 else round(share * size)
     if share and not 0 < count < size:
         raise UsageError(
             f"{name}={share!r} sets aside {count} of the {size} examples: both parts need at "
