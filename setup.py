@@ -17,9 +17,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["tfkd", "tfkd.*"]),
+    py_modules=["tfkd_cli"],
     package_data={"tfkd.report": ["templates/*"]},
     python_requires=">=3.10",
-    entry_points={"console_scripts": ["tfkd=tfkd.__main__:main"]},
+    entry_points={"console_scripts": ["tfkd=tfkd_cli:main"]},
     install_requires=[
         "tensorflow>=2.21,<2.22",
         "keras>=3.15,<3.16",

@@ -15,7 +15,7 @@ from absl import flags
 from commands import ROOT, call
 
 import tfkd
-from tfkd import __main__ as entry
+import tfkd_cli
 from tfkd import compare, config, methods, train
 
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -195,7 +195,9 @@ def test_commands_are_taken(words, monkeypatch):
 
         call(take, *arguments, needs_workdir=False)
     else:
-        assert module.removeprefix("tfkd.") in entry.COMMANDS or "." in module.removeprefix("tfkd.")
+        assert module.removeprefix("tfkd.") in tfkd_cli.COMMANDS or "." in module.removeprefix(
+            "tfkd."
+        )
 
 
 SMOKE = (

@@ -445,7 +445,7 @@ class ACN(MutualDistiller):
         """Returns the reward for divergence and the restrictions, as terms of the objective."""
         cap = self.divergence_cap * math.log(len(logits))
         apart = divergence(logits, self.divergence_temperature)
-        labels = self.class_numbers(batch, logits[0].shape[-1])
+        labels = batch.class_numbers(logits[0].shape[-1])
         mean = ops.log_softmax(mean_prediction(logits))
         of_class = ops.take_along_axis(mean, labels[:, None], axis=-1)[:, 0]
         distance = ops.relu(ops.abs(divergent - images) - self.distance_limit)
@@ -514,7 +514,7 @@ class ACN(MutualDistiller):
         """
         if not self.filter_divergent:
             return ops.ones_like(logits[0][:, 0])
-        labels = self.class_numbers(batch, logits[0].shape[-1])
+        labels = batch.class_numbers(logits[0].shape[-1])
         recognised = [ops.argmax(tensor, axis=-1) == labels for tensor in logits]
         apart = divergence(logits, self.divergence_temperature)
         divided = apart >= self.acceptance_threshold

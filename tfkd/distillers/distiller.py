@@ -442,21 +442,5 @@ class Distiller(Trainer):
             labels = ops.cast(ops.reshape(batch.labels, ops.shape(logits)), "float32")
             hits = (logits > 0) == (labels > 0.5)
         else:
-            hits = ops.argmax(logits, axis=-1) == self.class_numbers(batch, logits.shape[-1])
+            hits = ops.argmax(logits, axis=-1) == batch.class_numbers(logits.shape[-1])
         self.track(name, ops.mean(ops.cast(hits, "float32")), batch)
-
-    def class_numbers(self, batch, classes):
-        """Returns the class number of each sample; labels may be one-hot.
-
-        Args:
-            batch: The `Batch`.
-            classes: Integer, the number of classes.
-
-        Returns:
-            An int32 tensor `(batch,)`.
-        """
-        labels = batch.labels
-        checks.labels.check_present(labels)
-        if tuple(labels.shape[1:]) == (classes,) != (1,):
-            labels = ops.argmax(labels, axis=-1)
-        return ops.cast(ops.reshape(labels, [-1]), "int32")

@@ -236,7 +236,7 @@ class MutualDistiller(Distiller):
         for name, tensor in zip(self.peer_names, logits[1:]):
             self.track_accuracy(f"{name}_accuracy", tensor, batch)
         self.track_accuracy(f"{ENSEMBLE}_accuracy", mean_prediction(logits), batch)
-        labels = self.class_numbers(batch, logits[0].shape[-1])
+        labels = batch.class_numbers(logits[0].shape[-1])
         hits = [ops.argmax(tensor, axis=-1) == labels for tensor in logits]
         self.track("mean_accuracy", ops.mean(ops.cast(hits, "float32")), batch)
 

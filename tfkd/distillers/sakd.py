@@ -367,7 +367,7 @@ class SAKD(LossesDistiller):
         for number, (spot, _) in enumerate(self.spots):
             self.track(_share(spot), ops.mean(distilled[:, number]), batch)
         number_of_classes = self.counts.shape[0]
-        classes = ops.one_hot(self.class_numbers(batch, number_of_classes), number_of_classes)
+        classes = ops.one_hot(batch.class_numbers(number_of_classes), number_of_classes)
         counted = ops.concatenate([distilled, taking_part], axis=1)
         counted = ops.matmul(ops.transpose(classes), counted)
         self.counts.assign_add(runtime.sum_over_replicas(counted))

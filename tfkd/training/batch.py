@@ -62,6 +62,24 @@ class Batch:
         """
         return runtime.sum_over_replicas(self.scaled(value))
 
+    def class_numbers(self, classes):
+        """Returns the class number of each sample; labels may be one-hot.
+
+        Args:
+            classes: Integer, the number of classes.
+
+        Returns:
+            An int32 tensor `(batch,)`.
+
+        Raises:
+            UsageError: If the data has no labels.
+        """
+        check_present(self.labels)
+        labels = self.labels
+        if tuple(labels.shape[1:]) == (classes,) != (1,):
+            labels = ops.argmax(labels, axis=-1)
+        return ops.cast(ops.reshape(labels, [-1]), "int32")
+
     def loss_arguments(self, loss, weighted, sample_masks=None):
         """Returns the arguments of a distillation loss beside the taps.
 
@@ -97,6 +115,12 @@ class Batch:
                 )
             arguments["indices"] = self.indices
         return arguments
+
+
+def check_present(labels):
+    """Raises a `UsageError` where data has no labels."""
+    if labels is None:
+        raise UsageError("Training and evaluation need labels: pass batches (inputs, labels).")
 
 
 def _class_numbers(labels, loss):

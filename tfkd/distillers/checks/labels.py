@@ -12,6 +12,7 @@ from tfkd import losses as losses_module
 from tfkd import runtime
 from tfkd.errors import UsageError
 from tfkd.losses.label_losses import BINARY, REGRESSION, kind_of, title_of
+from tfkd.training.batch import check_present
 
 
 def label_loss(loss):
@@ -137,12 +138,6 @@ def check_labels(labels, loss):
     column = labels.ndim == 1 or labels.shape[-1] == 1
     if column and labels.dtype.kind == "f" and np.any(labels != np.round(labels)):
         raise UsageError("Labels must be whole numbers, the classes; received fractions.")
-
-
-def check_present(labels):
-    """Raises a `UsageError` where data has no labels."""
-    if labels is None:
-        raise UsageError("Training and evaluation need labels: pass batches (inputs, labels).")
 
 
 def check_label_shape(loss, labels, logits):
