@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfkd.data.augmentation import Augmentation, blend, box, crop_padding, move
+from tfkd.data.augmentation import (
+    Augmentation,
+    blend,
+    box,
+    central_box,
+    crop_padding,
+    move,
+    random_box,
+)
 
 SHAPE = (16, 24, 3)
 COUNT = 4000
@@ -170,3 +178,26 @@ def test_move_takes_images_of_any_type():
     moved = move(images, np.array([0, 1]), np.array([0, 0]), np.array([False, False]))
     np.testing.assert_array_equal(moved[0], images[0])
     np.testing.assert_array_equal(moved[1, :-1], images[1, 1:])
+
+
+@pytest.mark.parametrize("size", [(375, 500), (40, 40)])
+def test_random_boxes_have_the_published_areas_and_ratios(size):
+    seeds = draw(("resized_crop",))["box"]
+    boxes = tf.map_fn(
+        lambda seed: random_box(tf.constant(size), seed), tf.constant(seeds[:500])
+    ).numpy()
+    top, left, height, width = boxes.T
+    assert np.all((top >= 0) & (left >= 0) & (height > 0) & (width > 0))
+    assert np.all((top + height <= size[0]) & (left + width <= size[1]))
+    area, ratio = height * width / np.prod(size), width / height
+    # Sides are whole pixels.
+    assert 0.07 < area.min() < 0.15 and 0.8 < area.max() <= 1
+    assert 0.70 < ratio.min() < 0.80 and 1.25 < ratio.max() < 1.42
+    assert len(np.unique(boxes, axis=0)) > 480
+    # The seed alone decides.
+    np.testing.assert_array_equal(random_box(tf.constant(size), seeds[3]), boxes[3])
+
+
+def test_the_box_of_evaluation_is_the_central_square():
+    np.testing.assert_array_equal(central_box(tf.constant([256, 320])), [16, 48, 224, 224])
+    np.testing.assert_array_equal(central_box(tf.constant([1, 3])), [0, 1, 1, 1])

@@ -347,3 +347,97 @@ def test_keras_trains_on_a_streamed_folder(tmp_path):
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     logs = model.fit(data.train, validation_data=data.validation, verbose=0).history
     assert np.isfinite(logs["loss"][0]) and np.isfinite(logs["val_loss"][0])
+
+
+def photographs(root, format):
+    """Writes images of several sizes; the one numbered i has i in its blue channel."""
+    for split, count in (("train", 12), ("val", 4), ("test", 4)):
+        for number in range(count):
+            height, width = 40 + number, 60 - number
+            image = np.empty((height, width, 3), np.uint8)
+            image[..., 0] = np.linspace(0, 255, height)[:, None]
+            image[..., 1] = np.linspace(0, 255, width)
+            image[..., 2] = 20 * number
+            data = encoded(Image.fromarray(image), format, quality=100)
+            write(root, f"{split}/{'ab'[number % 2]}/{number}.{format.lower()}", data)
+    return root
+
+
+def resized_crops(root, **settings):
+    arguments = {"batch_size": 4, "image_size": 16, "augment": ("resized_crop",), "verbose": False}
+    return load(str(root), normalize=False, **{**arguments, **settings})
+
+
+def by_number(dataset):
+    """Returns `{the number of the image: image}`."""
+    images = np.concatenate([images for images, *_ in dataset.as_numpy_iterator()])
+    return {round(float(image[..., 2].mean() / 20)): image for image in images}
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_a_resized_crop_is_a_box_of_the_original_image(tmp_path, format):
+    root = photographs(tmp_path, format)
+    data = resized_crops(root)
+    first, second = by_number(data.train), by_number(data.train)
+    assert sorted(first) == sorted(second) == list(range(12))
+    for number, image in first.items():
+        # Rows and columns still rise evenly: a box that is stretched, neither squeezed nor mixed.
+        rows, columns = image[..., 0].mean(1), image[..., 1].mean(0)
+        assert np.all(np.diff(rows) >= -1) and np.all(np.diff(columns) >= -1)
+        shares = (rows[-1] - rows[0]) / 255 * (columns[-1] - columns[0]) / 255
+        assert 0.04 < shares <= 1
+        assert np.abs(image - second[number]).max() > 2
+    # The seed, the epoch and the image decide, not the batch that it falls into.
+    again = resized_crops(root, batch_size=3)
+    for number, image in by_number(again.train).items():
+        np.testing.assert_array_equal(image, first[number])
+    again.start_epoch(0)
+    assert by_number(again.train).keys() == first.keys()
+    assert np.any(by_number(resized_crops(root, seed=1).train)[3] != first[3])
+
+
+def test_evaluation_sees_the_central_square_where_training_takes_resized_crops(tmp_path):
+    data = resized_crops(photographs(tmp_path, "PNG"))
+    image = by_number(data.test)[0]  # 40 x 60: the square has 35 pixels.
+    for channel, extent in ((0, 40), (1, 60)):
+        line = image[..., channel].mean(1 - channel)
+        # Of the first and the last of 16 pixels the centre, in pixels of the image.
+        centres = (extent - 35) // 2 + 35 * np.array([0.5, 15.5]) / 16 - 0.5
+        np.testing.assert_allclose(line[[0, -1]], centres * 255 / (extent - 1), atol=3)
+    pixels = by_number(data.pixels("train"))
+    assert sorted(pixels) == list(range(12))
+
+
+def test_views_of_resized_crops_take_turns(tmp_path):
+    data = resized_crops(photographs(tmp_path, "PNG"), views=2, train_examples=8)
+    first, second, third = (by_number(data.train) for _ in range(3))
+    assert len(first) == 8
+    for number, image in first.items():
+        np.testing.assert_array_equal(image, third[number])
+        assert np.any(image != second[number])
+
+
+def test_a_broken_file_is_named_in_whatever_order(tmp_path):
+    root = photographs(tmp_path, "PNG")
+    broken = write(root, "train/a/broken.png", b"no image")
+    data = resized_crops(root)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=str(broken)):
+        list(data.train)
+
+
+@pytest.mark.parametrize(
+    "settings, line",
+    [
+        ({"cache": True}, "cuts a box out of the original image in every epoch"),
+        ({"augment": ("crop", "resized_crop")}, "'crop' or 'resized_crop', not both"),
+    ],
+)
+def test_what_does_not_go_with_resized_crops(tmp_path, settings, line):
+    with pytest.raises(UsageError, match=line):
+        resized_crops(photographs(tmp_path, "PNG"), **settings)
+
+
+def test_resized_crops_of_a_data_set_of_tfds(data_dir):
+    data = load(batch_size=50, augment=("resized_crop",), data_dir=data_dir)
+    images, labels = next(iter(data.train))
+    assert images.shape == (50, 8, 8, 1) and labels.shape == (50,)

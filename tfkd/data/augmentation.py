@@ -9,7 +9,13 @@ cutmix.
 import numpy as np
 import tensorflow as tf
 
-GEOMETRIC = ("crop", "flip")
+GEOMETRIC = ("crop", "flip", "resized_crop")
+
+#: Random resized crops: the share of the image's area, the ratio of width to height, and the share
+#: of the shorter side that the central square of evaluation has, 224 of 256 pixels.
+AREA = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
+CENTRAL_SHARE = 224 / 256
 
 # Everything random has a stream of its own: switching one augmentation on changes no other.
 STREAMS = (
@@ -22,6 +28,7 @@ STREAMS = (
     "centre_row",
     "centre_column",
     "chosen",
+    "box",
 )
 
 
@@ -79,6 +86,47 @@ def move(images, row_shifts, column_shifts, mirrored):
     return tf.gather(tf.reshape(padded, [-1, channels]), pixels)
 
 
+def random_box(size, seed):
+    """Draws the box of a random resized crop.
+
+    Args:
+        size: Int32 tensor `(2,)`, height and width of the image.
+        seed: Int32 tensor `(2,)`, which decides the box.
+
+    Returns:
+        An int32 tensor `(4,)`: top, left, height and width, of an area in `AREA` and a ratio in
+        `RATIO`; the whole image where ten draws do not fit into it.
+
+    References:
+        - [Going deeper with convolutions](https://arxiv.org/abs/1409.4842), section 6.
+    """
+    begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.concat([size, [3]], 0),
+        tf.zeros((0, 0, 4)),
+        seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=RATIO,
+        area_range=AREA,
+        max_attempts=10,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return tf.concat([begin[:2], extent[:2]], 0)
+
+
+def central_box(size):
+    """Returns the central square that is evaluated where training takes random resized crops.
+
+    Args:
+        size: Int32 tensor `(2,)`, height and width of the image.
+
+    Returns:
+        An int32 tensor `(4,)`: top, left, height and width.
+    """
+    side = tf.cast(tf.reduce_min(size), tf.float32) * CENTRAL_SHARE
+    side = tf.maximum(tf.cast(tf.round(side), tf.int32), 1)
+    return tf.concat([(size - side) // 2, [side, side]], 0)
+
+
 def box(own_shares, centre_rows, centre_columns, height, width):
     """Lays the boxes that cutmix cuts out, as its published code does.
 
@@ -123,7 +171,8 @@ class Augmentation:
 
     Args:
         names: Iterable of `"crop"` (a random shift of up to `crop_padding` pixels each way, black
-            where the image ends) and `"flip"` (left to right, half of the time).
+            where the image ends), `"flip"` (left to right, half of the time) and `"resized_crop"`
+            (`random_box`, cut out when the image is decoded).
         mixup: Number, the alpha of mixup's Beta(alpha, alpha), or 0 for none.
         cutmix: Number, the alpha of cutmix, or 0 for none. With both, each example takes one of
             the two, with equal chances.
@@ -148,7 +197,7 @@ class Augmentation:
             image_shape: Tuple `(height, width, channels)`.
 
         Returns:
-            A dict of arrays `(count,)`, empty if nothing is random.
+            A dict of arrays `(count,)`, or `(count, 2)` of `"box"`; empty if nothing is random.
         """
         height, width, _ = image_shape
 
@@ -168,6 +217,9 @@ class Augmentation:
                 draws[stream] = integers(stream, -reach, reach + 1)
         if "flip" in self.names:
             draws["mirrored"] = half("mirrored")
+        if "resized_crop" in self.names:
+            seeds = generator(seed, epoch, "box")
+            draws["box"] = seeds.integers(np.iinfo(np.int32).max, size=(count, 2), dtype=np.int32)
         if self.mixup:
             draws["mixup"] = beta("mixup", self.mixup)
         if self.cutmix:
@@ -188,16 +240,14 @@ class Augmentation:
         Returns:
             A tensor like `images`.
         """
-        if not self.names:
-            return images
-        batch = tf.shape(images)[:1]
-        still = tf.zeros(batch, tf.int32)
-        return move(
-            images,
-            draws.get("row_shift", still),
-            draws.get("column_shift", still),
-            draws.get("mirrored", tf.zeros(batch, tf.bool)),
-        )
+        mirrored = draws.get("mirrored")
+        if "crop" in self.names:
+            if mirrored is None:
+                mirrored = tf.zeros(tf.shape(images)[:1], tf.bool)
+            return move(images, draws["row_shift"], draws["column_shift"], mirrored)
+        if mirrored is not None:
+            return tf.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
+        return images
 
     def mix(self, images, labels, draws):
         """Applies mixup and cutmix to a batch.

@@ -87,21 +87,64 @@ class ImageFolder:
         """Returns the labels of a part of a split, an int32 array; decodes nothing."""
         return self._splits[split][1][start:stop]
 
-    def read(self, split, start, stop):
-        """Returns a dataset of `{"image", "label"}` over a part of a split, in order."""
+    def references(self, split, start, stop):
+        """Returns a dataset of `{"image": path, "label"}` over a part of a split, in order."""
         files, labels = (part[start:stop] for part in self._splits[split])
         # Bytes: a name need not be UTF-8.
         files = [os.fsencode(file) for file in files]
-        dataset = tf.data.Dataset.from_tensor_slices((files, labels)).enumerate()
-        dataset = dataset.map(
-            lambda position, pair: {
-                "position": position,
-                "image": _decode(pair[0]),
-                "label": pair[1],
-            },
-            num_parallel_calls=tf.data.AUTOTUNE,
+        return tf.data.Dataset.from_tensor_slices({"image": files, "label": labels})
+
+    def reference_bytes(self, split):
+        """Returns about how many bytes an element of `references` takes: a path, not an image."""
+        return 2**8
+
+    def decode(self, dataset, box=None):
+        """Decodes the images that a dataset of `references` names.
+
+        The error of TensorFlow's decoder does not tell which file is broken. A Python function
+        around it would, but with deterministic ops TensorFlow runs such a function for one file at
+        a time. So a file that fails is dropped, and what comes in its place has the wrong position.
+
+        Args:
+            dataset: Dataset of dicts with `"image"`; other entries are kept.
+            box: Function of an element and the size `(height, width)` of its image that returns
+                the box to cut out, `(top, left, height, width)`; None for whole images.
+
+        Returns:
+            A dataset of the same dicts, with uint8 images `(height, width, 3)`. A file that cannot
+            be decoded raises a `UsageError`.
+        """
+        named = dataset.enumerate()
+
+        def decode(position, element):
+            content = tf.io.read_file(element["image"])
+            cut = None if box is None else lambda size: box(element, size)
+            return position, {**element, "image": decoded(content, _decode_whole, 3, cut)}
+
+        images = named.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+        # Without an element behind the last, a dataset that fails there would end before it is
+        # seen.
+        last = tf.nest.map_structure(
+            lambda spec: tf.zeros([size or 0 for size in spec.shape], spec.dtype),
+            images.element_spec[1],
         )
-        return _naming_the_broken(dataset, files)
+        last = tf.data.Dataset.from_tensors((tf.constant(-1, tf.int64), last))
+
+        def check(expected, found):
+            message = tf.strings.join(
+                [
+                    "UsageError: Image ",
+                    expected[1]["image"],
+                    " cannot be decoded, it is empty, damaged or something else: mend or remove "
+                    "it, or leave out all such files by skip_broken=True "
+                    "(--config.data.skip_broken=True).",
+                ]
+            )
+            right = tf.debugging.Assert(found[0] == expected[0], [message])
+            with tf.control_dependencies([right]):
+                return tf.nest.map_structure(tf.identity, found[1])
+
+        return tf.data.Dataset.zip(named, images.ignore_errors().concatenate(last)).map(check)
 
     def describe(self, parts):
         """Returns what was found, left out and is missing, as lines of text.
@@ -209,52 +252,48 @@ def _files(folder, above=()):
             yield entry.path
 
 
-def _decode(file):
-    """Returns the image in a file as a uint8 tensor `(height, width, 3)`; of several, the first."""
-    content = tf.io.read_file(file)
+def decoded(content, decode, channels, box=None):
+    """Decodes an image, or only a box of it, which of a JPEG takes less time.
+
+    Args:
+        content: Scalar string, the bytes of the file.
+        decode: Function that decodes them.
+        channels: Integer.
+        box: Function of the size `(height, width)` that returns the box to cut out, `(top, left,
+            height, width)`, all int32; None for the whole image.
+
+    Returns:
+        A uint8 tensor `(height, width, channels)`.
+    """
+    if box is None:
+        return decode(content)
+
+    def part_of_jpeg():
+        size = tf.image.extract_jpeg_shape(content)[:2]
+        return tf.image.decode_and_crop_jpeg(content, box(size), channels)
+
+    def part_of_other():
+        image = decode(content)
+        top, left, height, width = tf.unstack(box(tf.shape(image)[:2]))
+        return image[top : top + height, left : left + width]
+
+    image = tf.cond(tf.io.is_jpeg(content), part_of_jpeg, part_of_other)
+    return tf.ensure_shape(image, (None, None, channels))
+
+
+def _decode_whole(content):
+    """Returns an image as a uint8 tensor `(height, width, 3)`; of several in a file, the first."""
     image = tf.io.decode_image(content, channels=3, expand_animations=False)
-    image.set_shape((None, None, 3))
-    return image
+    return tf.ensure_shape(image, (None, None, 3))
 
 
 def _is_broken(file):
     try:
         with tf.device("CPU:0"):
-            _decode(os.fsencode(file))
+            _decode_whole(tf.io.read_file(os.fsencode(file)))
     except tf.errors.OpError:
         return True
     return False
-
-
-def _naming_the_broken(dataset, files):
-    """Makes a dataset of `{"position", ...}`, one for each file, tell which file it fails at.
-
-    The error of TensorFlow's decoder does not. A Python function around it would, but with
-    deterministic ops TensorFlow runs such a function for one file at a time. So a file that fails
-    is dropped, and what comes in its place has the wrong position.
-    """
-    names = tf.constant(files)
-    last = tf.nest.map_structure(
-        lambda spec: tf.zeros([size or 0 for size in spec.shape], spec.dtype), dataset.element_spec
-    )
-    last["position"] = tf.constant(len(files), tf.int64)
-
-    def check(expected, example):
-        message = tf.strings.join(
-            [
-                "UsageError: Image ",
-                names[expected],
-                " cannot be decoded, it is empty, damaged or something else: mend or remove it, "
-                "or leave out all such files by skip_broken=True (--config.data.skip_broken=True).",
-            ]
-        )
-        right = tf.debugging.Assert(example["position"] == expected, [message])
-        with tf.control_dependencies([right]):
-            return tf.nest.map_structure(tf.identity, example)
-
-    # Without an element behind the last, a dataset that fails there would end before it is seen.
-    dataset = dataset.ignore_errors().concatenate(tf.data.Dataset.from_tensors(last))
-    return dataset.enumerate().take(len(files)).map(check)
 
 
 def _number(count, one, several):

@@ -5,7 +5,7 @@ import numbers
 import numpy as np
 import tensorflow as tf
 
-from tfkd.data.augmentation import GEOMETRIC, Augmentation
+from tfkd.data.augmentation import GEOMETRIC, Augmentation, central_box
 from tfkd.data.dataset import Data, check_integer
 from tfkd.data.image_folder import ranks
 from tfkd.data.pipeline import InMemory, Streamed
@@ -69,8 +69,10 @@ def load(
         train_examples: Integer, how many of the remaining training examples to keep: as near as
             possible as many of every class, the same ones whatever the seed. `None` keeps all.
         augment: Tuple of `"crop"` (a shift of up to an eighth of the size, black where the image
-            ends) and `"flip"` (left to right, half of the time), empty for none. `None` is what
-            is usual for a data set of `available()`, and none for others.
+            ends) or `"resized_crop"` (a random box of 8 to 100 % of the image's area, cut out of
+            the original image and resized; validation and test then see the central square of
+            7/8 of the shorter side), and `"flip"` (left to right, half of the time), empty for
+            none. `None` is what is usual for a data set of `available()`, and none for others.
         mixup: Non-negative number, the alpha of mixup's Beta distribution; 0 is none.
         cutmix: Non-negative number, the alpha of cutmix; 0 is none. With both, each example takes
             one of the two, with equal chances.
@@ -80,8 +82,10 @@ def load(
             they are, and they must all have one size.
         data_dir: String or path, where TFDS keeps data sets. `None` is the environment variable
             `TFDS_DATA_DIR` or `~/tensorflow_datasets`.
-        cache: Boolean, whether decoded images are kept in memory rather than read in each epoch
-            and shuffled in a buffer of 1 GiB. `"auto"` keeps each split of up to 1 GiB.
+        cache: Boolean, whether decoded images are kept in memory rather than read in each epoch.
+            `"auto"` keeps each split of up to 1 GiB. What is read in each epoch is shuffled
+            undecoded: the files of a folder all, the examples of TFDS in a buffer of 1 GiB. With
+            `"resized_crop"` training images are always read.
         indices: Boolean, whether the labels of training batches come as `{"label": labels,
             "index": indices}` with int64 indices `(batch,)`, the examples' positions in the
             training set. Losses that remember every example need it.
@@ -136,7 +140,19 @@ def load(
     if train_examples is not None:
         train_examples = check_integer("train_examples", train_examples, 1)
 
-    source = Source(name, data_dir, _check_image_size(image_size), skip_broken)
+    resized_crop = augment is not None and "resized_crop" in augment
+    if resized_crop and cache is True:
+        raise UsageError(
+            "augment='resized_crop' cuts a box out of the original image in every epoch, so that "
+            "training images cannot be kept: cache must be 'auto' or False."
+        )
+    source = Source(
+        name,
+        data_dir,
+        _check_image_size(image_size),
+        skip_broken,
+        central_box if resized_crop else None,
+    )
     if augment is None:
         augment = KNOWN[source.name].augment if source.name in KNOWN else ()
     parts = _parts(source, validation, test)
@@ -158,7 +174,8 @@ def load(
         mean, std = source.statistics(available)
     else:
         mean, std = (values * source.image_shape[-1] for values in RAW)
-    splits = {"train": _open(source, *parts["train"], cache, train_examples)}
+    kept = cache if not resized_crop else False
+    splits = {"train": _open(source, *parts["train"], kept, train_examples)}
     for split in ("validation", "test"):
         splits[split] = _open(source, *parts[split], cache) if split in parts else None
     return Data(
@@ -211,13 +228,13 @@ def _open(source, split, start, stop, cache, keep=None):
             kept = balanced_subset(labels, keep)
             images, labels = images[kept], labels[kept]
         return InMemory(images, labels)
-    dataset = source.read(split, start, stop)
+    references = source.references(split, start, stop)
     if keep is not None:
         labels = source.labels(split, start, stop)
-        dataset = _filter(dataset, balanced_subset(labels, keep), stop - start)
+        references = _filter(references, balanced_subset(labels, keep), stop - start)
     count = stop - start if keep is None else keep
-    buffer_size = max(1, MEMORY // in_memory_bytes(1, source.image_shape))
-    return Streamed(dataset, count, min(count, buffer_size))
+    buffer_size = min(count, max(1, MEMORY // source.reference_bytes(split)))
+    return Streamed(references, source.decode, count, source.image_shape, buffer_size)
 
 
 def _filter(dataset, positions, size):
@@ -259,6 +276,8 @@ def _check_augment(augment):
     for name in augment:
         if name not in GEOMETRIC:
             raise unknown("augmentation", name, GEOMETRIC)
+    if {"crop", "resized_crop"} <= set(augment):
+        raise UsageError("augment takes 'crop' or 'resized_crop', not both.")
 
 
 def _check_image_size(image_size):

@@ -5,7 +5,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from tfkd.data.augmentation import generator
+from tfkd.data.augmentation import generator, random_box
 
 #: How many batches are made at a time, and how many wait for the training step.
 PARALLEL_CALLS = min(16, os.cpu_count() or 1)
@@ -45,10 +45,15 @@ class InMemory:
             self._images = tf.constant(images)
             self._labels = tf.constant(labels)
 
-    def in_order(self, batch_size):
-        """Returns a dataset of batches for `read`, the last one smaller."""
+    def in_order(self, batch_size, draws=None):
+        """Returns a dataset of batches for `read`, the last one smaller.
+
+        Args:
+            batch_size: Integer.
+            draws: Dict of tensors `(size, ...)`, to go with the examples.
+        """
         indices = tf.data.Dataset.range(self.size).batch(batch_size)
-        return indices.map(lambda index: {"index": index})
+        return indices.map(lambda index: _with_draws({"index": index}, draws))
 
     def plan(self, rng, draws, batch_size):
         """Plans a pass in random order.
@@ -85,22 +90,38 @@ class Streamed:
     """Examples that are read and decoded again in every pass.
 
     Args:
-        dataset: Dataset of uint8 images of one known shape and int32 labels, in a fixed order.
+        references: Dataset of `{"image", "label"}` with undecoded images, in a fixed order.
+        decode: Function of such a dataset and a function that chooses the box of an image (see
+            `Source.decode`), which decodes the images to one known shape.
         size: Integer, how many there are.
-        buffer_size: Integer, how many decoded examples the shuffle may hold.
+        image_shape: Tuple `(height, width, channels)`.
+        buffer_size: Integer, how many undecoded examples the shuffle may hold.
     """
 
-    def __init__(self, dataset, size, buffer_size):
+    def __init__(self, references, decode, size, image_shape, buffer_size):
         self.size = size
-        self.image_shape = tuple(dataset.element_spec[0].shape)
-        self._dataset = dataset.enumerate().map(
-            lambda index, example: {"index": index, "image": example[0], "label": example[1]}
+        self.image_shape = image_shape
+        self._decode = decode
+        self._references = references.enumerate().map(
+            lambda index, example: {"index": index, **example}
         )
         self._buffer_size = buffer_size
 
-    def in_order(self, batch_size):
-        """Returns a dataset of batches for `read`, the last one smaller."""
-        return self._dataset.batch(batch_size)
+    def in_order(self, batch_size, draws=None):
+        """Returns a dataset of batches for `read`, as `InMemory.in_order` does."""
+        return self._batches(self._references, draws).batch(batch_size)
+
+    def _batches(self, references, draws):
+        """Decodes examples, with the rows of `draws` that belong to them."""
+        box = None
+        if draws:
+            references = references.map(lambda example: _with_draws(example, draws))
+        if draws and "box" in draws:
+
+            def box(example, size):
+                return random_box(size, example["box"])
+
+        return self._decode(references, box)
 
     def plan(self, rng, draws, batch_size):
         """Plans a pass in random order, as `InMemory.plan` does."""
@@ -113,24 +134,25 @@ class Streamed:
         # seed set here is that of its graph alone: the order depends on the plan's seed only.
         tf.random.set_seed(1)
         seed = plan.pop("seed")
-        batches = self._dataset.shuffle(
+        shuffled = self._references.shuffle(
             self._buffer_size, seed=seed, reshuffle_each_iteration=False
-        ).batch(batch_size, drop_remainder=True)
-
-        def add_draws(batch):
-            draws = {name: tf.gather(draw, batch["index"]) for name, draw in plan.items()}
-            return {**batch, **draws}
-
-        return batches.map(add_draws)
+        )
+        return self._batches(shuffled, plan).batch(batch_size, drop_remainder=True)
 
     def labels(self):
         """Returns all labels as an array, in order; reads the data set once."""
-        labels = self._dataset.map(lambda example: example["label"])
+        labels = self._references.map(lambda example: example["label"])
         return np.fromiter(labels.as_numpy_iterator(), np.int32, self.size)
 
     def read(self, batch):
         """Returns the images and labels of a batch."""
         return batch["image"], batch["label"]
+
+
+def _with_draws(batch, draws):
+    """Adds the rows of `draws` that belong to the examples of a batch, or to a single one."""
+    draws = draws or {}
+    return {**batch, **{name: tf.gather(draw, batch["index"]) for name, draw in draws.items()}}
 
 
 def training_pipeline(
@@ -243,11 +265,10 @@ def view_pipeline(examples, batch_size, augmentation, encode, views, view):
         draws = {name: tf.constant(values) for name, values in draws.items()}
 
     def make(batch):
-        own = {name: tf.gather(values, batch["index"]) for name, values in draws.items()}
         images, labels = examples.read(batch)
-        return encode(augmentation.move(images, own), labels)[0]
+        return encode(augmentation.move(images, batch), labels)[0]
 
-    batches = examples.in_order(batch_size).map(make, num_parallel_calls=PARALLEL_CALLS)
+    batches = examples.in_order(batch_size, draws).map(make, num_parallel_calls=PARALLEL_CALLS)
     return _with_options(batches.prefetch(PREFETCHED))
 
 

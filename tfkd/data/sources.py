@@ -15,7 +15,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tfkd.data.digits import Digits
-from tfkd.data.image_folder import ImageFolder
+from tfkd.data.image_folder import ImageFolder, decoded
 from tfkd.errors import UsageError, raised_within, unknown
 
 # Mean and standard deviation of every channel in [0, 1], and the augmentation that is usual.
@@ -64,6 +64,9 @@ class Source:
         data_dir: String or path, where TFDS keeps data sets; `None` for its default.
         image_size: `None`, or integers `(height, width)` to resize images to.
         skip_broken: Boolean, whether a folder of images may hold files that cannot be decoded.
+        box_of_evaluation: Function of the size `(height, width)` of an image that returns the box
+            `(top, left, height, width)` that is kept of it where nothing is random; `None` keeps
+            whole images.
 
     Attributes:
         name: String.
@@ -78,7 +81,9 @@ class Source:
             class labels, lacks a split, or its images vary in size and `image_size` is `None`.
     """
 
-    def __init__(self, name, data_dir=None, image_size=None, skip_broken=False):
+    def __init__(
+        self, name, data_dir=None, image_size=None, skip_broken=False, box_of_evaluation=None
+    ):
         found = _find(name, data_dir)
         if isinstance(found, pathlib.Path):
             self._reader = ImageFolder(found, skip_broken)
@@ -87,6 +92,7 @@ class Source:
         else:
             self._reader = _Prepared(found)
         self._image_size = image_size
+        self._box_of_evaluation = box_of_evaluation
         self.name = self._reader.name
         self.validation_split = self._reader.validation_split
         self.test_split = self._reader.test_split
@@ -106,8 +112,47 @@ class Source:
         """
         return self._reader.describe(parts)
 
+    def references(self, split, start, stop):
+        """Returns a dataset of `{"image", "label"}` with undecoded images, which `decode` takes.
+
+        Args:
+            split: String.
+            start: Integer, the first example's position in the split.
+            stop: Integer, the position behind the last.
+        """
+        return self._reader.references(split, start, stop)
+
+    def reference_bytes(self, split):
+        """Returns about how many bytes an element of `references` takes, an integer above 0."""
+        return self._reader.reference_bytes(split)
+
+    def decode(self, dataset, box=None):
+        """Decodes the images of a dataset of `references`.
+
+        Args:
+            dataset: Dataset of dicts with `"image"` and `"label"`; other entries are kept.
+            box: Function of an element and the size of its image that returns the box to cut out;
+                `None` for that of evaluation.
+
+        Returns:
+            A dataset of the same dicts in the same order: a uint8 image of `image_shape` and an
+            int32 label.
+        """
+        if box is None and self._box_of_evaluation is not None:
+
+            def box(element, size):
+                del element  # Its box is that of every image.
+                return self._box_of_evaluation(size)
+
+        def fit(element):
+            image = self._fit(element["image"], resize=box is not None)
+            label = tf.cast(element["label"], tf.int32)
+            return {**element, "image": image, "label": label}
+
+        return self._reader.decode(dataset, box).map(fit, num_parallel_calls=tf.data.AUTOTUNE)
+
     def read(self, split, start, stop):
-        """Reads a part of a split.
+        """Reads a part of a split, as it is evaluated.
 
         Args:
             split: String.
@@ -118,11 +163,8 @@ class Source:
             A `tf.data.Dataset` of pairs: a uint8 image of `image_shape` and an int32 label, in an
             order that never changes.
         """
-        dataset = self._reader.read(split, start, stop).map(
-            lambda example: (self._fit(example["image"]), tf.cast(example["label"], tf.int32)),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-        return dataset.apply(tf.data.experimental.assert_cardinality(stop - start))
+        dataset = self.decode(self.references(split, start, stop))
+        return dataset.map(lambda example: (example["image"], example["label"]))
 
     def labels(self, split, start, stop):
         """Returns the labels of a part of a split, an int32 array."""
@@ -186,21 +228,22 @@ class Source:
             return (*self._image_size, channels)
         if None not in size:
             return (*size, channels)
-        shown = self._reader.read("train", 0, min(PEEK, self.size("train")))
+        shown = self._reader.references("train", 0, min(PEEK, self.size("train")))
+        shown = self._reader.decode(shown)
         sizes = {example["image"].shape[:2] for example in self._iterate(shown)}
         if len(sizes) > 1:
             raise UsageError(f"Data set {self.name!r}: {VARYING}")
         return (*sizes.pop(), channels)
 
-    def _fit(self, image):
-        """Brings an image to `image_shape`."""
-        if self._image_size is None:
+    def _fit(self, image, resize):
+        """Brings an image to `image_shape`: it has it already without `resize` and `image_size`."""
+        if self._image_size is None and not resize:
             same = tf.debugging.assert_equal(tf.shape(image), self.image_shape, message=VARYING)
             with tf.control_dependencies([same]):
                 return tf.ensure_shape(image, self.image_shape)
         if image.shape == self.image_shape:
             return image
-        resized = tf.image.resize(image, self._image_size, method="bilinear", antialias=True)
+        resized = tf.image.resize(image, self.image_shape[:2], method="bilinear", antialias=True)
         return tf.ensure_shape(tf.saturate_cast(tf.round(resized), tf.uint8), self.image_shape)
 
     def _iterate(self, dataset):
@@ -250,14 +293,29 @@ class _Prepared:
         return self._builder.info.splits[split].num_examples
 
     def labels(self, split, start, stop):
-        labels = self.read(split, start, stop).map(lambda example: example["label"])
+        labels = self.references(split, start, stop).map(lambda example: example["label"])
         return np.fromiter(labels.as_numpy_iterator(), np.int32, stop - start)
 
-    def read(self, split, start, stop):
-        return self._builder.as_dataset(
+    def references(self, split, start, stop):
+        dataset = self._builder.as_dataset(
             split=f"{split}[{start}:{stop}]",
+            decoders={"image": tfds.decode.SkipDecoding()},
             read_config=tfds.ReadConfig(try_autocache=False, skip_prefetch=True),
         )
+        return dataset.map(lambda example: {name: example[name] for name in ("image", "label")})
+
+    def reference_bytes(self, split):
+        return max(1, self._builder.info.splits[split].num_bytes // self.size(split))
+
+    def decode(self, dataset, box=None):
+        feature = self._builder.info.features["image"]
+
+        def decode(element):
+            cut = None if box is None else lambda size: box(element, size)
+            image = decoded(element["image"], feature.decode_example, self.shape[-1], cut)
+            return {**element, "image": image}
+
+        return dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
 
     def describe(self, parts):
         return None
