@@ -6,19 +6,29 @@ The pipelines and the training step run in one process, in turn, so that whateve
 does slows them alike; what is printed are medians and ratios of medians. The pipeline has the
 machine to itself while it is measured: a ratio of 10 says that feeding the step costs about a
 tenth of the machine's time. A data set that cannot be prepared here is replaced by `digits`.
+
+    python benchmarks/input_pipeline.py --data=photographs
+
+compares a folder of JPEG files of 500x375 pixels, cut and resized to 224x224, with the same done by
+`keras.utils.image_dataset_from_directory` and `tf.image`.
 """
 
+import pathlib
 import sys
+import tempfile
 import time
 
 import keras
 import numpy as np
+import tensorflow as tf
 from absl import app, flags, logging
+from sklearn.datasets import load_sample_images
 
 import tfkd
+from tfkd.data.pipeline import PREFETCHED
 from tfkd.errors import UsageError
 
-flags.DEFINE_string("data", "cifar100", "Name of the data set.")
+flags.DEFINE_string("data", "cifar100", "Name of the data set, or photographs.")
 flags.DEFINE_string("student", "wrn_16_2", "Id of the model that is trained.")
 flags.DEFINE_integer("batch_size", 64, "Images per step.", 1)
 flags.DEFINE_integer("rounds", 9, "How often each of them is measured.", 3)
@@ -85,28 +95,90 @@ def images_per_second(action, untimed, timed):
     return timed * FLAGS.batch_size / (time.perf_counter() - start)
 
 
-def main(_):
-    """Measures and prints."""
-    logging.set_verbosity(logging.ERROR)  # TFDS tells every file it opens.
-    loaded = load_all()
-    data = loaded["crop+flip"]
-    actions = {
-        row: (endless(each.train).__next__, BUFFERED, FLAGS.batches) for row, each in loaded.items()
-    }
-    step = f"training step of {FLAGS.student}"
-    actions[step] = (training_step(data), 0, FLAGS.steps)
+def write_photographs(root, count=512):
+    """Writes a folder of JPEG files: parts of the two photographs of scikit-learn."""
+    random = np.random.default_rng(0)
+    for number in range(count):
+        photograph = load_sample_images().images[number % 2]
+        top, left = (random.integers(size + 1) for size in (427 - 375, 640 - 500))
+        part = tf.constant(photograph[top : top + 375, left : left + 500])
+        path = pathlib.Path(root, "train", "ab"[number % 2], f"{number}.jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tf.io.encode_jpeg(part, quality=90).numpy())
+
+
+def with_keras(root):
+    """Returns the training batches of a folder as users of Keras write them."""
+
+    def augment(image, label):
+        seed = tf.random.uniform((2,), maxval=2**31 - 1, dtype=tf.int32)
+        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            tf.shape(image),
+            tf.zeros((0, 0, 4)),
+            seed,
+            min_object_covered=0.0,
+            aspect_ratio_range=(3 / 4, 4 / 3),
+            area_range=(0.08, 1.0),
+            max_attempts=10,
+            use_image_if_no_bounding_boxes=True,
+        )
+        image = tf.ensure_shape(tf.slice(image, begin, size), (None, None, 3))
+        image = tf.image.resize(image, (224, 224), antialias=True)
+        return tf.image.random_flip_left_right(image) / 127.5 - 1, label
+
+    images = keras.utils.image_dataset_from_directory(
+        pathlib.Path(root, "train"), image_size=(375, 500), batch_size=None, verbose=False
+    )
+    images = images.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+    return images.batch(FLAGS.batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
+def measure(actions, beside, title):
+    """Times actions in turn, and prints the medians and their ratios to that of one of them.
+
+    Args:
+        actions: `{row: (action, untimed, timed)}`.
+        beside: String, the row that the others are compared with.
+        title: String, what the ratios are.
+    """
     rates = {row: [] for row in actions}
     for measured in range(FLAGS.rounds + 1):
         for row, action in actions.items():
             rate = images_per_second(*action)
             if measured:  # The first round traces and compiles.
                 rates[row].append(rate)
-
     medians = {row: np.median(values) for row, values in rates.items()}
-    print(f"{data!r}, {FLAGS.rounds} rounds")
-    print(f"{'':30} images/s  times the step")
+    print(f"{'':30} images/s  {title}")
     for row, median in medians.items():
-        print(f"{row:30} {median:8.0f}  {median / medians[step]:6.1f}")
+        print(f"{row:30} {median:8.0f}  {median / medians[beside]:6.2f}")
+
+
+def main(_):
+    """Measures and prints."""
+    logging.set_verbosity(logging.ERROR)  # TFDS tells every file it opens.
+    if FLAGS.data == "photographs":
+        with tempfile.TemporaryDirectory() as root:
+            write_photographs(root)
+            data = load(
+                name=root, image_size=224, augment=("resized_crop", "flip"), validation=0, test=8
+            )
+            of_keras = "Keras and tf.image"
+            pipelines = {"tfkd": data.train, of_keras: with_keras(root)}
+            actions = {
+                row: (endless(pipeline).__next__, PREFETCHED, data.steps_per_epoch)
+                for row, pipeline in pipelines.items()
+            }
+            print(f"{data!r}, {FLAGS.rounds} rounds")
+            measure(actions, of_keras, "times Keras")
+        return
+    loaded = load_all()
+    actions = {
+        row: (endless(each.train).__next__, BUFFERED, FLAGS.batches) for row, each in loaded.items()
+    }
+    data, step = loaded["crop+flip"], f"training step of {FLAGS.student}"
+    actions[step] = (training_step(data), 0, FLAGS.steps)
+    print(f"{data!r}, {FLAGS.rounds} rounds")
+    measure(actions, step, "times the step")
 
 
 if __name__ == "__main__":
