@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "measure the models of a finished run again",
     "export": "write a student for use elsewhere, and measure what was written",
     "report": "make a web page of one or more finished runs",
+    "studies": "keep results of studies as data, and write tables and pictures from them",
     "local_workers": "start several workers on this machine, which train as one",
     "describe": "tell what a method, loss, model or data set is",
 }

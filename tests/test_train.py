@@ -22,7 +22,7 @@ import tfkd.config
 from tfkd import check, command_line, compare, evaluate, train
 from tfkd.errors import UsageError
 from tfkd.report import report
-from tfkd.runs import assemble, checkpoint, fitting, measure, work_directory
+from tfkd.runs import assemble, checkpoint, fitting, measure, studies, work_directory
 
 
 @pytest.fixture(scope="module")
@@ -530,6 +530,20 @@ def test_a_comparison_writes_its_table(tmp_path, data_dir, capsys):
     assert f"{100 * np.mean(accuracies):.2f} ± {100 * np.std(accuracies, ddof=1):.2f}" in table
     assert table.splitlines()[-1] in capsys.readouterr().out
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    # As entries of a study, which finds runs again, and a teacher in the directory of one run.
+    study = {"teachers": [], "runs": []}
+    for _ in range(2):
+        assert studies.add(study, tmp_path, "abc") == 4
+        assert studies.add(study, tmp_path / "teacher", "abc") == 1
+    assert [(one["method"], one["seed"]) for one in study["runs"]] == [
+        ("alone", 0),
+        ("alone", 1),
+        ("kd", 0),
+        ("kd", 1),
+    ]
+    assert [one["test_accuracy"] for one in study["runs"][2:]] == pytest.approx(accuracies)
+    assert study["teachers"][0]["student"] == "resnet14"
+    assert study["runs"][0].keys() >= {"validation_accuracy", "best_epoch", "epochs", "command"}
 
 
 @pytest.mark.slow

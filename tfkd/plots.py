@@ -240,6 +240,36 @@ def trials(path, scores, values, title, logarithmic=()):
     _save(figure, path, f"{title} of the trials, over {', '.join(values)}")
 
 
+def study(path, title, methods, teacher=None):
+    """Draws the accuracies of several methods: bars for means, dots for seeds.
+
+    Args:
+        path: Where to write the PNG.
+        title: String.
+        methods: `{name: list of accuracies}`, one for each seed, in the order of the bars.
+        teacher: Accuracy of the teacher, drawn as a line; None for none.
+    """
+    figure = _figure(8, 1.4 + 0.32 * len(methods))
+    axis = figure.subplots()
+    means = [100 * np.mean(accuracies) for accuracies in methods.values()]
+    axis.barh(list(methods), means, color="tab:blue", alpha=0.35)
+    for name, accuracies in methods.items():
+        axis.plot(100 * np.array(accuracies), [name] * len(accuracies), "o", color="tab:blue", ms=4)
+    drawn = [100 * one for accuracies in methods.values() for one in accuracies]
+    low, high = min(drawn), max(drawn)
+    if teacher is not None:
+        axis.axvline(100 * teacher, color="tab:orange", label=f"teacher, {100 * teacher:.2f} %")
+        axis.legend(loc="lower right")
+        high = max(high, 100 * teacher)
+    # Bars from zero would hide the differences; the axis says where it begins.
+    axis.set_xlim(low - 0.15 * (high - low) - 1, high + 0.05 * (high - low) + 0.5)
+    axis.invert_yaxis()
+    axis.set_xlabel("test accuracy, %")
+    axis.set_title(title)
+    axis.grid(alpha=0.3, axis="x")
+    _save(figure, path, f"test accuracy of each method and seed, {title}")
+
+
 def _figure(width, height):
     # Not pyplot, whose backend belongs to whoever imports tfkd: a notebook shows its figures by it.
     from matplotlib.figure import Figure

@@ -51,7 +51,7 @@ def _run_all(config, workdir, methods, seeds, command):
     variants = {method: method_variant(config, method) for method in methods}
     if len(variants) < len(methods):
         raise UsageError(f"--methods names one twice: {','.join(methods)}.")
-    if not all((workdir / _folder(method, config.seed)).exists() for method in methods):
+    if not all((workdir / folder_of(method, config.seed)).exists() for method in methods):
         # A mistake in the last method shows before the first one is trained.
         execute.check_methods(config, variants.values(), workdir)
     runs, histories = {}, {}
@@ -70,13 +70,14 @@ def _run_all(config, workdir, methods, seeds, command):
         for seed in range(config.seed, config.seed + seeds):
             one = copy.deepcopy(config)
             one.method, one.seed, one.teacher.path = variant, seed, str(teacher)
-            folder = workdir / _folder(method, seed)
+            folder = workdir / folder_of(method, seed)
             runs[method].append(_run(one, folder, command))
             histories.setdefault(method, []).append(work_directory.history(folder))
     return runs, histories
 
 
-def _folder(method, seed):
+def folder_of(method, seed):
+    """Returns the name of the directory of a run, within that of the comparison."""
     return f"{method.replace(':', '-')}-seed{seed}"
 
 
