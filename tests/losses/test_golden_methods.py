@@ -8,11 +8,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import golden_numbers
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfkd
 from tfkd import losses
+from tfkd.losses.multi_level_logit_distillation import correlation_differences
+from tfkd.losses.numerics import selection
 
 FILE = "methods.npz"
 
@@ -68,6 +72,44 @@ def of_logits(loss):
     return Setup(values)
 
 
+def standardized(case):
+    given = {"temperature": case.arguments["T"], "standardize": "off" not in case.name.split("_")}
+    if case.id == "ls_kd":
+        return of_logits(losses.get("kd", **given))
+    alpha, beta = case.arguments["a"], case.arguments["b"]
+    return of_logits(losses.get("dkd", alpha=alpha, beta=beta, **given))
+
+
+def curriculum(case):
+    if case.name == "schedule":
+        return reversals(case)
+    temperature = tfkd.schedules.CurriculumTemperature()
+    loss = losses.get("kd", temperature=temperature)
+    # The epoch at which the reversal is as far as the case says.
+    share = np.arccos(1 + 2 * case.arguments["lambda"]) / np.pi
+    loss.start_epoch(share * temperature.reversal.epochs - 1)
+    setup = of_logits(loss)
+
+    def values(inputs, mask):
+        return {**setup.values(inputs, mask), "temperature": loss.value_of(loss.temperature)}
+
+    return Setup(values, {"temperature": temperature.parameter})
+
+
+def reversals(case):
+    """The factors of the gradient after some epochs."""
+    made = {}
+    for key in case.under("value"):
+        if match := re.fullmatch(r"cosine_0_-1_over_(\d+)", key):
+            made[key] = tfkd.schedules.CurriculumTemperature(epochs=int(match[1])).reversal
+    epochs = {key: range(len(case.arrays[f"value/{key}"])) for key in made}
+    return Setup(
+        lambda inputs, mask: {
+            key: tf.stack([made[key](epoch) for epoch in epochs[key]]) for key in made
+        }
+    )
+
+
 def dist(case):
     given = case.arguments
     loss = losses.get(
@@ -76,8 +118,68 @@ def dist(case):
     return of_logits(loss)
 
 
+def normalized(case):
+    loss = losses.get("nkd", gamma=case.arguments["g"], temperature=case.arguments["T"])
+    return of_logits(loss)
+
+
+def soft_labels(case):
+    """The published alpha is the weight, which the distiller applies."""
+    setup = of_logits(losses.get("wsld", temperature=case.arguments["T"]))
+    return Setup(lambda *given: {"loss": case.arguments["a"] * setup.values(*given)["loss"]})
+
+
+def transformed(case):
+    return of_logits(losses.get(case.id, power=case.arguments["g"]))
+
+
+def multi_level(case):
+    if case.name != "step":
+        return Setup(lambda inputs, mask: {"loss": correlations(case, inputs, mask)})
+    loss = losses.get("mlkd")
+    divergences = {T: losses.get("kd", temperature=T) for T in (2.0, 3.0, 4.0, 5.0, 6.0)}
+
+    def values(inputs, mask):
+        weak, strong = (
+            ([inputs[f"student_{view}"]], [inputs[f"teacher_{view}"]])
+            for view in ("weak", "strong")
+        )
+        return {
+            "loss": 0.1
+            * sum(cross_entropy(inputs["labels"], view[0][0]) for view in (weak, strong))
+            + 0.9 * loss(*weak)
+            + 0.9 * sum(divergences[T](*strong) for T in (3.0, 4.0, 5.0))
+            + 0.9 * sum(divergences[T](*weak) for T in (2.0, 6.0))
+        }
+
+    return Setup(values)
+
+
+def correlations(case, inputs, mask):
+    selected = selection(mask, inputs["student"])
+    found = correlation_differences(
+        inputs["student"], inputs["teacher"], case.arguments["T"], selected
+    )
+    by_class, by_sample = map(tf.reduce_mean, found)
+    by_kind = {"class": by_class * tf.reduce_mean(selected), "batch": by_sample}
+    return by_kind[case.name.split("_")[0]]
+
+
+def cross_entropy(labels, logits, mask=None):
+    values = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    return losses.masked_mean(values, mask)
+
+
 MAKERS = {
+    "ls_kd": standardized,
+    "ls_dkd": standardized,
+    "ctkd": curriculum,
     "dist": dist,
+    "nkd": normalized,
+    "wsld": soft_labels,
+    "ttm": transformed,
+    "wttm": transformed,
+    "mlkd": multi_level,
 }
 
 

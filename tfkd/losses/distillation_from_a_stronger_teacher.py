@@ -1,10 +1,10 @@
-"""DIST: which classes and which samples go together, not how much (Huang et al., 2022)."""
+"""DIST: which classes and which samples go together (Huang et al., 2022)."""
 
 import keras
 from keras import ops
 
 from tfkd.losses.distillation_loss import DistillationLoss, masked_mean
-from tfkd.losses.numerics import correlation, keep_selected, selection
+from tfkd.losses.numerics import correlation, selection
 from tfkd.schedules import number_or_schedule
 
 
@@ -15,7 +15,8 @@ def relational_distances(student_logits, teacher_logits, temperature=1.0, sample
         student_logits: Float32 tensor `(batch, classes)`.
         teacher_logits: Float32 tensor `(batch, classes)`.
         temperature: Positive number that divides both logits.
-        sample_mask: Tensor `(batch,)` that selects samples, or None.
+        sample_mask: Tensor `(batch,)` that selects samples, or None. Logits of the others must be
+            finite.
 
     Returns:
         `(inter, intra)`, scalars: one minus the correlation of the two models' probabilities,
@@ -23,10 +24,8 @@ def relational_distances(student_logits, teacher_logits, temperature=1.0, sample
         averaged over the classes.
     """
     selected = selection(sample_mask, student_logits)
-    student, teacher = (
-        ops.softmax(keep_selected(logits, selected) / temperature)
-        for logits in (student_logits, teacher_logits)
-    )
+    student = ops.softmax(student_logits / temperature)
+    teacher = ops.softmax(teacher_logits / temperature)
     inter = masked_mean(1 - correlation(student, teacher), selected)
     of_classes = correlation(ops.transpose(student), ops.transpose(teacher), selected)
     return inter, ops.mean(1 - of_classes) * ops.mean(selected)

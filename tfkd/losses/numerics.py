@@ -145,6 +145,24 @@ def _centre(vectors, counted):
     return ops.where(spread > 1e-10 * size, centred, ops.zeros_like(centred))
 
 
+def standardize(logits):
+    """Logits of mean 0 and deviation 1 within each sample.
+
+    `(z − mean_c z) / (std_c z + 1e-7)`, with the unbiased deviation. The softmax of the result, at
+    a temperature, depends on neither the offset nor the scale of the logits.
+
+    Args:
+        logits: Float32 tensor `(batch, classes)` of at least two classes.
+
+    Returns:
+        A tensor of the same shape. Logits that are constant up to rounding become 0, without
+        gradient, which would otherwise be as large as 1e7.
+    """
+    centred = _centre(logits, ops.ones_like(logits[0]))
+    deviation = norm_or_one(centred) / math.sqrt(max(logits.shape[-1] - 1, 1))
+    return centred / (deviation + 1e-7)
+
+
 def match_sizes(student_map, teacher_map):
     """Average-pools the larger of two maps to the size of the smaller, along each axis.
 
