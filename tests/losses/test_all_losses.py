@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from loss_samples import IDS, PAIRWISE, Sample
+from loss_samples import IDS, PAIRWISE, VARIANTS, Sample
 
 import tfkd
 from tfkd import losses
@@ -94,7 +94,7 @@ def test_vectors_of_different_widths_are_no_logits_of_the_same_classes(name):
         loss.build(shapes((3,)), shapes((4,)))
 
 
-@pytest.mark.parametrize("name", sorted(set(IDS) - {"crd"}))  # CRD: in its own file
+@pytest.mark.parametrize("name", sorted({*IDS, *VARIANTS} - {"crd"}))  # CRD: in its own file
 @pytest.mark.parametrize("rows", [[1], [0, 5], [1, 2, 4], [0, 1, 2, 3, 4, 5]])
 def test_mask_means_loss_on_the_selected_times_their_fraction(name, rows):
     sample = Sample(name)
@@ -109,7 +109,7 @@ def test_mask_means_loss_on_the_selected_times_their_fraction(name, rows):
 LOGITS = [name for name in IDS if SPOTS[name] == "logits"]
 
 
-@pytest.mark.parametrize("name", LOGITS)
+@pytest.mark.parametrize("name", [*LOGITS, *VARIANTS])
 @pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf])
 def test_what_samples_hold_that_are_not_selected_has_no_effect(name, junk):
     sample = Sample(name)
