@@ -56,6 +56,7 @@ METHODS = {
     "iakd, kept": lambda *models: tfkd.IAKD(*models, schedule="uniform", start=1.0),
     "iakd, swapped": lambda *models: tfkd.IAKD(*models, schedule="uniform", start=0.0),
     "iakd, per sample": lambda *models: tfkd.IAKD(*models, sampling="sample"),
+    "teacher_free": lambda student, _: tfkd.TeacherFree(student, multiplier=5.0),
     "mutual": lambda *models: tfkd.MutualDistiller(models, temperature=2.0),
     "acn": lambda *models: tfkd.ACN(
         models, **SMALL_GAN, divergent_mean="accepted", generator_clip_norm=0.2

@@ -254,7 +254,7 @@ def test_fused_batch_normalization_changes_rounding_alone(method):
 
 
 #: How often student (or students) and teacher run in a step of training.
-RUNS = {"alone": (1, 0), "kd+at": (1, 1), "ackd": (1, 1), "mutual": (1, 1)}
+RUNS = {"alone": (1, 0), "kd+at": (1, 1), "ackd": (1, 1), "teacher_free": (1, 0), "mutual": (1, 1)}
 
 
 @pytest.mark.parametrize("method", RUNS)
@@ -332,6 +332,7 @@ PASSES = {
     "sakd": 2,
     "iakd, kept": 2,
     "iakd, swapped": 1,
+    "teacher_free": 2,
     "mutual": 4,
     "acn, warming up": 4,
     # Real and divergent images.

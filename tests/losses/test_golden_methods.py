@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import tfkd
 from tfkd import losses
+from tfkd.distillers.teacher_free import virtual_teacher
 from tfkd.losses.multi_level_logit_distillation import correlation_differences
 from tfkd.losses.numerics import selection
 
@@ -165,6 +166,36 @@ def correlations(case, inputs, mask):
     return by_kind[case.name.split("_")[0]]
 
 
+def of_labels_and(divergence, case):
+    """The setup of a whole objective of labels and a divergence `(inputs, mask) -> scalar`.
+
+    The published divergence is a mean over the classes, too, ours a sum over them.
+    """
+    alpha, multiplier = case.arguments["a"], case.arguments["m"]
+
+    def values(inputs, mask):
+        classes = inputs["student"].shape[-1]
+        of_labels = cross_entropy(inputs["labels"], inputs["student"], mask)
+        further = multiplier / classes * divergence(inputs, mask)
+        return {"loss": (1 - alpha) * of_labels + alpha * further}
+
+    return Setup(values)
+
+
+def virtual(case):
+    def divergence(inputs, mask):
+        student = inputs["student"]
+        teacher = virtual_teacher(inputs["labels"], student.shape[-1]) / case.arguments["T"]
+        return losses.get("kd", temperature=1.0)([student], [teacher], sample_mask=mask)
+
+    return of_labels_and(divergence, case)
+
+
+def own_teacher(case):
+    kd = of_logits(losses.get("kd", temperature=case.arguments["T"]))
+    return of_labels_and(lambda *given: kd.values(*given)["loss"], case)
+
+
 def cross_entropy(labels, logits, mask=None):
     values = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
     return losses.masked_mean(values, mask)
@@ -180,6 +211,8 @@ MAKERS = {
     "ttm": transformed,
     "wttm": transformed,
     "mlkd": multi_level,
+    "teacher_free_reg": virtual,
+    "teacher_free_self": own_teacher,
 }
 
 
