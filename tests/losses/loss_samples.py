@@ -19,7 +19,7 @@ ARGUMENTS = {
     "cc": {"embedding_size": 8},
     "kd, standardized": {"standardize": True},
     "dkd, standardized": {"standardize": True},
-    "mlkd, selecting": {"select": True},
+    "mlkd, selecting": {"select": True, "standardize": True},
 }
 #: Losses that compare samples with each other, and so need two.
 PAIRWISE = ("sp", "cc", "rkd", "pkt")

@@ -274,6 +274,7 @@ def test_zero_between_equal_features(name):
         ("mlkd", {"temperatures": ()}),
         ("mlkd", {"temperatures": (2.0, 0.0)}),
         ("mlkd", {"select": None}),
+        ("mlkd", {"standardize": 2}),
         ("ab", {"margin": -1.0}),
         ("ft", {"rate": 0}),
         ("ft", {"rate": 1.5}),

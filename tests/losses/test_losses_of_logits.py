@@ -18,6 +18,12 @@ def softmax(logits):
     return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
 
 
+def scaled(logits, standardize):
+    if not standardize:
+        return logits
+    return (logits - logits.mean(-1, keepdims=True)) / logits.std(-1, ddof=1, keepdims=True)
+
+
 def value(loss, student, teacher, **given):
     return loss(
         *([tf.constant(logits, "float32")] for logits in (student, teacher)),
@@ -86,8 +92,9 @@ def test_at_most_the_median(counted):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("select", [False, True])
-def test_masks_of_mlkd_by_hand(select):
+def test_masks_of_mlkd_by_hand(select, standardize):
     """As published they are factors; mended, they select samples and classes."""
     confidence = softmax(TEACHER)
     samples = confidence.max(-1) <= np.median(confidence.max(-1))
@@ -97,11 +104,12 @@ def test_masks_of_mlkd_by_hand(select):
         samples, classes = samples.mean() * np.ones(6), classes.mean() * np.ones(4)
     expected = 0.0
     for temperature in (1.0, 3.0):
-        s, t = softmax(STUDENT / temperature), softmax(TEACHER / temperature)
+        s, t = (softmax(scaled(z, standardize) / temperature) for z in (STUDENT, TEACHER))
         expected += temperature**2 * np.mean(samples * np.sum(t * np.log(t / s), -1))
+        s, t = softmax(STUDENT / temperature), softmax(TEACHER / temperature)
         expected += np.mean(classes * np.sum((s.T @ s - t.T @ t) ** 2, -1))
         expected += np.mean(samples * np.sum((s @ s.T - t @ t.T) ** 2, -1))
-    loss = losses.get("mlkd", temperatures=(1.0, 3.0), select=select)
+    loss = losses.get("mlkd", temperatures=(1.0, 3.0), select=select, standardize=standardize)
     np.testing.assert_allclose(value(loss, STUDENT, TEACHER), expected, rtol=1e-5)
 
 

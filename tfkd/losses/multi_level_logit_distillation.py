@@ -6,7 +6,7 @@ from keras import ops
 from tfkd.errors import UsageError, check_boolean, check_positive
 from tfkd.losses.distillation_loss import DistillationLoss, masked_mean
 from tfkd.losses.knowledge_distillation import kl_divergence
-from tfkd.losses.numerics import keep_selected, selection
+from tfkd.losses.numerics import keep_selected, selection, standardize
 
 
 def correlation_differences(student_logits, teacher_logits, temperature, selected):
@@ -72,11 +72,14 @@ class MultiLevelLogitDistillation(DistillationLoss):
             count, times the share of the others.
         weight: Number or schedule. Defaults to 0.9, next to 0.1 times the cross-entropy: pass
             `student_loss_weight=0.1` to the distiller.
+        standardize: Whether the logits of `KD_T` are first brought to mean 0 and deviation 1 within
+            each sample, as `KnowledgeDistillation` describes; as published, those of `cc_T` and
+            `bc_T` are not. Defaults to False.
         spots: Defaults to `"logits"`.
 
     Raises:
-        UsageError: If a temperature is not positive, there is none, or `select` is not True or
-            False.
+        UsageError: If a temperature is not positive, there is none, or `select` or `standardize`
+            is not True or False.
 
     Deviations: one view of each image, where the published training has a weakly and a strongly
     augmented one. There the cross-entropy and `KD_T` of both are added up, the strong view's at the
@@ -92,6 +95,8 @@ class MultiLevelLogitDistillation(DistillationLoss):
     References:
         - [Multi-level Logit Distillation](https://openaccess.thecvf.com/content/CVPR2023/html/Jin_Multi-Level_Logit_Distillation_CVPR_2023_paper.html),
           and its code, which gives the defaults.
+        - `standardize`: [Logit Standardization in Knowledge
+          Distillation](https://arxiv.org/abs/2403.01427), and its code.
     """
 
     id = "mlkd"
@@ -99,7 +104,14 @@ class MultiLevelLogitDistillation(DistillationLoss):
     compares_classes = True
     relational = True
 
-    def __init__(self, temperatures=(2.0, 3.0, 4.0, 5.0, 6.0), select=False, weight=0.9, **kwargs):
+    def __init__(
+        self,
+        temperatures=(2.0, 3.0, 4.0, 5.0, 6.0),
+        select=False,
+        weight=0.9,
+        standardize=False,
+        **kwargs,
+    ):
         super().__init__(weight=weight, **kwargs)
         self.temperatures = tuple(temperatures)
         if not self.temperatures:
@@ -108,6 +120,8 @@ class MultiLevelLogitDistillation(DistillationLoss):
             check_positive("temperatures", temperature)
         check_boolean("select", select)
         self.select = select
+        check_boolean("standardize", standardize)
+        self.standardize = standardize
 
     def compare(self, spot, student_tap, teacher_tap, labels, sample_mask, training):
         """Compares `(batch, classes)` logits; see the class."""
@@ -120,9 +134,12 @@ class MultiLevelLogitDistillation(DistillationLoss):
             # The same factor for all that count.
             samples = selected * ops.sum(samples) / ops.maximum(ops.sum(selected), 1.0)
             classes = ops.mean(classes)
+        compared = [student_tap, teacher_tap]
+        if self.standardize:
+            compared = [standardize(logits) for logits in compared]
         value = 0.0
         for temperature in self.temperatures:
-            divergence = temperature**2 * kl_divergence(student_tap, teacher_tap, temperature)
+            divergence = temperature**2 * kl_divergence(*compared, temperature)
             of_classes, of_samples = correlation_differences(
                 student_tap, teacher_tap, temperature, selected
             )
@@ -136,4 +153,5 @@ class MultiLevelLogitDistillation(DistillationLoss):
             **super().get_config(),
             "temperatures": list(self.temperatures),
             "select": self.select,
+            "standardize": self.standardize,
         }
