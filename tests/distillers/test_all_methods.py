@@ -197,7 +197,10 @@ def test_evaluation_is_that_of_the_students_and_changes_nothing(method, trained)
         assert logs[name] == pytest.approx(np.mean(np.argmax(model(x), -1) == y)), name
 
 
-@pytest.mark.parametrize("method", [*PLAIN, *chosen(["sakd, random", "iakd, per sample"])])
+RESUMED = [*PLAIN, "kd, curriculum", *chosen(["sakd, random", "iakd, per sample"])]
+
+
+@pytest.mark.parametrize("method", RESUMED)
 def test_a_resumed_run_is_the_uninterrupted_one(method, tmp_path):
     def start(seed):
         keras.utils.set_random_seed(seed)
