@@ -1,4 +1,4 @@
-"""MLKD: predictions and their correlations, at several temperatures (Jin et al., 2023)."""
+"""MLKD: predictions and their correlations (Jin et al., 2023)."""
 
 import keras
 from keras import ops

@@ -1,4 +1,4 @@
-"""NKD: the labelled class by its own weight, the others normalised (Yang et al., 2023)."""
+"""NKD: the label by its own weight, the others normalised (Yang et al., 2023)."""
 
 import keras
 from keras import ops

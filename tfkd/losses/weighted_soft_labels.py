@@ -1,4 +1,4 @@
-"""WSLD: soft labels count where the student lags behind its teacher (Zhou et al., 2021)."""
+"""WSLD: soft labels, more where the student lags behind (Zhou et al., 2021)."""
 
 import keras
 from keras import ops
