@@ -42,6 +42,10 @@ def by_losses(*ids, prepared=False):
 METHODS = {
     "alone": lambda student, _: tfkd.KnowledgeDistiller(student),
     "kd+at": lambda *models: tfkd.KnowledgeDistiller(*models, losses=["kd", "at"]),
+    "kd, curriculum": lambda *models: tfkd.KnowledgeDistiller(
+        *models,
+        losses=[tfkd.losses.get("kd", temperature=tfkd.schedules.CurriculumTemperature(epochs=1))],
+    ),
     "ackd": lambda *models: tfkd.ACKD(*models, auxiliary_learners=1),
     "ackd, logit attention": lambda *models: tfkd.ACKD(
         *models, auxiliary_learners=1, attention="logit", adversarial_target="ensemble"
@@ -52,6 +56,7 @@ METHODS = {
     "iakd, kept": lambda *models: tfkd.IAKD(*models, schedule="uniform", start=1.0),
     "iakd, swapped": lambda *models: tfkd.IAKD(*models, schedule="uniform", start=0.0),
     "iakd, per sample": lambda *models: tfkd.IAKD(*models, sampling="sample"),
+    "teacher_free": lambda student, _: tfkd.TeacherFree(student, multiplier=5.0),
     "mutual": lambda *models: tfkd.MutualDistiller(models, temperature=2.0),
     "acn": lambda *models: tfkd.ACN(
         models, **SMALL_GAN, divergent_mean="accepted", generator_clip_norm=0.2
@@ -61,10 +66,10 @@ METHODS = {
 }
 #: The losses of the package in groups: what of a group would hide in the sum shows in the logs.
 LOSSES = {
-    "losses of logits": by_losses("kd", "dkd"),
+    "losses of logits": by_losses("kd", "dkd", "nkd", "wsld", "ttm", "wttm"),
     "losses of maps": by_losses("at", "fitnet", "vid", "nst"),
     "losses of factors": by_losses("ft", "fsp", "ab"),
-    "relational losses": by_losses("sp", "cc", "rkd", "pkt", "crd"),
+    "relational losses": by_losses("sp", "cc", "rkd", "pkt", "crd", "dist", "mlkd"),
     "prepared losses": by_losses("ft", "ab", prepared=True),
 }
 #: One variant of each method.

@@ -8,7 +8,15 @@ import tiny
 
 import tfkd
 from tfkd.errors import UsageError
-from tfkd.schedules import Constant, Cosine, LinearRestarts, LinearWarmUp, OfKeras, Schedule
+from tfkd.schedules import (
+    Constant,
+    Cosine,
+    CurriculumTemperature,
+    LinearRestarts,
+    LinearWarmUp,
+    OfKeras,
+    Schedule,
+)
 
 BY_HAND = {
     "constant": (Constant(0.5), {0: 0.5, 3: 0.5, 99: 0.5}),
@@ -31,6 +39,8 @@ BY_HAND = {
         OfKeras(keras.optimizers.schedules.PiecewiseConstantDecay([1], [4, 2])),
         {0: 4, 1: 4, 2: 2, 9: 2},
     ),
+    # What changes with the epoch is its gradient.
+    "curriculum": (CurriculumTemperature(2, 6, initial=0.0), {0: 4, 2.5: 4, 99: 4}),
     "no milestone": (LinearRestarts(0, 1, milestones=(), epochs=4), {0: 0, 1: 0.25, 4: 1, 5: 1}),
 }
 
@@ -68,6 +78,10 @@ def test_round_trip(name):
         (lambda: LinearRestarts(0, 1, (3, 2), epochs=9), r"increase between 0 and epochs=9.*3, 2"),
         (lambda: LinearRestarts(0, 1, (0, 2), epochs=9), "milestones must increase"),
         (lambda: LinearRestarts(0, 1, (2, 9), epochs=9), "milestones must increase"),
+        (lambda: CurriculumTemperature(minimum=0), "minimum must be a number greater than 0"),
+        (lambda: CurriculumTemperature(3, 3), "maximum must be above minimum=3; received 3"),
+        (lambda: CurriculumTemperature(initial=None), "initial must be a number; received None"),
+        (lambda: CurriculumTemperature(epochs=0), "epochs must be a number greater than 0"),
     ],
 )
 def test_bad_numbers(make, message):
@@ -282,3 +296,53 @@ def test_a_run_restored_by_keras_goes_on_in_its_epoch(tmp_path):
 
     run(2)
     assert run(4) == pytest.approx([2, 3], rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_curriculum_temperature_climbs_where_the_student_descends(loss):
+    temperature = CurriculumTemperature(initial=-2.0, epochs=4)
+    made = tfkd.losses.get(loss, temperature=temperature)
+    assert made.trainable_variables == [temperature.parameter]
+
+    @tf.function
+    def gradient():
+        with tf.GradientTape() as tape:
+            value = made([STUDENT], [TEACHER], labels=LABELS)
+        return tape.gradient(value, temperature.parameter.value)
+
+    around = [
+        tfkd.losses.get(loss, temperature=1 + 20 / (1 + np.exp(-parameter)))
+        for parameter in (-2.1, -1.9)
+    ]
+    low, high = (one([STUDENT], [TEACHER], labels=LABELS) for one in around)
+    expected = (high - low) / 0.2
+    assert abs(expected) > 1e-4
+    for epoch, factor in ((0, -0.5 * (1 - 0.5**0.5)), (1, -0.5), (3, -1), (9, -1)):
+        made.start_epoch(epoch)
+        np.testing.assert_allclose(gradient(), factor * expected, rtol=2e-2)
+
+
+def test_a_curriculum_temperature_is_trained_and_round_trips(tmp_path):
+    def make():
+        losses = [tfkd.losses.get("kd", temperature=CurriculumTemperature(initial=-1.0, epochs=1))]
+        distiller = tfkd.KnowledgeDistiller(tiny.model(), tiny.model(seed=1), losses=losses)
+        distiller.compile("sgd")
+        return distiller
+
+    distiller = make()
+    loss = distiller.distillation_losses[0]
+    before = float(loss.value_of(loss.temperature))
+    distiller.fit(*tiny.data(), epochs=2, verbose=0)
+    after = float(loss.value_of(loss.temperature))
+    assert 1 < after < 21 and after != before
+    distiller.save_weights(tmp_path / "all.weights.h5")
+    again = make()
+    again.fit(*tiny.data(), epochs=1, verbose=0)
+    again.load_weights(tmp_path / "all.weights.h5")
+    copy = again.distillation_losses[0]
+    assert float(copy.value_of(copy.temperature)) == after
+    assert not any("curriculum" in variable.path for variable in distiller.student.variables)
+    config = json.loads(json.dumps(loss.get_config()))
+    made = type(loss).from_config(config)
+    assert made.temperature.get_config() == loss.temperature.get_config()
+    assert made.temperature.initial == -1.0

@@ -21,7 +21,16 @@ from tfkd import (  # noqa: E402
     schedules,
     taps,
 )
-from tfkd.distillers import ACKD, ACN, IAKD, SAKD, Distiller, KnowledgeDistiller, MutualDistiller  # noqa: E402
+from tfkd.distillers import (  # noqa: E402
+    ACKD,
+    ACN,
+    IAKD,
+    SAKD,
+    Distiller,
+    KnowledgeDistiller,
+    MutualDistiller,
+    TeacherFree,
+)
 
 __all__ = [
     "ACKD",
@@ -31,6 +40,7 @@ __all__ = [
     "Distiller",
     "KnowledgeDistiller",
     "MutualDistiller",
+    "TeacherFree",
     "callbacks",
     "data",
     "layers",

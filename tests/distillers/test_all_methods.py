@@ -197,7 +197,10 @@ def test_evaluation_is_that_of_the_students_and_changes_nothing(method, trained)
         assert logs[name] == pytest.approx(np.mean(np.argmax(model(x), -1) == y)), name
 
 
-@pytest.mark.parametrize("method", [*PLAIN, *chosen(["sakd, random", "iakd, per sample"])])
+RESUMED = [*PLAIN, "kd, curriculum", *chosen(["sakd, random", "iakd, per sample"])]
+
+
+@pytest.mark.parametrize("method", RESUMED)
 def test_a_resumed_run_is_the_uninterrupted_one(method, tmp_path):
     def start(seed):
         keras.utils.set_random_seed(seed)
@@ -254,7 +257,7 @@ def test_fused_batch_normalization_changes_rounding_alone(method):
 
 
 #: How often student (or students) and teacher run in a step of training.
-RUNS = {"alone": (1, 0), "kd+at": (1, 1), "ackd": (1, 1), "mutual": (1, 1)}
+RUNS = {"alone": (1, 0), "kd+at": (1, 1), "ackd": (1, 1), "teacher_free": (1, 0), "mutual": (1, 1)}
 
 
 @pytest.mark.parametrize("method", RUNS)
@@ -332,6 +335,7 @@ PASSES = {
     "sakd": 2,
     "iakd, kept": 2,
     "iakd, swapped": 1,
+    "teacher_free": 2,
     "mutual": 4,
     "acn, warming up": 4,
     # Real and divergent images.

@@ -17,13 +17,19 @@ SHAPES = {
 ARGUMENTS = {
     "crd": {"num_examples": 12, "negatives": 7, "embedding_size": 8, "seed": 3},
     "cc": {"embedding_size": 8},
+    "kd, standardized": {"standardize": True},
+    "dkd, standardized": {"standardize": True},
+    "mlkd, selecting": {"select": True, "standardize": True},
 }
 #: Losses that compare samples with each other, and so need two.
 PAIRWISE = ("sp", "cc", "rkd", "pkt")
 IDS = (
     *("kd", "dkd", "fitnet", "at", "sp", "cc", "vid"),
     *("rkd", "pkt", "ft", "fsp", "nst", "ab", "crd"),
+    *("dist", "nkd", "wsld", "ttm", "wttm", "mlkd"),
 )
+#: Options of losses that change their arithmetic.
+VARIANTS = ("kd, standardized", "dkd, standardized", "mlkd, selecting")
 
 
 class Sample:
@@ -32,7 +38,7 @@ class Sample:
     batch = 6
 
     def __init__(self, name, build=True):
-        self.loss = losses.get(name, **ARGUMENTS.get(name, {}))
+        self.loss = losses.get(name.split(",")[0], **ARGUMENTS.get(name, {}))
         shapes = SHAPES.get(name) or SHAPES[self.loss.spots]
         random = np.random.default_rng(0)
 

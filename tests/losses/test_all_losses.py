@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from loss_samples import IDS, PAIRWISE, Sample
+from loss_samples import IDS, PAIRWISE, VARIANTS, Sample
 
 import tfkd
 from tfkd import losses
@@ -29,6 +29,12 @@ PUBLISHED_WEIGHTS = {
     "nst": 50,
     "ab": 0,
     "crd": 0.8,
+    "dist": 2,
+    "nkd": 1,
+    "wsld": 2.5,
+    "ttm": 45,
+    "wttm": 4,
+    "mlkd": 0.9,
 }
 SPOTS = {
     "kd": "logits",
@@ -45,6 +51,12 @@ SPOTS = {
     "nst": "stages",
     "ab": "stages",
     "crd": "pooled",
+    "dist": "logits",
+    "nkd": "logits",
+    "wsld": "logits",
+    "ttm": "logits",
+    "wttm": "logits",
+    "mlkd": "logits",
 }
 
 
@@ -53,7 +65,7 @@ def test_ids_weights_spots():
     assert {name: losses.get(name).weight for name in IDS} == PUBLISHED_WEIGHTS
     assert {name: losses.get(name).spots for name in IDS} == SPOTS
     relational = {name for name in IDS if losses.available()[name].relational}
-    assert relational == {"sp", "cc", "rkd", "pkt", "crd"}
+    assert relational == {"sp", "cc", "rkd", "pkt", "crd", "dist", "mlkd"}
 
 
 def test_a_subclass_without_an_id_does_not_take_its_parents_place():
@@ -82,7 +94,7 @@ def test_vectors_of_different_widths_are_no_logits_of_the_same_classes(name):
         loss.build(shapes((3,)), shapes((4,)))
 
 
-@pytest.mark.parametrize("name", sorted(set(IDS) - {"crd"}))  # CRD: in its own file
+@pytest.mark.parametrize("name", sorted({*IDS, *VARIANTS} - {"crd"}))  # CRD: in its own file
 @pytest.mark.parametrize("rows", [[1], [0, 5], [1, 2, 4], [0, 1, 2, 3, 4, 5]])
 def test_mask_means_loss_on_the_selected_times_their_fraction(name, rows):
     sample = Sample(name)
@@ -92,6 +104,25 @@ def test_mask_means_loss_on_the_selected_times_their_fraction(name, rows):
         expected = 0.0
     for form in (mask, mask.astype("int32"), mask.astype("float32")):
         np.testing.assert_allclose(sample.value(mask=tf.constant(form)), expected, rtol=2e-5)
+
+
+LOGITS = [name for name in IDS if SPOTS[name] == "logits"]
+
+
+@pytest.mark.parametrize("name", [*LOGITS, *VARIANTS])
+@pytest.mark.parametrize("junk", [np.nan, np.inf, -np.inf])
+def test_what_samples_hold_that_are_not_selected_has_no_effect(name, junk):
+    sample = Sample(name)
+    mask = tf.constant([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+    spoilt = [
+        [tf.where(mask[:, None] > 0, taps[0], junk)] for taps in (sample.student, sample.teacher)
+    ]
+    expected, (gradient,) = sample.value_and_gradients(sample.student, sample.teacher, mask)
+    value, (found,) = sample.value_and_gradients(*spoilt, mask)
+    np.testing.assert_array_equal(value, expected)
+    np.testing.assert_array_equal(found, gradient)
+    assert not np.any(gradient[1]) and not np.any(gradient[4])
+    assert np.any(gradient[0])
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -216,7 +247,7 @@ def test_wrong_shapes_give_one_clear_line(name, student, teacher, message):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["kd", "at", "sp", "rkd", "pkt", "nst", "fsp", "dkd"])
+@pytest.mark.parametrize("name", ["kd", "at", "sp", "rkd", "pkt", "nst", "fsp", "dkd", "mlkd"])
 def test_zero_between_equal_features(name):
     sample = Sample(name)
     if name == "dkd":
@@ -232,6 +263,18 @@ def test_zero_between_equal_features(name):
     "name, arguments",
     [
         ("dkd", {"temperature": 0}),
+        ("dkd", {"standardize": "yes"}),
+        ("kd", {"standardize": 1}),
+        ("kd", {"standardize": True, "activation": "sigmoid"}),
+        ("dist", {"temperature": 0}),
+        ("nkd", {"temperature": -1}),
+        ("wsld", {"temperature": 0}),
+        ("ttm", {"power": 0}),
+        ("wttm", {"power": -0.1}),
+        ("mlkd", {"temperatures": ()}),
+        ("mlkd", {"temperatures": (2.0, 0.0)}),
+        ("mlkd", {"select": None}),
+        ("mlkd", {"standardize": 2}),
         ("ab", {"margin": -1.0}),
         ("ft", {"rate": 0}),
         ("ft", {"rate": 1.5}),

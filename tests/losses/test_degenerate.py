@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-from loss_samples import IDS, PAIRWISE, Sample
+from loss_samples import IDS, PAIRWISE, VARIANTS, Sample
 
 
 def mask(*selected):
@@ -48,7 +48,7 @@ def situations(sample):
     yield "large", [1e3 * tap for tap in student], [1e3 * tap for tap in teacher], everything
 
 
-@pytest.mark.parametrize("name", IDS)
+@pytest.mark.parametrize("name", [*IDS, *VARIANTS])
 def test_value_and_gradients_stay_finite(name):
     sample = Sample(name)
     compiled = tf.function(sample.value_and_gradients, jit_compile=True)
@@ -64,7 +64,7 @@ def test_value_and_gradients_stay_finite(name):
                 assert all(not np.any(gradient) for gradient in gradients), situation
 
 
-@pytest.mark.parametrize("name", ["sp", "cc", "rkd", "pkt", "at", "nst"])
+@pytest.mark.parametrize("name", ["sp", "cc", "rkd", "pkt", "at", "nst", "dist", *VARIANTS])
 def test_gradients_of_zeros_stay_moderate(name):
     # A norm clamped at 1e-12 alone would let gradients of 1e12 through, which end a training.
     sample = Sample(name)

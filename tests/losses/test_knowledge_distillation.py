@@ -1,4 +1,4 @@
-"""The form of kd for logits that are a yes or no each; golden numbers check the other one."""
+"""The options of kd: logits that are a yes or no each; standardised logits."""
 
 import keras
 import numpy as np
@@ -103,3 +103,39 @@ def test_the_loss_on_the_labels_chooses_what_nobody_has_chosen(label_loss, activ
 def test_a_single_logit_has_no_softmax():
     with pytest.raises(UsageError, match="softmax of a single logit, .* activation='sigmoid'"):
         value_and_gradient(losses.get("kd"), STUDENT[:, :1], TEACHER[:, :1])
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd"])
+def test_standardized_logits_have_neither_offset_nor_scale(name):
+    extra = {"labels": tf.constant([0, 1, 2, 3, 0])} if name == "dkd" else {}
+    loss = losses.get(name, temperature=2.0, standardize=True)
+    student, teacher = tf.constant(STUDENT, "float32"), tf.constant(TEACHER, "float32")
+    expected = loss([student], [teacher], **extra)
+    assert expected > 0.1
+    np.testing.assert_allclose(loss([5 * student - 3], [teacher], **extra), expected, rtol=1e-4)
+    np.testing.assert_allclose(loss([student], [teacher / 9 + 1], **extra), expected, rtol=1e-4)
+    assert abs(loss([teacher], [4 * teacher], **extra) - loss([teacher], [teacher], **extra)) < 1e-5
+    copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert copy.standardize
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, -37.3])
+def test_constant_logits_standardize_to_zeros_without_gradient(constant):
+    student = np.concatenate([STUDENT[:2], np.full((1, 4), constant)])
+    loss = losses.get("kd", temperature=2.0, standardize=True)
+    value, gradient = value_and_gradient(loss, student, TEACHER[:3])
+    assert np.isfinite(value)
+    assert np.abs(gradient[:2]).max() > 1e-3
+    np.testing.assert_array_equal(gradient[2], np.zeros(4))
+    teacher = np.full((3, 4), constant)
+    value, gradient = value_and_gradient(loss, student, teacher)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+def test_yes_or_no_is_not_standardized():
+    with pytest.raises(UsageError, match="standardize=True compares the classes of a sample"):
+        losses.get("kd", standardize=True, activation="sigmoid")
+    loss = losses.get("kd", standardize=True)
+    loss.match_labels(keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(UsageError, match="each logit is a yes or no of its own: leave it out"):
+        loss.match_labels(keras.losses.BinaryCrossentropy(from_logits=True))

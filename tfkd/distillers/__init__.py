@@ -7,6 +7,7 @@ from tfkd.distillers.iakd import IAKD
 from tfkd.distillers.knowledge import KnowledgeDistiller
 from tfkd.distillers.mutual import MutualDistiller
 from tfkd.distillers.sakd import SAKD
+from tfkd.distillers.teacher_free import TeacherFree
 
 
 def available():
@@ -29,5 +30,6 @@ __all__ = [
     "Distiller",
     "KnowledgeDistiller",
     "MutualDistiller",
+    "TeacherFree",
     "available",
 ]

@@ -10,6 +10,7 @@ from tfkd.losses.contrastive_representation_distillation import (
 )
 from tfkd.losses.correlation_congruence import CorrelationCongruence
 from tfkd.losses.decoupled_knowledge_distillation import DecoupledKnowledgeDistillation
+from tfkd.losses.distillation_from_a_stronger_teacher import DistillationFromAStrongerTeacher
 from tfkd.losses.distillation_loss import DistillationLoss, masked_mean
 from tfkd.losses.factor_transfer import FactorTransfer
 from tfkd.losses.fitnet import FitNet
@@ -17,11 +18,16 @@ from tfkd.losses.flow_of_solution_procedure import FlowOfSolutionProcedure
 from tfkd.losses.hierarchical_context import hierarchical_context_loss
 from tfkd.losses.keras_distillation_loss import KerasDistillationLoss
 from tfkd.losses.knowledge_distillation import KnowledgeDistillation, kl_divergence
+from tfkd.losses.multi_level_logit_distillation import MultiLevelLogitDistillation
 from tfkd.losses.neuron_selectivity_transfer import NeuronSelectivityTransfer
+from tfkd.losses.normalized_knowledge_distillation import NormalizedKnowledgeDistillation
 from tfkd.losses.probabilistic_knowledge_transfer import ProbabilisticKnowledgeTransfer
 from tfkd.losses.relational_knowledge_distillation import RelationalKnowledgeDistillation
 from tfkd.losses.similarity_preserving import SimilarityPreserving
+from tfkd.losses.transformed_teacher_matching import TransformedTeacherMatching
 from tfkd.losses.variational_information_distillation import VariationalInformationDistillation
+from tfkd.losses.weighted_soft_labels import WeightedSoftLabels
+from tfkd.losses.weighted_transformed_teacher_matching import WeightedTransformedTeacherMatching
 
 
 def available():
@@ -85,12 +91,18 @@ __all__ = [
     "ContrastiveRepresentationDistillation",
     "CorrelationCongruence",
     "DecoupledKnowledgeDistillation",
+    "DistillationFromAStrongerTeacher",
     "DistillationLoss",
     "FactorTransfer",
     "FitNet",
     "FlowOfSolutionProcedure",
     "KerasDistillationLoss",
     "KnowledgeDistillation",
+    "MultiLevelLogitDistillation",
+    "NormalizedKnowledgeDistillation",
+    "WeightedSoftLabels",
+    "TransformedTeacherMatching",
+    "WeightedTransformedTeacherMatching",
     "NeuronSelectivityTransfer",
     "ProbabilisticKnowledgeTransfer",
     "RelationalKnowledgeDistillation",

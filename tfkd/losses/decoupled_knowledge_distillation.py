@@ -3,7 +3,9 @@
 import keras
 from keras import ops
 
+from tfkd.errors import check_boolean
 from tfkd.losses.distillation_loss import DistillationLoss, masked_mean
+from tfkd.losses.numerics import standardize
 from tfkd.schedules import number_or_schedule
 
 
@@ -29,13 +31,26 @@ def decoupled_divergence(student_logits, teacher_logits, labels, temperature=1.0
     )
 
 
+def without_label(logits, is_label):
+    """Puts -1e9 in place of each sample's labelled class, whose softmax is then 0.
+
+    Args:
+        logits: Float32 tensor `(batch, classes)`.
+        is_label: Float32 tensor `(batch, classes)`, the labels one-hot.
+
+    Returns:
+        A tensor of the same shape.
+    """
+    return ops.where(is_label > 0, -1e9, logits)
+
+
 def _decouple(logits, is_label):
     """Returns log-probabilities of (label, not label), and among the classes but the label."""
-    without_label = ops.where(is_label > 0, -1e9, logits)
+    others = without_label(logits, is_label)
     total = ops.logsumexp(logits, axis=-1)
     label = ops.sum(is_label * logits, axis=-1) - total
-    not_label = ops.logsumexp(without_label, axis=-1) - total
-    return ops.stack([label, not_label], axis=-1), ops.log_softmax(without_label)
+    not_label = ops.logsumexp(others, axis=-1) - total
+    return ops.stack([label, not_label], axis=-1), ops.log_softmax(others)
 
 
 def _divergence(student_log, teacher_log):
@@ -54,8 +69,12 @@ class DecoupledKnowledgeDistillation(DistillationLoss):
         alpha: Number, the weight of the labelled class's part. Defaults to 1.
         beta: Number, the weight of the others' part. Defaults to 8, as published for most pairs
             on CIFAR-100.
-        temperature: Positive number, or a schedule of such. Defaults to 4.
+        temperature: Positive number, a schedule of such, or a
+            `tfkd.schedules.CurriculumTemperature`, which learns. Defaults to 4.
         weight: Number or schedule. Defaults to 1, next to the cross-entropy at 1.
+        standardize: Whether both logits are first brought to mean 0 and deviation 1 within each
+            sample, as `KnowledgeDistillation` describes. Defaults to False. The published protocol
+            adds `temperature=2` and, for CIFAR-100, a `beta` of its own for each pair of models.
         spots: Defaults to `"logits"`.
 
     `call()` needs `labels`, integers `(batch,)`.
@@ -75,6 +94,8 @@ class DecoupledKnowledgeDistillation(DistillationLoss):
     References:
         - [Decoupled Knowledge Distillation](https://arxiv.org/abs/2203.08679), section 3, whose
           code gives the defaults.
+        - `standardize`: [Logit Standardization in Knowledge
+          Distillation](https://arxiv.org/abs/2403.01427).
     """
 
     id = "dkd"
@@ -82,15 +103,21 @@ class DecoupledKnowledgeDistillation(DistillationLoss):
     needs_labels = True
     compares_classes = True
 
-    def __init__(self, alpha=1.0, beta=8.0, temperature=4.0, weight=1.0, **kwargs):
+    def __init__(
+        self, alpha=1.0, beta=8.0, temperature=4.0, weight=1.0, standardize=False, **kwargs
+    ):
         super().__init__(weight=weight, **kwargs)
         self.alpha = alpha
         self.beta = beta
         self.temperature = number_or_schedule("temperature", temperature, positive=True)
+        check_boolean("standardize", standardize)
+        self.standardize = standardize
 
     def compare(self, spot, student_tap, teacher_tap, labels, sample_mask, training):
         """Compares `(batch, classes)` logits; see the class."""
         temperature = self.value_of(self.temperature)
+        if self.standardize:
+            student_tap, teacher_tap = standardize(student_tap), standardize(teacher_tap)
         target, others = decoupled_divergence(student_tap, teacher_tap, labels, temperature)
         value = masked_mean(self.alpha * target + self.beta * others, sample_mask)
         return temperature**2 * value
@@ -102,4 +129,5 @@ class DecoupledKnowledgeDistillation(DistillationLoss):
             "alpha": self.alpha,
             "beta": self.beta,
             "temperature": keras.saving.serialize_keras_object(self.temperature),
+            "standardize": self.standardize,
         }

@@ -7,6 +7,7 @@ from tfkd import schedules
 from tfkd.errors import UsageError
 from tfkd.losses.keras_interface import KerasInterface
 from tfkd.losses.label_losses import BINARY, REGRESSION, kind_of, title_of
+from tfkd.losses.numerics import keep_selected, selection
 
 #: Where a loss can ask to distil, in the words of the design: see `tfkd.taps.at_spots`.
 SPOTS = ("stages", "hint", "last_map", "pooled", "logits")
@@ -207,10 +208,15 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         if self.needs_labels and labels is None:
             raise UsageError(f"Loss {self.name!r} needs the labels of the batch: pass labels=.")
         masks = self.masks_of_spots(sample_mask, len(student_taps))
-        values = [
-            self.compare(spot, student, ops.stop_gradient(teacher), labels, mask, training)
-            for spot, (student, teacher, mask) in enumerate(zip(student_taps, teacher_taps, masks))
-        ]
+        values = []
+        for spot, (student, teacher, mask) in enumerate(zip(student_taps, teacher_taps, masks)):
+            if self.compares_classes and mask is not None:
+                # A softmax makes NaN gradients of logits that are not finite, counted or not.
+                student, teacher = (
+                    keep_selected(logits, selection(mask, logits)) for logits in (student, teacher)
+                )
+            teacher = ops.stop_gradient(teacher)
+            values.append(self.compare(spot, student, teacher, labels, mask, training))
         return sum(values[1:], values[0])
 
     def masks_of_spots(self, sample_mask, spots):

@@ -1,0 +1,264 @@
+"""Every case of the further methods' golden numbers, eager and compiled by XLA.
+
+To add an id, write a function that makes a `Setup` from a `Case`, and name it in `MAKERS`.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import golden_numbers
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfkd
+from tfkd import losses
+from tfkd.distillers.teacher_free import virtual_teacher
+from tfkd.losses.multi_level_logit_distillation import correlation_differences
+from tfkd.losses.numerics import selection
+
+FILE = "methods.npz"
+
+
+class Case:
+    """One case: its arrays, and what its name says."""
+
+    def __init__(self, name, arrays):
+        self.id, self.name = name.split("/")
+        self.arrays = arrays
+        words = self.name.split("_")
+        found = [re.fullmatch(r"([A-Za-z]+)(-?\d+(?:\.\d+)?(?:e-?\d+)?)", word) for word in words]
+        #: What follows a letter or a word: `{"T": 4.0}` of `T4`.
+        self.arguments = {match[1]: float(match[2]) for match in found if match}
+
+    def under(self, path):
+        """Returns `{rest of the key: array}` of the keys below `path`."""
+        return {
+            key.removeprefix(f"{path}/"): array
+            for key, array in self.arrays.items()
+            if key.startswith(f"{path}/")
+        }
+
+    def series(self, path):
+        """Returns the arrays `path/0`, `path/1`, ... in their order."""
+        found = self.under(path)
+        return [found[str(index)] for index in range(len(found))]
+
+
+class Setup(NamedTuple):
+    """What runs a case."""
+
+    #: `(inputs, mask) -> {name: tensor}`: takes `{name: tensor}` as under `input/`, without the
+    #: mask, and returns `"loss"` and whatever else of `value/` the implementation shows.
+    values: Callable
+    #: `{name under param/: variable}`; the case's values are assigned to them.
+    params: dict = {}
+
+
+CASES = {}
+if golden_numbers.files(FILE):
+    found = golden_numbers.cases(FILE, depth=2)
+    CASES = {name: Case(name, arrays) for name, arrays in found.items()}
+
+
+def of_logits(loss):
+    """Returns the setup of a loss of logits without trainable parts."""
+
+    def values(inputs, mask):
+        taps = [inputs["student"]], [inputs["teacher"]]
+        return {"loss": loss(*taps, labels=inputs.get("labels"), sample_mask=mask)}
+
+    return Setup(values)
+
+
+def standardized(case):
+    given = {"temperature": case.arguments["T"], "standardize": "off" not in case.name.split("_")}
+    if case.id == "ls_kd":
+        return of_logits(losses.get("kd", **given))
+    alpha, beta = case.arguments["a"], case.arguments["b"]
+    return of_logits(losses.get("dkd", alpha=alpha, beta=beta, **given))
+
+
+def curriculum(case):
+    if case.name == "schedule":
+        return reversals(case)
+    temperature = tfkd.schedules.CurriculumTemperature()
+    loss = losses.get("kd", temperature=temperature)
+    # The epoch at which the reversal is as far as the case says.
+    share = np.arccos(1 + 2 * case.arguments["lambda"]) / np.pi
+    loss.start_epoch(share * temperature.reversal.epochs - 1)
+    setup = of_logits(loss)
+
+    def values(inputs, mask):
+        return {**setup.values(inputs, mask), "temperature": loss.value_of(loss.temperature)}
+
+    return Setup(values, {"temperature": temperature.parameter})
+
+
+def reversals(case):
+    """The factors of the gradient after some epochs."""
+    made = {}
+    for key in case.under("value"):
+        if match := re.fullmatch(r"cosine_0_-1_over_(\d+)", key):
+            made[key] = tfkd.schedules.CurriculumTemperature(epochs=int(match[1])).reversal
+    epochs = {key: range(len(case.arrays[f"value/{key}"])) for key in made}
+    return Setup(
+        lambda inputs, mask: {
+            key: tf.stack([made[key](epoch) for epoch in epochs[key]]) for key in made
+        }
+    )
+
+
+def dist(case):
+    given = case.arguments
+    loss = losses.get(
+        "dist", beta=given.get("b", 1.0), gamma=given.get("g", 1.0), temperature=given["tau"]
+    )
+    return of_logits(loss)
+
+
+def normalized(case):
+    loss = losses.get("nkd", gamma=case.arguments["g"], temperature=case.arguments["T"])
+    return of_logits(loss)
+
+
+def soft_labels(case):
+    """The published alpha is the weight, which the distiller applies."""
+    setup = of_logits(losses.get("wsld", temperature=case.arguments["T"]))
+    return Setup(lambda *given: {"loss": case.arguments["a"] * setup.values(*given)["loss"]})
+
+
+def transformed(case):
+    return of_logits(losses.get(case.id, power=case.arguments["g"]))
+
+
+def multi_level(case):
+    if case.name != "step":
+        return Setup(lambda inputs, mask: {"loss": correlations(case, inputs, mask)})
+    loss = losses.get("mlkd")
+    divergences = {T: losses.get("kd", temperature=T) for T in (2.0, 3.0, 4.0, 5.0, 6.0)}
+
+    def values(inputs, mask):
+        weak, strong = (
+            ([inputs[f"student_{view}"]], [inputs[f"teacher_{view}"]])
+            for view in ("weak", "strong")
+        )
+        return {
+            "loss": 0.1
+            * sum(cross_entropy(inputs["labels"], view[0][0]) for view in (weak, strong))
+            + 0.9 * loss(*weak)
+            + 0.9 * sum(divergences[T](*strong) for T in (3.0, 4.0, 5.0))
+            + 0.9 * sum(divergences[T](*weak) for T in (2.0, 6.0))
+        }
+
+    return Setup(values)
+
+
+def correlations(case, inputs, mask):
+    selected = selection(mask, inputs["student"])
+    found = correlation_differences(
+        inputs["student"], inputs["teacher"], case.arguments["T"], selected
+    )
+    by_class, by_sample = map(tf.reduce_mean, found)
+    by_kind = {"class": by_class * tf.reduce_mean(selected), "batch": by_sample}
+    return by_kind[case.name.split("_")[0]]
+
+
+def of_labels_and(divergence, case):
+    """The setup of a whole objective of labels and a divergence `(inputs, mask) -> scalar`.
+
+    The published divergence is a mean over the classes, too, ours a sum over them.
+    """
+    alpha, multiplier = case.arguments["a"], case.arguments["m"]
+
+    def values(inputs, mask):
+        classes = inputs["student"].shape[-1]
+        of_labels = cross_entropy(inputs["labels"], inputs["student"], mask)
+        further = multiplier / classes * divergence(inputs, mask)
+        return {"loss": (1 - alpha) * of_labels + alpha * further}
+
+    return Setup(values)
+
+
+def virtual(case):
+    def divergence(inputs, mask):
+        student = inputs["student"]
+        teacher = virtual_teacher(inputs["labels"], student.shape[-1]) / case.arguments["T"]
+        return losses.get("kd", temperature=1.0)([student], [teacher], sample_mask=mask)
+
+    return of_labels_and(divergence, case)
+
+
+def own_teacher(case):
+    kd = of_logits(losses.get("kd", temperature=case.arguments["T"]))
+    return of_labels_and(lambda *given: kd.values(*given)["loss"], case)
+
+
+def cross_entropy(labels, logits, mask=None):
+    values = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    return losses.masked_mean(values, mask)
+
+
+MAKERS = {
+    "ls_kd": standardized,
+    "ls_dkd": standardized,
+    "ctkd": curriculum,
+    "dist": dist,
+    "nkd": normalized,
+    "wsld": soft_labels,
+    "ttm": transformed,
+    "wttm": transformed,
+    "mlkd": multi_level,
+    "teacher_free_reg": virtual,
+    "teacher_free_self": own_teacher,
+}
+
+
+def evaluate(case, masked, compiled):
+    """Returns `{name: value}` and `{name: gradient}`, of what the case has gradients of."""
+    setup = MAKERS[case.id](case)
+    params = case.under("param")
+    assert set(setup.params) == set(params)
+    for name, variable in setup.params.items():
+        variable.assign(np.reshape(params[name], variable.shape))
+    inputs = {name: tf.constant(array) for name, array in case.under("input").items()}
+    mask = inputs.pop("mask", None)
+    wanted = set(case.under("grad_masked" if masked else "grad"))
+
+    def run(inputs, mask):
+        variables = {name: variable.value for name, variable in setup.params.items()}
+        sources = {name: x for name, x in {**inputs, **variables}.items() if name in wanted}
+        with tf.GradientTape() as tape:
+            tape.watch(sources)
+            values = setup.values(inputs, mask)
+        return values, tape.gradient(values["loss"], sources) if sources else {}
+
+    function = tf.function(run, jit_compile=True) if compiled else run
+    return function(inputs, mask if masked else None)
+
+
+def check(expected, found, **tolerance):
+    for name, array in expected.items():
+        np.testing.assert_allclose(
+            np.reshape(found[name], array.shape), array, err_msg=name, atol=1e-6, **tolerance
+        )
+
+
+def test_the_file_has_every_id():
+    assert {case.id for case in CASES.values()} >= set(MAKERS)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "xla"])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.id in MAKERS])
+def test_equals_the_published_numbers(name, compiled):
+    case = CASES[name]
+    for suffix in ("", "_masked"):
+        expected = case.under(f"value{suffix}")
+        if expected:
+            values, gradients = evaluate(case, bool(suffix), compiled)
+            shown = {key: array for key, array in expected.items() if key in values}
+            assert shown and ("loss" in shown) == ("loss" in expected)
+            check(shown, values, rtol=1e-4)
+            check(case.under(f"grad{suffix}"), gradients, rtol=1e-3)
