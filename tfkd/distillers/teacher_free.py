@@ -115,7 +115,7 @@ class TeacherFree(Distiller):
         """Runs the student once; it learns from the labels and from the virtual teacher."""
         logits = self.observe_student(batch)[taps.LOGITS]
         classes = logits.shape[-1]
-        labels = self.class_numbers(batch, classes)
+        labels = batch.class_numbers(classes)
         teacher = virtual_teacher(labels, classes, self.confidence) / self.temperature
         value = self.distillation_loss(self.divergence, batch, [logits], [teacher])
         return logits, {
