@@ -15,6 +15,7 @@ from tfkd.losses.factor_transfer import FactorTransfer
 from tfkd.losses.fitnet import FitNet
 from tfkd.losses.flow_of_solution_procedure import FlowOfSolutionProcedure
 from tfkd.losses.hierarchical_context import hierarchical_context_loss
+from tfkd.losses.instance_relationship_graph import InstanceRelationshipGraph
 from tfkd.losses.keras_distillation_loss import KerasDistillationLoss
 from tfkd.losses.knowledge_distillation import KnowledgeDistillation, kl_divergence
 from tfkd.losses.neuron_selectivity_transfer import NeuronSelectivityTransfer
@@ -89,6 +90,7 @@ __all__ = [
     "FactorTransfer",
     "FitNet",
     "FlowOfSolutionProcedure",
+    "InstanceRelationshipGraph",
     "KerasDistillationLoss",
     "KnowledgeDistillation",
     "NeuronSelectivityTransfer",
