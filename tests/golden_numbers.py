@@ -14,11 +14,15 @@ def load(file):
         return {key: archive[key] for key in archive.files}
 
 
-def cases(file, prefix=""):
-    """Returns `{case: {key: array}}` of a file whose keys are `CASE/key`."""
+def cases(file, prefix="", depth=1):
+    """Returns `{case: {key: array}}` of a file whose keys are `CASE/key`.
+
+    With `depth=2` a case is named by two parts, `ID/CASE/key`.
+    """
     grouped = {}
     for key, array in load(file).items():
-        case, _, rest = key.partition("/")
+        parts = key.split("/")
+        case, rest = "/".join(parts[:depth]), "/".join(parts[depth:])
         if case.startswith(prefix):
             grouped.setdefault(case, {})[rest] = array
     return grouped

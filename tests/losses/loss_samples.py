@@ -23,6 +23,7 @@ PAIRWISE = ("sp", "cc", "rkd", "pkt")
 IDS = (
     *("kd", "dkd", "fitnet", "at", "sp", "cc", "vid"),
     *("rkd", "pkt", "ft", "fsp", "nst", "ab", "crd"),
+    "dist",
 )
 
 

@@ -29,6 +29,7 @@ PUBLISHED_WEIGHTS = {
     "nst": 50,
     "ab": 0,
     "crd": 0.8,
+    "dist": 2,
 }
 SPOTS = {
     "kd": "logits",
@@ -45,6 +46,7 @@ SPOTS = {
     "nst": "stages",
     "ab": "stages",
     "crd": "pooled",
+    "dist": "logits",
 }
 
 
@@ -53,7 +55,7 @@ def test_ids_weights_spots():
     assert {name: losses.get(name).weight for name in IDS} == PUBLISHED_WEIGHTS
     assert {name: losses.get(name).spots for name in IDS} == SPOTS
     relational = {name for name in IDS if losses.available()[name].relational}
-    assert relational == {"sp", "cc", "rkd", "pkt", "crd"}
+    assert relational == {"sp", "cc", "rkd", "pkt", "crd", "dist"}
 
 
 def test_a_subclass_without_an_id_does_not_take_its_parents_place():

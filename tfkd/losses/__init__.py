@@ -10,6 +10,7 @@ from tfkd.losses.contrastive_representation_distillation import (
 )
 from tfkd.losses.correlation_congruence import CorrelationCongruence
 from tfkd.losses.decoupled_knowledge_distillation import DecoupledKnowledgeDistillation
+from tfkd.losses.distillation_from_a_stronger_teacher import DistillationFromAStrongerTeacher
 from tfkd.losses.distillation_loss import DistillationLoss, masked_mean
 from tfkd.losses.factor_transfer import FactorTransfer
 from tfkd.losses.fitnet import FitNet
@@ -86,6 +87,7 @@ __all__ = [
     "ContrastiveRepresentationDistillation",
     "CorrelationCongruence",
     "DecoupledKnowledgeDistillation",
+    "DistillationFromAStrongerTeacher",
     "DistillationLoss",
     "FactorTransfer",
     "FitNet",

@@ -117,6 +117,35 @@ def scale_to_batch(total, selected, power):
     return ops.where(count >= 2, mean * ops.mean(selected), ops.zeros_like(mean))
 
 
+def correlation(left, right, counted=None):
+    """Pearson correlation of vectors along the last axis.
+
+    Args:
+        left: Float32 tensor `(vectors, length)`.
+        right: Float32 tensor `(vectors, length)`.
+        counted: None, or a float32 tensor `(length,)` of zeros and ones: the entries that count.
+
+    Returns:
+        A tensor `(vectors,)`. Where a vector is constant up to rounding it is 0, and so is its
+        gradient, which would otherwise be the rounding error divided by next to nothing.
+    """
+    counted = ops.ones_like(left[0]) if counted is None else counted
+    left, right = _centre(left, counted), _centre(right, counted)
+    norms = norm_or_one(left) * norm_or_one(right)
+    return ops.sum(left * right, axis=-1) / (norms[:, 0] + 1e-8)
+
+
+def _centre(vectors, counted):
+    """Subtracts the mean of the counted entries, and puts zeros in place of the others."""
+    mean = ops.sum(vectors * counted, axis=-1, keepdims=True) / ops.maximum(ops.sum(counted), 1.0)
+    centred = (vectors - mean) * counted
+    spread, size = (
+        ops.sum(ops.square(values), axis=-1, keepdims=True)
+        for values in (centred, vectors * counted)
+    )
+    return ops.where(spread > 1e-10 * size, centred, ops.zeros_like(centred))
+
+
 def match_sizes(student_map, teacher_map):
     """Average-pools the larger of two maps to the size of the smaller, along each axis.
 

@@ -1,0 +1,129 @@
+"""Every case of the further methods' golden numbers, eager and compiled by XLA.
+
+To add an id, write a function that makes a `Setup` from a `Case`, and name it in `MAKERS`.
+"""
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import golden_numbers
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfkd import losses
+
+FILE = "methods.npz"
+
+
+class Case:
+    """One case: its arrays, and what its name says."""
+
+    def __init__(self, name, arrays):
+        self.id, self.name = name.split("/")
+        self.arrays = arrays
+        words = self.name.split("_")
+        found = [re.fullmatch(r"([A-Za-z]+)(-?\d+(?:\.\d+)?(?:e-?\d+)?)", word) for word in words]
+        #: What follows a letter or a word: `{"T": 4.0}` of `T4`.
+        self.arguments = {match[1]: float(match[2]) for match in found if match}
+
+    def under(self, path):
+        """Returns `{rest of the key: array}` of the keys below `path`."""
+        return {
+            key.removeprefix(f"{path}/"): array
+            for key, array in self.arrays.items()
+            if key.startswith(f"{path}/")
+        }
+
+    def series(self, path):
+        """Returns the arrays `path/0`, `path/1`, ... in their order."""
+        found = self.under(path)
+        return [found[str(index)] for index in range(len(found))]
+
+
+class Setup(NamedTuple):
+    """What runs a case."""
+
+    #: `(inputs, mask) -> {name: tensor}`: takes `{name: tensor}` as under `input/`, without the
+    #: mask, and returns `"loss"` and whatever else of `value/` the implementation shows.
+    values: Callable
+    #: `{name under param/: variable}`; the case's values are assigned to them.
+    params: dict = {}
+
+
+CASES = {}
+if golden_numbers.files(FILE):
+    found = golden_numbers.cases(FILE, depth=2)
+    CASES = {name: Case(name, arrays) for name, arrays in found.items()}
+
+
+def of_logits(loss):
+    """Returns the setup of a loss of logits without trainable parts."""
+
+    def values(inputs, mask):
+        taps = [inputs["student"]], [inputs["teacher"]]
+        return {"loss": loss(*taps, labels=inputs.get("labels"), sample_mask=mask)}
+
+    return Setup(values)
+
+
+def dist(case):
+    given = case.arguments
+    loss = losses.get(
+        "dist", beta=given.get("b", 1.0), gamma=given.get("g", 1.0), temperature=given["tau"]
+    )
+    return of_logits(loss)
+
+
+MAKERS = {
+    "dist": dist,
+}
+
+
+def evaluate(case, masked, compiled):
+    """Returns `{name: value}` and `{name: gradient}`, of what the case has gradients of."""
+    setup = MAKERS[case.id](case)
+    params = case.under("param")
+    assert set(setup.params) == set(params)
+    for name, variable in setup.params.items():
+        variable.assign(np.reshape(params[name], variable.shape))
+    inputs = {name: tf.constant(array) for name, array in case.under("input").items()}
+    mask = inputs.pop("mask", None)
+    wanted = set(case.under("grad_masked" if masked else "grad"))
+
+    def run(inputs, mask):
+        variables = {name: variable.value for name, variable in setup.params.items()}
+        sources = {name: x for name, x in {**inputs, **variables}.items() if name in wanted}
+        with tf.GradientTape() as tape:
+            tape.watch(sources)
+            values = setup.values(inputs, mask)
+        return values, tape.gradient(values["loss"], sources) if sources else {}
+
+    function = tf.function(run, jit_compile=True) if compiled else run
+    return function(inputs, mask if masked else None)
+
+
+def check(expected, found, **tolerance):
+    for name, array in expected.items():
+        np.testing.assert_allclose(
+            np.reshape(found[name], array.shape), array, err_msg=name, atol=1e-6, **tolerance
+        )
+
+
+def test_the_file_has_every_id():
+    assert {case.id for case in CASES.values()} >= set(MAKERS)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "xla"])
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.id in MAKERS])
+def test_equals_the_published_numbers(name, compiled):
+    case = CASES[name]
+    for suffix in ("", "_masked"):
+        expected = case.under(f"value{suffix}")
+        if expected:
+            values, gradients = evaluate(case, bool(suffix), compiled)
+            shown = {key: array for key, array in expected.items() if key in values}
+            assert shown and ("loss" in shown) == ("loss" in expected)
+            check(shown, values, rtol=1e-4)
+            check(case.under(f"grad{suffix}"), gradients, rtol=1e-3)
