@@ -64,7 +64,8 @@ LOSSES = {
     "losses of logits": by_losses("kd", "dkd"),
     "losses of maps": by_losses("at", "fitnet", "vid", "nst"),
     "losses of factors": by_losses("ft", "fsp", "ab"),
-    "relational losses": by_losses("sp", "cc", "rkd", "pkt", "crd"),
+    "relational losses": by_losses("sp", "cc", "rkd", "pkt", "irg", "crd"),
+    "losses that read the models": by_losses("ofd"),
     "prepared losses": by_losses("ft", "ab", prepared=True),
 }
 #: One variant of each method.

@@ -8,10 +8,12 @@ from tfkd import losses
 MAPS = [((8, 8, 4), (8, 8, 5)), ((4, 4, 6), (2, 2, 3))]
 SHAPES = {
     "stages": MAPS,
+    "before_relu": MAPS,
     "hint": [((8, 8, 4), (4, 4, 5))],
     "last_map": [((2, 2, 6), (4, 4, 8))],
     "pooled": [((6,), (9,))],
     "logits": [((5,), (5,))],
+    "irg": [*MAPS, ((6,), (9,)), ((5,), (5,))],
     "fsp": [((8, 8, 4), (4, 4, 4)), ((4, 4, 6), (4, 4, 6))],
 }
 ARGUMENTS = {
@@ -24,6 +26,7 @@ IDS = (
     *("kd", "dkd", "fitnet", "at", "sp", "cc", "vid"),
     *("rkd", "pkt", "ft", "fsp", "nst", "ab", "crd"),
     "dist",
+    *("irg", "ofd"),
 )
 
 

@@ -30,6 +30,8 @@ PUBLISHED_WEIGHTS = {
     "ab": 0,
     "crd": 0.8,
     "dist": 2,
+    "irg": 1,
+    "ofd": 1e-3,
 }
 SPOTS = {
     "kd": "logits",
@@ -47,6 +49,8 @@ SPOTS = {
     "ab": "stages",
     "crd": "pooled",
     "dist": "logits",
+    "irg": "last_two_maps+pooled+logits",
+    "ofd": "before_relu",
 }
 
 
@@ -55,7 +59,7 @@ def test_ids_weights_spots():
     assert {name: losses.get(name).weight for name in IDS} == PUBLISHED_WEIGHTS
     assert {name: losses.get(name).spots for name in IDS} == SPOTS
     relational = {name for name in IDS if losses.available()[name].relational}
-    assert relational == {"sp", "cc", "rkd", "pkt", "crd", "dist"}
+    assert relational == {"sp", "cc", "rkd", "pkt", "crd", "dist", "irg"}
 
 
 def test_a_subclass_without_an_id_does_not_take_its_parents_place():
@@ -155,7 +159,7 @@ def test_half_precision_taps_are_compared_in_float32(name, policy):
     )
     if name != "crd":  # draws new negatives
         np.testing.assert_array_equal(value, rounded)
-    if name not in ("fitnet", "cc", "vid", "ft", "ab", "crd"):  # connectors start at random
+    if name not in ("fitnet", "cc", "vid", "ft", "ab", "crd", "ofd"):  # connectors start at random
         np.testing.assert_allclose(value, expected, rtol=0.05)
 
 
@@ -196,7 +200,7 @@ def shapes(*shapes):
             (name, shapes((3,)), shapes((3,), (3,)), "1 student taps and 2")
             for name in ("kd", "rkd")
         ),
-        *((name, shapes((3,)), shapes((3,)), "needs taps") for name in ("at", "nst", "vid", "ft")),
+        *((name, shapes((3,)), shapes((3,)), "needs taps") for name in ("at", "nst", "vid", "ft", "ofd")),
         ("at", [(4, None, None, 3)], shapes((8, 8, 3)), "student tap 0"),
         ("kd", shapes((3,)), shapes((4,)), "the same classes"),
         ("dkd", shapes((3,)), shapes((4,)), "the same classes"),
@@ -208,6 +212,13 @@ def shapes(*shapes):
         ("fsp", shapes((8, 8, 3)), shapes((8, 8, 3)), "at least two spots"),
         ("fsp", shapes((8, 8, 3), (4, 4, 3)), shapes((8, 8, 3), (4, 4, 5)), "same channels"),
         ("ft", shapes((4, 4, 3)), shapes((4, 4, 1)), "leaves none"),
+        ("irg", shapes((4, 4, 3), (3,)), shapes((4, 4, 3), (3,)), "needs four spots"),
+        (
+            "irg",
+            shapes((4, 4, 3), (2, 2, 3), (3,), (5,)),
+            shapes((4, 4, 3), (2, 2, 3), (3,), (4,)),
+            "the same classes",
+        ),
         ("crd", shapes((3,), (3,)), shapes((3,), (3,)), "one spot"),
         ("crd", shapes((3,)), shapes((3,)), "set_examples"),
     ],

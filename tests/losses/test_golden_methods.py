@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfkd import losses
+from tfkd import losses, taps
+from tfkd.losses.instance_relationship_graph import edge_distance, transformation_distance
 
 FILE = "methods.npz"
 
@@ -76,8 +77,74 @@ def dist(case):
     return of_logits(loss)
 
 
+def irg(case):
+    def of_sides(inputs):
+        names = ("map/0", "map/1", "pooled", "logits")
+        return ([inputs[f"{side}/{name}"] for name in names] for side in ("student", "teacher"))
+
+    def edge(inputs, mask):
+        distances = [edge_distance(*pair, mask) for pair in list(zip(*of_sides(inputs)))[:3]]
+        return {"loss": sum(distances) / 3}
+
+    def transform(inputs, mask):
+        student, teacher = of_sides(inputs)
+        return {"loss": transformation_distance(student[:2], teacher[:2], mask)}
+
+    def everything(inputs, mask):
+        given = case.arguments
+        loss = losses.get(
+            "irg",
+            vertex_weight=given["v"],
+            edge_weight=given["e"],
+            transformation_weight=given["t"],
+        )
+        return {"loss": loss(*of_sides(inputs), sample_mask=mask)}
+
+    return Setup({"edge": edge, "transform": transform}.get(case.name, everything))
+
+
+def series(inputs, path):
+    """Returns the tensors `{path}0`, `{path}1`, ... in their order."""
+    return [inputs[f"{path}{index}"] for index in range(sum(k.startswith(path) for k in inputs))]
+
+
+def of_convolution(layer, path):
+    """Returns the variables of a `NormalizedConvolution` by the names under `path`."""
+    return {
+        f"{path}/kernel": layer.convolution.kernel,
+        f"{path}/gamma": layer.normalization.gamma,
+        f"{path}/beta": layer.normalization.beta,
+    }
+
+
+def ofd(case):
+    loss = losses.get("ofd")
+    arrays = case.under("input")
+    given = [
+        taps.Normalization(arrays[f"teacher_bn/{spot}/gamma"], arrays[f"teacher_bn/{spot}/beta"])
+        for spot in range(len(case.series("input/student")))
+    ]
+    loss.set_normalizations(given)
+    loss.build(*([x.shape for x in case.series(f"input/{side}")] for side in ("student", "teacher")))
+
+    def values(inputs, mask):
+        student, teacher = series(inputs, "student/"), series(inputs, "teacher/")
+        margins = {
+            f"margin/{spot}": loss.margin(spot, x, tf.ones(len(x)))
+            for spot, x in enumerate(teacher)
+        }
+        return {"loss": loss(student, teacher, sample_mask=mask, training=True), **margins}
+
+    params = {}
+    for spot, connector in enumerate(loss.connectors):
+        params |= of_convolution(connector, f"connector/{spot}")
+    return Setup(values, params)
+
+
 MAKERS = {
     "dist": dist,
+    "irg": irg,
+    "ofd": ofd,
 }
 
 
@@ -98,7 +165,8 @@ def evaluate(case, masked, compiled):
         with tf.GradientTape() as tape:
             tape.watch(sources)
             values = setup.values(inputs, mask)
-        return values, tape.gradient(values["loss"], sources) if sources else {}
+        zero = tf.UnconnectedGradients.ZERO
+        return values, tape.gradient(values["loss"], sources, None, zero) if sources else {}
 
     function = tf.function(run, jit_compile=True) if compiled else run
     return function(inputs, mask if masked else None)

@@ -20,6 +20,7 @@ from tfkd.losses.instance_relationship_graph import InstanceRelationshipGraph
 from tfkd.losses.keras_distillation_loss import KerasDistillationLoss
 from tfkd.losses.knowledge_distillation import KnowledgeDistillation, kl_divergence
 from tfkd.losses.neuron_selectivity_transfer import NeuronSelectivityTransfer
+from tfkd.losses.overhaul_of_feature_distillation import OverhaulOfFeatureDistillation
 from tfkd.losses.probabilistic_knowledge_transfer import ProbabilisticKnowledgeTransfer
 from tfkd.losses.relational_knowledge_distillation import RelationalKnowledgeDistillation
 from tfkd.losses.similarity_preserving import SimilarityPreserving
@@ -96,6 +97,7 @@ __all__ = [
     "KerasDistillationLoss",
     "KnowledgeDistillation",
     "NeuronSelectivityTransfer",
+    "OverhaulOfFeatureDistillation",
     "ProbabilisticKnowledgeTransfer",
     "RelationalKnowledgeDistillation",
     "SimilarityPreserving",

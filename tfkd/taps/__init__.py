@@ -8,6 +8,7 @@ models with slashes: `backbone/conv4_block6_out`.
 from tfkd.taps.cut import segment
 from tfkd.taps.find import (
     Classifier,
+    Normalization,
     around_relu,
     at_spots,
     boundaries,
@@ -24,6 +25,7 @@ __all__ = [
     "Classifier",
     "Graph",
     "LOGITS",
+    "Normalization",
     "around_relu",
     "at_spots",
     "before",

@@ -38,6 +38,19 @@ class Classifier:
     bias: object = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """What a batch normalization multiplies by and adds, so the spread and mean of its outputs.
+
+    Args:
+        gamma: Tensor, array or variable `(channels,)`; None for ones.
+        beta: The same; None for zeros.
+    """
+
+    gamma: object = None
+    beta: object = None
+
+
 def suggest(model):
     """Proposes taps of a functional model, at the ends of its stages.
 
@@ -239,8 +252,8 @@ def normalization_at(model, tap):
         tap: Tap, such as the first of `around_relu`.
 
     Returns:
-        A `keras.layers.BatchNormalization` of as many channels; None where there is none, or the
-        model is subclassed.
+        A `Normalization` of the layer's own variables; None where there is none of as many
+        channels, or the model is subclassed.
     """
     graph = _graph(model)
     if graph is None:
@@ -256,7 +269,8 @@ def normalization_at(model, tap):
         if kind not in ("Add", "Identity") or id(tensor) not in sources:
             return None
         tensor = max(sources[id(tensor)], key=lambda source: length.get(id(source), 0))
-    return operation_of(tensor) if tensor.shape[-1] == channels else None
+    layer = operation_of(tensor)
+    return Normalization(layer.gamma, layer.beta) if tensor.shape[-1] == channels else None
 
 
 def classifier(model):
