@@ -65,7 +65,7 @@ LOSSES = {
     "losses of maps": by_losses("at", "fitnet", "vid", "nst"),
     "losses of factors": by_losses("ft", "fsp", "ab"),
     "relational losses": by_losses("sp", "cc", "rkd", "pkt", "irg", "crd"),
-    "losses that read the models": by_losses("ofd"),
+    "losses that read the models": by_losses("ofd", "srrl", "cat_kd"),
     "prepared losses": by_losses("ft", "ab", prepared=True),
 }
 #: One variant of each method.

@@ -11,7 +11,7 @@ import tensorflow as tf
 from loss_samples import IDS, PAIRWISE, Sample
 
 import tfkd
-from tfkd import losses
+from tfkd import losses, taps
 from tfkd.errors import UsageError
 
 PUBLISHED_WEIGHTS = {
@@ -32,6 +32,8 @@ PUBLISHED_WEIGHTS = {
     "dist": 2,
     "irg": 1,
     "ofd": 1e-3,
+    "srrl": 1,
+    "cat_kd": 15,
 }
 SPOTS = {
     "kd": "logits",
@@ -51,7 +53,13 @@ SPOTS = {
     "dist": "logits",
     "irg": "last_two_maps+pooled+logits",
     "ofd": "before_relu",
+    "srrl": "before_pooling",
+    "cat_kd": "before_pooling",
 }
+
+
+#: Losses whose connectors start at random.
+RANDOM_CONNECTORS = ("fitnet", "cc", "vid", "ft", "ab", "crd", "ofd", "srrl")
 
 
 def test_ids_weights_spots():
@@ -159,7 +167,7 @@ def test_half_precision_taps_are_compared_in_float32(name, policy):
     )
     if name != "crd":  # draws new negatives
         np.testing.assert_array_equal(value, rounded)
-    if name not in ("fitnet", "cc", "vid", "ft", "ab", "crd", "ofd"):  # connectors start at random
+    if name not in RANDOM_CONNECTORS:
         np.testing.assert_allclose(value, expected, rtol=0.05)
 
 
@@ -200,7 +208,10 @@ def shapes(*shapes):
             (name, shapes((3,)), shapes((3,), (3,)), "1 student taps and 2")
             for name in ("kd", "rkd")
         ),
-        *((name, shapes((3,)), shapes((3,)), "needs taps") for name in ("at", "nst", "vid", "ft", "ofd")),
+        *(
+            (name, shapes((3,)), shapes((3,)), "needs taps")
+            for name in ("at", "nst", "vid", "ft", "ofd", "cat_kd")
+        ),
         ("at", [(4, None, None, 3)], shapes((8, 8, 3)), "student tap 0"),
         ("kd", shapes((3,)), shapes((4,)), "the same classes"),
         ("dkd", shapes((3,)), shapes((4,)), "the same classes"),
@@ -219,13 +230,19 @@ def shapes(*shapes):
             shapes((4, 4, 3), (2, 2, 3), (3,), (4,)),
             "the same classes",
         ),
+        ("srrl", shapes((4, 4, 2)), shapes((4, 4, 4)), "which takes 3 features"),
+        ("srrl", shapes((4, 4, 4, 3)), shapes((4, 4, 3)), "needs maps, tokens or vectors"),
+        ("cat_kd", shapes((4, 4, 4)), shapes((4, 4, 3)), "the student's tap .* which takes 3"),
+        ("cat_kd", shapes((1, 4, 3)), shapes((4, 4, 3)), "take a smaller resolution"),
         ("crd", shapes((3,), (3,)), shapes((3,), (3,)), "one spot"),
         ("crd", shapes((3,)), shapes((3,)), "set_examples"),
     ],
 )
 def test_wrong_shapes_give_one_clear_line(name, student, teacher, message):
     with pytest.raises(UsageError, match=message) as error:
-        losses.get(name).build(student, teacher)
+        loss = losses.get(name)
+        loss.set_classifiers(*[taps.Classifier(np.ones((3, 5)))] * 2)
+        loss.build(student, teacher)
     assert "\n" not in str(error.value)
 
 
@@ -253,6 +270,8 @@ def test_zero_between_equal_features(name):
         ("crd", {"momentum": 1.5}),
         ("at", {"spots": "everywhere"}),
         ("at", {"power": 2}),
+        ("srrl", {"regression_weight": -1.0}),
+        ("cat_kd", {"resolution": 0}),
     ],
 )
 def test_arguments_out_of_range(name, arguments):
@@ -276,6 +295,7 @@ def test_example_in_the_docstring_runs(name):
             f"later_{side}_map": (4, 4, 4, 5),
         }.items()
     }
+    namespace |= {f"{side}_kernel": np.ones((3, 5)) for side in ("student", "teacher")}
     labels = np.arange(20) % 5
     namespace |= {"labels": labels[:4], "training_labels": labels, "indices": np.arange(4)}
     exec(textwrap.dedent(example[1]), {"tfkd": tfkd}, namespace)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import golden_numbers
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -125,7 +126,9 @@ def ofd(case):
         for spot in range(len(case.series("input/student")))
     ]
     loss.set_normalizations(given)
-    loss.build(*([x.shape for x in case.series(f"input/{side}")] for side in ("student", "teacher")))
+    loss.build(
+        *([x.shape for x in case.series(f"input/{side}")] for side in ("student", "teacher"))
+    )
 
     def values(inputs, mask):
         student, teacher = series(inputs, "student/"), series(inputs, "teacher/")
@@ -141,10 +144,40 @@ def ofd(case):
     return Setup(values, params)
 
 
+def srrl(case):
+    loss = losses.get("srrl")
+    arrays = case.under("input")
+    # The gradient reaches the connector alone; the classifier is the teacher's.
+    loss.set_classifiers(
+        teacher=taps.Classifier(arrays["classifier/kernel"], arrays["classifier/bias"])
+    )
+    loss.build([arrays["student"].shape], [arrays["teacher"].shape])
+
+    def values(inputs, mask):
+        features = [inputs["student"]], [inputs["teacher"]]
+        return {"loss": loss(*features, sample_mask=mask, training=True)}
+
+    return Setup(values, of_convolution(loss.connectors[0], "connector"))
+
+
+def cat_kd(case):
+    normalized = "norm" in case.name.split("_")
+    loss = losses.get("cat_kd", resolution=int(case.arguments["r"]), normalized=normalized)
+    kernel = keras.Variable(case.under("param")["student/kernel"])
+
+    def values(inputs, mask):
+        loss.set_classifiers(taps.Classifier(kernel), taps.Classifier(inputs["teacher/kernel"]))
+        return {"loss": loss([inputs["student"]], [inputs["teacher"]], sample_mask=mask)}
+
+    return Setup(values, {"student/kernel": kernel})
+
+
 MAKERS = {
     "dist": dist,
     "irg": irg,
     "ofd": ofd,
+    "srrl": srrl,
+    "cat_kd": cat_kd,
 }
 
 

@@ -30,9 +30,7 @@ class NormalizedConvolution(layers.Layer):
     ```
     """
 
-    def __init__(
-        self, filters, kernel_size=1, activation=None, kernel_initializer=None, **kwargs
-    ):
+    def __init__(self, filters, kernel_size=1, activation=None, kernel_initializer=None, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
         self.kernel_size = kernel_size

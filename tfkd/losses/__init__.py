@@ -5,6 +5,7 @@ import keras
 from tfkd.errors import UsageError, unknown
 from tfkd.losses.activation_boundary import ActivationBoundary
 from tfkd.losses.attention_transfer import AttentionTransfer
+from tfkd.losses.class_attention_transfer import ClassAttentionTransfer
 from tfkd.losses.contrastive_representation_distillation import (
     ContrastiveRepresentationDistillation,
 )
@@ -24,6 +25,9 @@ from tfkd.losses.overhaul_of_feature_distillation import OverhaulOfFeatureDistil
 from tfkd.losses.probabilistic_knowledge_transfer import ProbabilisticKnowledgeTransfer
 from tfkd.losses.relational_knowledge_distillation import RelationalKnowledgeDistillation
 from tfkd.losses.similarity_preserving import SimilarityPreserving
+from tfkd.losses.softmax_regression_representation_learning import (
+    SoftmaxRegressionRepresentationLearning,
+)
 from tfkd.losses.variational_information_distillation import VariationalInformationDistillation
 
 
@@ -85,6 +89,7 @@ def get(identifier, **arguments):
 __all__ = [
     "ActivationBoundary",
     "AttentionTransfer",
+    "ClassAttentionTransfer",
     "ContrastiveRepresentationDistillation",
     "CorrelationCongruence",
     "DecoupledKnowledgeDistillation",
@@ -101,6 +106,7 @@ __all__ = [
     "ProbabilisticKnowledgeTransfer",
     "RelationalKnowledgeDistillation",
     "SimilarityPreserving",
+    "SoftmaxRegressionRepresentationLearning",
     "VariationalInformationDistillation",
     "available",
     "get",

@@ -158,6 +158,21 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         self.student_classifier = student
         self.teacher_classifier = teacher
 
+    def check_classifier(self, side, shape):
+        """Raises a `UsageError` unless a model's classifier takes the features of a tap.
+
+        Args:
+            side: `"student"` or `"teacher"`.
+            shape: Shape of the model's tap, features last.
+        """
+        features = getattr(self, f"{side}_classifier").kernel.shape[0]
+        if features != shape[-1]:
+            raise UsageError(
+                f"Loss {self.name!r} reads the {side}'s tap of shape {tuple(shape)} by its "
+                f"classifier, which takes {features} features: the tap must be what is pooled for "
+                'it, spots="before_pooling".'
+            )
+
     def build(self, student_taps_shape, teacher_taps_shape):
         """Checks the shapes of the taps and makes the connectors.
 

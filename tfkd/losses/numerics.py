@@ -16,7 +16,7 @@ def norm_or_one(vectors, axis=-1):
 
     Args:
         vectors: Float32 tensor.
-        axis: Integer, the axis along which a vector lies.
+        axis: Integer or tuple, the axes along which a vector lies.
 
     Returns:
         A tensor of the same rank, of size 1 along `axis`.
@@ -30,7 +30,7 @@ def normalize(vectors, axis=-1, epsilon=1e-12):
 
     Args:
         vectors: Float32 tensor.
-        axis: Integer, the axis along which a vector lies.
+        axis: Integer or tuple, the axes along which a vector lies.
         epsilon: Number, the least norm to divide by.
 
     Returns:
@@ -49,6 +49,20 @@ def smooth_l1(difference):
 def flatten(features):
     """Returns `(batch, ...)` features as `(batch, everything else)`."""
     return ops.reshape(features, (ops.shape(features)[0], math.prod(features.shape[1:])))
+
+
+def as_map(features):
+    """Returns vectors `(batch, features)` and tokens `(batch, tokens, features)` as maps.
+
+    Args:
+        features: Tensor of rank 2, 3 or 4; a map stays as it is.
+
+    Returns:
+        A tensor `(batch, height, width, channels)`, with 1 in place of a missing size.
+    """
+    while len(features.shape) < 4:
+        features = ops.expand_dims(features, -2)
+    return features
 
 
 def positions_first(features):
