@@ -9,6 +9,7 @@ MAPS = [((8, 8, 4), (8, 8, 5)), ((4, 4, 6), (2, 2, 3))]
 SHAPES = {
     "stages": MAPS,
     "before_relu": MAPS,
+    "after_relu+pooled": [*MAPS, ((6,), (9,))],
     "before_pooling": [((4, 4, 6), (8, 8, 9))],
     "hint": [((8, 8, 4), (4, 4, 5))],
     "last_map": [((2, 2, 6), (4, 4, 8))],
@@ -20,6 +21,7 @@ SHAPES = {
 ARGUMENTS = {
     "crd": {"num_examples": 12, "negatives": 7, "embedding_size": 8, "seed": 3},
     "cc": {"embedding_size": 8},
+    "semckd": {"batch_size": 8},
 }
 #: Losses that compare samples with each other, and so need two.
 PAIRWISE = ("sp", "cc", "rkd", "pkt")
@@ -27,7 +29,7 @@ IDS = (
     *("kd", "dkd", "fitnet", "at", "sp", "cc", "vid"),
     *("rkd", "pkt", "ft", "fsp", "nst", "ab", "crd"),
     "dist",
-    *("irg", "ofd", "srrl", "cat_kd"),
+    *("irg", "ofd", "srrl", "cat_kd", "reviewkd", "mgd", "semckd"),
 )
 
 

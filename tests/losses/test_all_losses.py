@@ -13,6 +13,7 @@ from loss_samples import IDS, PAIRWISE, Sample
 import tfkd
 from tfkd import losses, taps
 from tfkd.errors import UsageError
+from tfkd.schedules import Schedule
 
 PUBLISHED_WEIGHTS = {
     "kd": 0.9,
@@ -34,6 +35,9 @@ PUBLISHED_WEIGHTS = {
     "ofd": 1e-3,
     "srrl": 1,
     "cat_kd": 15,
+    "reviewkd": "LinearWarmUp(start=0.0, end=1.0, epochs=20)",
+    "mgd": 7e-5,
+    "semckd": 400,
 }
 SPOTS = {
     "kd": "logits",
@@ -55,19 +59,37 @@ SPOTS = {
     "ofd": "before_relu",
     "srrl": "before_pooling",
     "cat_kd": "before_pooling",
+    "reviewkd": "after_relu+pooled",
+    "mgd": "last_map",
+    "semckd": "stages",
 }
 
 
 #: Losses whose connectors start at random.
-RANDOM_CONNECTORS = ("fitnet", "cc", "vid", "ft", "ab", "crd", "ofd", "srrl")
+RANDOM_CONNECTORS = (
+    "fitnet",
+    "cc",
+    "vid",
+    "ft",
+    "ab",
+    "crd",
+    "ofd",
+    "srrl",
+    "reviewkd",
+    "mgd",
+    "semckd",
+)
 
 
 def test_ids_weights_spots():
     assert set(IDS) <= set(losses.available())
-    assert {name: losses.get(name).weight for name in IDS} == PUBLISHED_WEIGHTS
+    weights = {name: losses.get(name).weight for name in IDS}
+    # Schedules are told apart by what they print.
+    weights = {name: repr(w) if isinstance(w, Schedule) else w for name, w in weights.items()}
+    assert weights == PUBLISHED_WEIGHTS
     assert {name: losses.get(name).spots for name in IDS} == SPOTS
     relational = {name for name in IDS if losses.available()[name].relational}
-    assert relational == {"sp", "cc", "rkd", "pkt", "crd", "dist", "irg"}
+    assert relational == {"sp", "cc", "rkd", "pkt", "crd", "dist", "irg", "semckd"}
 
 
 def test_a_subclass_without_an_id_does_not_take_its_parents_place():
@@ -118,7 +140,7 @@ def test_one_mask_for_all_equals_the_same_mask_for_each_spot(name):
         each = sample.value(mask=[mask] * len(sample.student))
         np.testing.assert_array_equal(once, each)
     with pytest.raises(UsageError, match="one mask per spot"):
-        sample.value(mask=[mask] * 3)
+        sample.value(mask=[mask] * (len(sample.student) + 1))
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -129,7 +151,8 @@ def test_config_makes_an_equal_loss(name):
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
     assert type(copy) is type(loss)
     assert copy.get_config() == config
-    assert (copy.weight, copy.spots, copy.name) == (2.5, [("a", "b")], "mine")
+    weight = "LinearWarmUp(start=0.0, end=2.5, epochs=20)" if name == "reviewkd" else "2.5"
+    assert (repr(copy.weight), copy.spots, copy.name) == (weight, [("a", "b")], "mine")
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -232,6 +255,7 @@ def shapes(*shapes):
         ),
         ("srrl", shapes((4, 4, 2)), shapes((4, 4, 4)), "which takes 3 features"),
         ("srrl", shapes((4, 4, 4, 3)), shapes((4, 4, 3)), "needs maps, tokens or vectors"),
+        ("reviewkd", shapes((4, 3)), shapes((4, 4, 3)), "needs maps .* or vectors"),
         ("cat_kd", shapes((4, 4, 4)), shapes((4, 4, 3)), "the student's tap .* which takes 3"),
         ("cat_kd", shapes((1, 4, 3)), shapes((4, 4, 3)), "take a smaller resolution"),
         ("crd", shapes((3,), (3,)), shapes((3,), (3,)), "one spot"),
@@ -272,6 +296,9 @@ def test_zero_between_equal_features(name):
         ("at", {"power": 2}),
         ("srrl", {"regression_weight": -1.0}),
         ("cat_kd", {"resolution": 0}),
+        ("reviewkd", {"warm_up_epochs": -1}),
+        ("mgd", {"drop_rate": 1.5}),
+        ("semckd", {"batch_size": 3}),
     ],
 )
 def test_arguments_out_of_range(name, arguments):

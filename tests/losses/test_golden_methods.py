@@ -172,12 +172,80 @@ def cat_kd(case):
     return Setup(values, {"student/kernel": kernel})
 
 
+def of_dense(layer, path):
+    """Returns the variables of a dense layer or convolution by the names under `path`."""
+    return {f"{path}/kernel": layer.kernel, f"{path}/bias": layer.bias}
+
+
+def built(loss, case):
+    """Builds a loss of several spots; returns what computes its value in training mode."""
+    shapes = ([x.shape for x in case.series(f"input/{side}")] for side in ("student", "teacher"))
+    loss.build(*shapes)
+
+    def values(inputs, mask):
+        features = series(inputs, "student/"), series(inputs, "teacher/")
+        return {"loss": loss(*features, sample_mask=mask, training=True)}
+
+    return values
+
+
+def reviewkd(case):
+    loss = losses.get("reviewkd")
+    values, params = built(loss, case), {}
+    for level, fusion in enumerate(loss.fusions):
+        params |= of_convolution(fusion.entry, f"fusion/{level}/in")
+        params |= of_convolution(fusion.exit, f"fusion/{level}/out")
+        if level:
+            params |= of_dense(fusion.attention, f"fusion/{level}/attention")
+    return Setup(values, params)
+
+
+def mgd(case):
+    loss = losses.get("mgd", drop_rate=case.arguments["lambda"])
+    shapes = [case.under("input")[side].shape for side in ("student", "teacher")]
+    loss.build(*([shape] for shape in shapes))
+
+    def values(inputs, mask):
+        loss.draw_kept = lambda shape: inputs["kept"]
+        features = [inputs["student"]], [inputs["teacher"]]
+        return {"loss": loss(*features, sample_mask=mask, training=True)}
+
+    params = {} if shapes[0] == shapes[1] else of_dense(loss.aligners[0], "align")
+    for step, layer in enumerate(loss.generators[0]):
+        params |= of_dense(layer, f"generation/{step}")
+    return Setup(values, params)
+
+
+def semckd(case):
+    loss = losses.get("semckd", batch_size=len(case.series("input/student")[0]))
+    value, params = built(loss, case), {}
+
+    def values(inputs, mask):
+        features = series(inputs, "student/"), series(inputs, "teacher/")
+        attention = loss.attention(*features, tf.ones(loss.batch_size))
+        return {**value(inputs, mask), "attention": attention}
+
+    for name, embeddings in (("query", loss.queries), ("key", loss.keys)):
+        for spot, layers in enumerate(embeddings):
+            for step, layer in enumerate(layers):
+                params |= of_dense(layer, f"{name}/{spot}/{step}")
+    for i, row in enumerate(loss.projections):
+        for j, (first, second, last) in enumerate(row):
+            params |= of_convolution(first, f"regressor/{i}{j}/0")
+            params |= of_convolution(second, f"regressor/{i}{j}/1")
+            params[f"regressor/{i}{j}/2/kernel"] = last.kernel
+    return Setup(values, params)
+
+
 MAKERS = {
     "dist": dist,
     "irg": irg,
     "ofd": ofd,
     "srrl": srrl,
     "cat_kd": cat_kd,
+    "reviewkd": reviewkd,
+    "mgd": mgd,
+    "semckd": semckd,
 }
 
 

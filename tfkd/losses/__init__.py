@@ -20,10 +20,13 @@ from tfkd.losses.hierarchical_context import hierarchical_context_loss
 from tfkd.losses.instance_relationship_graph import InstanceRelationshipGraph
 from tfkd.losses.keras_distillation_loss import KerasDistillationLoss
 from tfkd.losses.knowledge_distillation import KnowledgeDistillation, kl_divergence
+from tfkd.losses.knowledge_review import KnowledgeReview
+from tfkd.losses.masked_generation import MaskedGeneration
 from tfkd.losses.neuron_selectivity_transfer import NeuronSelectivityTransfer
 from tfkd.losses.overhaul_of_feature_distillation import OverhaulOfFeatureDistillation
 from tfkd.losses.probabilistic_knowledge_transfer import ProbabilisticKnowledgeTransfer
 from tfkd.losses.relational_knowledge_distillation import RelationalKnowledgeDistillation
+from tfkd.losses.semantic_calibration import SemanticCalibration
 from tfkd.losses.similarity_preserving import SimilarityPreserving
 from tfkd.losses.softmax_regression_representation_learning import (
     SoftmaxRegressionRepresentationLearning,
@@ -101,10 +104,13 @@ __all__ = [
     "InstanceRelationshipGraph",
     "KerasDistillationLoss",
     "KnowledgeDistillation",
+    "KnowledgeReview",
+    "MaskedGeneration",
     "NeuronSelectivityTransfer",
     "OverhaulOfFeatureDistillation",
     "ProbabilisticKnowledgeTransfer",
     "RelationalKnowledgeDistillation",
+    "SemanticCalibration",
     "SimilarityPreserving",
     "SoftmaxRegressionRepresentationLearning",
     "VariationalInformationDistillation",

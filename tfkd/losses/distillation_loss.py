@@ -191,8 +191,8 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         for side in self.needs_classifiers:
             if getattr(self, f"{side}_classifier") is None:
                 raise UsageError(
-                    f"Loss {self.name!r} does not know the {side}'s classifier: without a distiller "
-                    f"call set_classifiers({side}=tfkd.taps.classifier({side})) first."
+                    f"Loss {self.name!r} does not know the {side}'s classifier: without a "
+                    f"distiller call set_classifiers({side}=tfkd.taps.classifier({side})) first."
                 )
         for spot, shapes in enumerate(zip(student_taps_shape, teacher_taps_shape)):
             student_shape, teacher_shape = map(tuple, shapes)
