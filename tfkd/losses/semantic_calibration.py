@@ -1,4 +1,4 @@
-"""SemCKD: attention weighs all stages of the teacher for each of the student (Chen et al., 2021)."""
+"""SemCKD: attention weighs the teacher's stages for each of the student's (Chen et al., 2021)."""
 
 import functools
 
