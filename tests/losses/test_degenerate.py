@@ -71,3 +71,24 @@ def test_gradients_of_zeros_stay_moderate(name):
     student = [tf.concat([tap[:3], tf.zeros_like(tap[3:])], axis=0) for tap in sample.student]
     _, gradients = sample.value_and_gradients(student, sample.teacher, None)
     assert max(np.abs(gradient).max() for gradient in gradients) < 1e3
+
+
+#: Losses whose connectors have batch normalization, which sees the whole batch in training mode.
+NORMALIZED = ("ofd", "srrl", "reviewkd", "semckd")
+
+
+@pytest.mark.parametrize("name", ["irg", "cat_kd", "mgd", *NORMALIZED])
+@pytest.mark.parametrize("junk", [np.nan, np.inf])
+def test_features_that_are_not_selected_may_be_anything(name, junk):
+    sample = Sample(name)
+    selected = mask(0, 2, 3, 5)
+    spoilt = [
+        [tf.tensor_scatter_nd_update(tap, [[1], [4]], junk * tf.ones_like(tap[:2])) for tap in taps]
+        for taps in (sample.student, sample.teacher)
+    ]
+    expected, gradients = sample.value_and_gradients(sample.student, sample.teacher, selected)
+    value, found = sample.value_and_gradients(*spoilt, selected)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    if name not in NORMALIZED:
+        for one, other in zip(found, gradients):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)

@@ -1,4 +1,4 @@
-"""IRG: the graph of how samples relate, and how it changes between stages (Liu et al., 2019)."""
+"""IRG: the graph of how samples relate, and its changes (Liu et al., 2019)."""
 
 import keras
 from keras import ops

@@ -1,4 +1,4 @@
-"""ReviewKD: early features, joined with deeper ones, learn the teacher's (Chen et al., 2021)."""
+"""ReviewKD: early features, fused with deeper ones (Chen et al., 2021)."""
 
 import keras
 from keras import ops

@@ -1,4 +1,4 @@
-"""MGD: the student's features, channels missing, generate the teacher's (Yang et al., 2022)."""
+"""MGD: a part of the student's features generates the map (Yang et al., 2022)."""
 
 import keras
 from keras import layers, ops

@@ -1,4 +1,4 @@
-"""OFD: features before their ReLU, without what the ReLU discards (Heo et al., 2019)."""
+"""OFD: features before their ReLU, with margins below zero (Heo et al., 2019)."""
 
 import math
 

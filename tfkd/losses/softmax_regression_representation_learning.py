@@ -1,4 +1,4 @@
-"""SRRL: student features that the teacher's classifier reads like its own (Yang et al., 2021)."""
+"""SRRL: features that the teacher's classifier can read (Yang et al., 2021)."""
 
 import keras
 from keras import ops
