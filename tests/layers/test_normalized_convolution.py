@@ -19,6 +19,18 @@ def test_it_is_a_convolution_then_normalization_then_activation():
     assert 0 < np.abs(layer.convolution.kernel).max() <= 1 / np.sqrt(27)
 
 
+def test_the_statistics_are_those_of_the_selected():
+    inputs = tf.random.normal((6, 5, 5, 3))
+    layer = NormalizedConvolution(4)
+    layer.build(inputs.shape)
+    selected = tf.constant([1.0, 0.0, 1.0, 1.0, 0.0, 0.0])
+    spoilt = tf.where(selected[:, None, None, None] > 0, inputs, np.nan)
+    found = layer(spoilt, training=True, selected=selected).numpy()
+    expected = layer(inputs.numpy()[[0, 2, 3]], training=True)
+    np.testing.assert_allclose(found[[0, 2, 3]], expected, rtol=1e-4, atol=1e-5)
+    assert np.isfinite(layer(spoilt, training=True, selected=tf.zeros(6))).all()
+
+
 def test_config_makes_an_equal_layer():
     start = keras.initializers.RandomNormal(stddev=5.0)
     layer = NormalizedConvolution(4, 1, "relu", start, dtype="float32", name="mine")

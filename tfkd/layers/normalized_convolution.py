@@ -1,7 +1,7 @@
 """NormalizedConvolution: one step of a connector between two networks."""
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 from tfkd.layers.torch_defaults import uniform_fan_in
 
@@ -56,9 +56,24 @@ class NormalizedConvolution(layers.Layer):
         )
         self.normalization.build((*input_shape[:-1], self.filters))
 
-    def call(self, inputs, training=None):
-        """Returns the maps; see the class for the shapes."""
-        outputs = self.normalization(self.convolution(inputs), training=training)
+    def call(self, inputs, training=None, selected=None):
+        """Returns the maps; see the class for the shapes.
+
+        Args:
+            inputs: Tensor `(batch, height, width, channels)`.
+            training: Whether batch normalisation takes its statistics from the batch.
+            selected: Tensor `(batch,)` of zeros and ones, the samples of which it takes them;
+                None for all. The others may hold anything, and have no meaning in the result.
+        """
+        if selected is None:
+            outputs = self.normalization(self.convolution(inputs), training=training)
+        else:
+            mask = ops.broadcast_to(selected[:, None, None] > 0, ops.shape(inputs)[:3])
+            inputs = ops.where(mask[..., None], inputs, ops.zeros_like(inputs))
+            outputs = self.normalization(self.convolution(inputs), training=training, mask=mask)
+            # A new tensor, since Keras attaches the mask to what a normalization returns, and
+            # warns in every layer that takes it.
+            outputs = ops.where(mask[..., None], outputs, ops.zeros_like(outputs))
         return self.activation(outputs)
 
     def compute_output_shape(self, input_shape):

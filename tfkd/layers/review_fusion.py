@@ -65,15 +65,21 @@ class ReviewFusion(layers.Layer):
         step.build(shape)
         return step
 
-    def call(self, inputs, training=None):
-        """Returns the map in the teacher's shape and the fused map; see the class."""
-        fused = self.entry(inputs[0], training=training)
+    def call(self, inputs, training=None, selected=None):
+        """Returns the map in the teacher's shape and the fused map; see the class.
+
+        Args:
+            inputs: List of one or two maps.
+            training: As in `NormalizedConvolution.call()`.
+            selected: As in `NormalizedConvolution.call()`.
+        """
+        fused = self.entry(inputs[0], training=training, selected=selected)
         if self.attention is not None:
             deeper = resize_nearest(inputs[1], fused.shape[1:3])
             scores = ops.sigmoid(self.attention(ops.concatenate([fused, deeper], axis=-1)))
             fused = fused * scores[..., :1] + deeper * scores[..., 1:]
         fused = resize_nearest(fused, self.target_shape[:2])
-        return self.exit(fused, training=training), fused
+        return self.exit(fused, training=training, selected=selected), fused
 
     def compute_output_shape(self, input_shape):
         """Returns the shapes of the map and the fused map."""

@@ -1,5 +1,7 @@
 """ReviewKD: early features, fused with deeper ones (Chen et al., 2021)."""
 
+import functools
+
 import keras
 from keras import ops
 
@@ -8,7 +10,7 @@ from tfkd.errors import UsageError, check_nonnegative
 from tfkd.layers.review_fusion import ReviewFusion
 from tfkd.losses.distillation_loss import DistillationLoss
 from tfkd.losses.hierarchical_context import hierarchical_context_loss
-from tfkd.losses.numerics import as_map
+from tfkd.losses.numerics import as_map, selection
 
 #: Fused maps are at most so wide, as published.
 LARGEST_WIDTH = 512
@@ -41,8 +43,8 @@ class KnowledgeReview(DistillationLoss):
 
     Deviations: the published code leaves the teacher in training mode, so that batches normalise
     its features; here it is frozen. Stages of ShuffleNetV2 and bottlenecks of MobileNetV2 end
-    without one ReLU for all channels, and are read there on both sides. With a mask, batch
-    normalisation still takes its statistics from the whole batch.
+    without one ReLU for all channels, and are read there on both sides. With one mask per spot,
+    batch normalisation takes its statistics from the samples that any of them selects.
 
     Example:
     ```python
@@ -100,9 +102,15 @@ class KnowledgeReview(DistillationLoss):
         """Fuses from the last spot to the first; see the class and `DistillationLoss.call()`."""
         masks = self.masks_of_spots(sample_mask, len(student_taps))
         spots = list(zip(student_taps, teacher_taps, masks))
+        selected = None
+        if all(mask is not None for mask in masks):
+            selected = functools.reduce(
+                ops.maximum, [selection(mask, tap) for mask, tap in zip(masks, student_taps)]
+            )
         total, deeper = 0.0, []
         for fusion, (student, teacher, mask) in zip(self.fusions, reversed(spots)):
-            output, fused = fusion([as_map(student), *deeper], training=training)
+            maps = [as_map(student), *deeper]
+            output, fused = fusion(maps, training=training, selected=selected)
             teacher = as_map(ops.stop_gradient(teacher))
             total += hierarchical_context_loss([output], [teacher], mask)
             deeper = [fused]

@@ -99,8 +99,7 @@ class OverhaulOfFeatureDistillation(DistillationLoss):
     are normalised by the batch, and its statistics drift; here it is frozen. They refuse
     ShuffleNets as teachers and read their students before the ReLU of a branch; here ShuffleNetV2
     is read where its stages end. Sizes must be equal there. The margin of the batch is that of
-    the Knowledge-Distillation-Zoo. With a mask, batch normalisation still takes its statistics
-    from the whole batch.
+    the Knowledge-Distillation-Zoo.
 
     Example:
     ```python
@@ -188,7 +187,8 @@ class OverhaulOfFeatureDistillation(DistillationLoss):
         """Compares two maps through the spot's connector; see the class."""
         selected = selection(sample_mask, teacher_tap)
         margin = self.margin(spot, teacher_tap, selected)
-        adapted = self.connectors[spot](student_tap, training=training)
+        chosen = None if sample_mask is None else selected
+        adapted = self.connectors[spot](student_tap, training=training, selected=chosen)
         adapted, teacher_tap = match_sizes(adapted, teacher_tap)
         distance = partial_distance(adapted, teacher_tap, margin, selected)
         # The last spot counts most: 1, and each one before it half of the next.

@@ -52,8 +52,7 @@ class SemanticCalibration(DistillationLoss):
     Deviations: the published code drops batches that are smaller than the others; here they are
     filled up with zeros, as are those of which samples are left out, and larger ones are not
     refused. Spots are given in pairs, so that both models have as many. With one mask per spot
-    the samples count that all of them select. With a mask, batch normalisation still takes its
-    statistics from the whole batch.
+    the samples count that all of them select.
 
     Example:
     ```python
@@ -162,6 +161,7 @@ class SemanticCalibration(DistillationLoss):
         masks = self.masks_of_spots(sample_mask, len(student_taps))
         mask = functools.reduce(both_masks, masks)
         selected = selection(mask, student_taps[0])
+        chosen = None if mask is None else selected
         teacher_taps = [ops.stop_gradient(tap) for tap in teacher_taps]
         attention = self.attention(student_taps, teacher_taps, selected)
         total = 0.0
@@ -169,7 +169,7 @@ class SemanticCalibration(DistillationLoss):
             for j, teacher in enumerate(teacher_taps):
                 source, target = match_sizes(student, teacher)
                 for step in self.projections[i][j][:2]:
-                    source = step(source, training=training)
+                    source = step(source, training=training, selected=chosen)
                 difference = flatten(self.projections[i][j][2](source) - target)
                 difference = keep_selected(difference, selected)
                 total += attention[:, i, j] * ops.mean(ops.square(difference), axis=-1)

@@ -32,8 +32,7 @@ class SoftmaxRegressionRepresentationLearning(DistillationLoss):
         UsageError: When it is built, if the teacher's classifier is missing or does not take
             features of the teacher's tap.
 
-    Deviations: with a mask, batch normalisation still takes its statistics from the whole batch.
-    The classifier's bias is in both `z` and cancels.
+    Deviations: none. The classifier's bias is in both `z` and cancels.
 
     Example:
     ```python
@@ -78,9 +77,11 @@ class SoftmaxRegressionRepresentationLearning(DistillationLoss):
 
     def compare(self, spot, student_tap, teacher_tap, labels, sample_mask, training):
         """Compares two taps through the spot's connector; see the class."""
-        adapted = self.connectors[spot](as_map(student_tap), training=training)
+        selected = selection(sample_mask, student_tap)
+        chosen = None if sample_mask is None else selected
+        adapted = self.connectors[spot](as_map(student_tap), training=training, selected=chosen)
         difference = ops.mean(adapted, axis=(1, 2)) - ops.mean(as_map(teacher_tap), axis=(1, 2))
-        difference = keep_selected(difference, selection(sample_mask, difference))
+        difference = keep_selected(difference, selected)
         kernel = ops.stop_gradient(ops.cast(self.teacher_classifier.kernel, "float32"))
         of_features = ops.mean(ops.square(difference), axis=-1)
         of_logits = ops.mean(ops.square(ops.matmul(difference, kernel)), axis=-1)
