@@ -27,8 +27,10 @@ def by_losses(*ids, prepared=False):
     """Distillation by some losses."""
 
     def build(*models):
-        losses = [tfkd.losses.get(identifier, weight=1.0) for identifier in ids]
+        losses = [tfkd.losses.get(identifier) for identifier in ids]
         for loss in losses:
+            # Not by its argument, which reviewkd would warm up.
+            loss.weight = 1.0
             if not prepared:
                 loss.preparation = None
             if loss.needs_indices:
@@ -69,7 +71,9 @@ LOSSES = {
     "losses of logits": by_losses("kd", "dkd", "nkd", "wsld", "ttm", "wttm"),
     "losses of maps": by_losses("at", "fitnet", "vid", "nst"),
     "losses of factors": by_losses("ft", "fsp", "ab"),
-    "relational losses": by_losses("sp", "cc", "rkd", "pkt", "crd", "dist", "mlkd"),
+    "relational losses": by_losses("sp", "cc", "rkd", "pkt", "irg", "crd", "dist", "mlkd"),
+    "losses that read the models": by_losses("ofd", "srrl", "cat_kd"),
+    "losses with large connectors": by_losses("reviewkd", "mgd", "semckd"),
     "prepared losses": by_losses("ft", "ab", prepared=True),
 }
 #: One variant of each method.

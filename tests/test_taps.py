@@ -172,6 +172,91 @@ def test_spots_by_name():
     assert taps.at_spots(model, "last_map") == ["stage4"]
     assert taps.at_spots(model, "pooled") == ["pooled"]
     assert taps.at_spots(model, "logits") == ["logits"]
+    assert taps.at_spots(model, "last_two_maps+pooled") == ["stage3", "stage4", "pooled"]
+    assert taps.at_spots(model, "after_relu") == taps.at_spots(model, "stages")
+    assert taps.at_spots(model, "before_relu")[-1] == "stage4_norm1"
+    wide = models.create("wrn_16_1", num_classes=10)
+    assert taps.at_spots(wide, "last_map") == ["stage3"]
+    assert taps.at_spots(wide, "before_pooling") == ["final_relu"]
+
+
+@pytest.mark.parametrize(
+    "name, tap, before, after, normalization",
+    [
+        ("resnet8", "stage2", "stage2_unit1_add", "stage2", "stage2_unit1_norm2"),
+        ("resnet14", "stage1", "stage1_unit2_add", "stage1", "stage1_unit2_norm2"),
+        ("vgg8", "stage1", "stage1_norm1", "stage1", "stage1_norm1"),
+        ("wrn_16_1", "stage1", "stage2_unit1_norm1", "stage2_unit1_relu1", "stage2_unit1_norm1"),
+        ("wrn_16_1", "stage3", "final_norm", "final_relu", "final_norm"),
+        ("shufflenet_v1", "stage1", "stage1_unit4_add", "stage1", "stage1_unit4_expand_norm"),
+        # Bottlenecks without a ReLU, and a shuffle of half of it.
+        ("mobilenet_v2", "stage4", "stage4", "stage4", "group7_unit1_project_norm"),
+        ("shufflenet_v2", "stage1", "stage1", "stage1", None),
+    ],
+)
+def test_the_last_relu_of_a_stage_and_the_normalization_before_it(
+    name, tap, before, after, normalization
+):
+    model = models.create(name, num_classes=10)
+    assert taps.around_relu(model, tap) == (before, after)
+    found = taps.normalization_at(model, before)
+    if normalization is None:
+        assert found is None
+    else:
+        layer = model.get_layer(normalization)
+        assert found.gamma is layer.gamma and found.beta is layer.beta
+
+
+def test_the_last_relu_of_other_models():
+    inputs = keras.Input((4, 4, 2))
+    x = layers.Conv2D(3, 1, name="linear")(inputs)
+    x = layers.Activation("relu", name="active")(x)
+    x = keras.ops.relu(layers.Conv2D(3, 1, name="other")(x))
+    x = layers.Conv2D(3, 1, name="branches")(x)
+    outputs = layers.Flatten()(layers.ReLU(name="used")(x) + x)
+    model = keras.Model(inputs, outputs)
+    assert taps.around_relu(model, "active") == ("linear", "active")
+    before, after = taps.around_relu(model, "other")
+    assert before == "other" and after.startswith("relu")
+    assert taps.around_relu(model, "branches") == ("branches", "branches")
+    assert taps.around_relu(model, "linear") == ("linear", "active")
+    assert taps.normalization_at(model, "linear") is None
+    assert taps.around_relu(tiny.Subclassed(), "body") == ("body", "body")
+    assert taps.normalization_at(tiny.Subclassed(), "body") is None
+    with pytest.raises(UsageError, match="no tap 'stage9'"):
+        taps.around_relu(model, "stage9")
+
+
+def test_the_classifier_is_the_models_own_layer():
+    model = tiny.model(dropout=0.5)
+    found = taps.classifier(model)
+    assert found.kernel is model.get_layer("logits").kernel
+    assert found.bias is model.get_layer("logits").bias
+    inputs = keras.Input((8, 8, 3))
+    outputs = layers.Activation("linear", dtype="float32")(tiny.model(name="inside")(inputs))
+    outer = keras.Model(inputs, outputs)
+    assert taps.classifier(outer).kernel.shape == (8, tiny.CLASSES)
+    assert taps.at_spots(outer, "before_pooling") == ["inside/stage2"]
+
+
+@pytest.mark.parametrize(
+    "ending, message",
+    [
+        (lambda x: layers.Flatten()(x), r"it ends with 'map' \(Conv2D\)"),
+        (lambda x: layers.Dense(3)(layers.Flatten()(x)), r"dense layer follows 'map' \(Conv2D\)"),
+        (
+            lambda x: layers.Dense(3)(layers.Dense(4)(layers.GlobalAveragePooling2D()(x))),
+            "dense layer follows 'dense",
+        ),
+    ],
+)
+def test_a_model_without_pooled_vector_and_dense_layer_has_no_classifier(ending, message):
+    inputs = keras.Input((4, 4, 2))
+    model = keras.Model(inputs, ending(layers.Conv2D(3, 1, name="map")(inputs)))
+    with pytest.raises(UsageError, match=message):
+        taps.classifier(model)
+    with pytest.raises(UsageError, match="it is subclassed"):
+        taps.classifier(tiny.Subclassed())
 
 
 def test_a_spot_that_is_not_there():

@@ -3,15 +3,19 @@
 import numpy as np
 import tensorflow as tf
 
-from tfkd import losses
+from tfkd import losses, taps
 
 MAPS = [((8, 8, 4), (8, 8, 5)), ((4, 4, 6), (2, 2, 3))]
 SHAPES = {
     "stages": MAPS,
+    "before_relu": MAPS,
+    "after_relu+pooled": [*MAPS, ((6,), (9,))],
+    "before_pooling": [((4, 4, 6), (8, 8, 9))],
     "hint": [((8, 8, 4), (4, 4, 5))],
     "last_map": [((2, 2, 6), (4, 4, 8))],
     "pooled": [((6,), (9,))],
     "logits": [((5,), (5,))],
+    "irg": [*MAPS, ((6,), (9,)), ((5,), (5,))],
     "fsp": [((8, 8, 4), (4, 4, 4)), ((4, 4, 6), (4, 4, 6))],
 }
 ARGUMENTS = {
@@ -20,6 +24,7 @@ ARGUMENTS = {
     "kd, standardized": {"standardize": True},
     "dkd, standardized": {"standardize": True},
     "mlkd, selecting": {"select": True, "standardize": True},
+    "semckd": {"batch_size": 8},
 }
 #: Losses that compare samples with each other, and so need two.
 PAIRWISE = ("sp", "cc", "rkd", "pkt")
@@ -27,6 +32,7 @@ IDS = (
     *("kd", "dkd", "fitnet", "at", "sp", "cc", "vid"),
     *("rkd", "pkt", "ft", "fsp", "nst", "ab", "crd"),
     *("dist", "nkd", "wsld", "ttm", "wttm", "mlkd"),
+    *("irg", "ofd", "srrl", "cat_kd", "reviewkd", "mgd", "semckd"),
 )
 #: Options of losses that change their arithmetic.
 VARIANTS = ("kd, standardized", "dkd, standardized", "mlkd, selecting")
@@ -42,13 +48,19 @@ class Sample:
         shapes = SHAPES.get(name) or SHAPES[self.loss.spots]
         random = np.random.default_rng(0)
 
-        def taps(side):
+        def features(side):
             return [
                 tf.constant(random.normal(size=(self.batch, *pair[side])), "float32")
                 for pair in shapes
             ]
 
-        self.student, self.teacher = taps(0), taps(1)
+        self.student, self.teacher = features(0), features(1)
+        self.loss.set_classifiers(
+            *(
+                taps.Classifier(tf.constant(random.normal(size=(side[0].shape[-1], 5)), "float32"))
+                for side in (self.student, self.teacher)
+            )
+        )
         self.extra = {}
         if self.loss.needs_labels:
             self.extra["labels"] = tf.constant([0, 1, 2, 3, 4, 0])
@@ -56,8 +68,8 @@ class Sample:
             self.loss.set_examples(np.arange(12) % 3)
             self.extra["indices"] = tf.constant([0, 4, 8, 3, 11, 6])
         if build:
-            taps = (self.student, self.teacher)
-            self.loss.build(*([tap.shape for tap in side] for side in taps))
+            sides = (self.student, self.teacher)
+            self.loss.build(*([tap.shape for tap in side] for side in sides))
 
     def value(self, student=None, teacher=None, mask=None, extra=None, training=False):
         student = self.student if student is None else student

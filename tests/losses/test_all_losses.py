@@ -11,8 +11,9 @@ import tensorflow as tf
 from loss_samples import IDS, PAIRWISE, VARIANTS, Sample
 
 import tfkd
-from tfkd import losses
+from tfkd import losses, taps
 from tfkd.errors import UsageError
+from tfkd.schedules import Schedule
 
 PUBLISHED_WEIGHTS = {
     "kd": 0.9,
@@ -35,6 +36,13 @@ PUBLISHED_WEIGHTS = {
     "ttm": 45,
     "wttm": 4,
     "mlkd": 0.9,
+    "irg": 1,
+    "ofd": 1e-3,
+    "srrl": 1,
+    "cat_kd": 15,
+    "reviewkd": "LinearWarmUp(start=0.0, end=1.0, epochs=20)",
+    "mgd": 7e-5,
+    "semckd": 400,
 }
 SPOTS = {
     "kd": "logits",
@@ -57,15 +65,42 @@ SPOTS = {
     "ttm": "logits",
     "wttm": "logits",
     "mlkd": "logits",
+    "irg": "last_two_maps+pooled+logits",
+    "ofd": "before_relu",
+    "srrl": "before_pooling",
+    "cat_kd": "before_pooling",
+    "reviewkd": "after_relu+pooled",
+    "mgd": "last_map",
+    "semckd": "stages",
 }
+
+
+#: Losses whose connectors start at random.
+RANDOM_CONNECTORS = (
+    "fitnet",
+    "cc",
+    "vid",
+    "ft",
+    "ab",
+    "crd",
+    "ofd",
+    "srrl",
+    "reviewkd",
+    "mgd",
+    "semckd",
+)
 
 
 def test_ids_weights_spots():
     assert set(IDS) <= set(losses.available())
-    assert {name: losses.get(name).weight for name in IDS} == PUBLISHED_WEIGHTS
+    weights = {name: losses.get(name).weight for name in IDS}
+    # Schedules are told apart by what they print.
+    weights = {name: repr(w) if isinstance(w, Schedule) else w for name, w in weights.items()}
+    assert weights == PUBLISHED_WEIGHTS
     assert {name: losses.get(name).spots for name in IDS} == SPOTS
     relational = {name for name in IDS if losses.available()[name].relational}
-    assert relational == {"sp", "cc", "rkd", "pkt", "crd", "dist", "mlkd"}
+    pairwise = {"sp", "cc", "rkd", "pkt", "crd", "dist", "mlkd", "irg", "semckd"}
+    assert relational == pairwise
 
 
 def test_a_subclass_without_an_id_does_not_take_its_parents_place():
@@ -135,7 +170,7 @@ def test_one_mask_for_all_equals_the_same_mask_for_each_spot(name):
         each = sample.value(mask=[mask] * len(sample.student))
         np.testing.assert_array_equal(once, each)
     with pytest.raises(UsageError, match="one mask per spot"):
-        sample.value(mask=[mask] * 3)
+        sample.value(mask=[mask] * (len(sample.student) + 1))
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -146,7 +181,8 @@ def test_config_makes_an_equal_loss(name):
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
     assert type(copy) is type(loss)
     assert copy.get_config() == config
-    assert (copy.weight, copy.spots, copy.name) == (2.5, [("a", "b")], "mine")
+    weight = "LinearWarmUp(start=0.0, end=2.5, epochs=20)" if name == "reviewkd" else "2.5"
+    assert (repr(copy.weight), copy.spots, copy.name) == (weight, [("a", "b")], "mine")
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -184,7 +220,7 @@ def test_half_precision_taps_are_compared_in_float32(name, policy):
     )
     if name != "crd":  # draws new negatives
         np.testing.assert_array_equal(value, rounded)
-    if name not in ("fitnet", "cc", "vid", "ft", "ab", "crd"):  # connectors start at random
+    if name not in RANDOM_CONNECTORS:
         np.testing.assert_allclose(value, expected, rtol=0.05)
 
 
@@ -225,7 +261,10 @@ def shapes(*shapes):
             (name, shapes((3,)), shapes((3,), (3,)), "1 student taps and 2")
             for name in ("kd", "rkd")
         ),
-        *((name, shapes((3,)), shapes((3,)), "needs taps") for name in ("at", "nst", "vid", "ft")),
+        *(
+            (name, shapes((3,)), shapes((3,)), "needs taps")
+            for name in ("at", "nst", "vid", "ft", "ofd", "cat_kd")
+        ),
         ("at", [(4, None, None, 3)], shapes((8, 8, 3)), "student tap 0"),
         ("kd", shapes((3,)), shapes((4,)), "the same classes"),
         ("dkd", shapes((3,)), shapes((4,)), "the same classes"),
@@ -237,13 +276,27 @@ def shapes(*shapes):
         ("fsp", shapes((8, 8, 3)), shapes((8, 8, 3)), "at least two spots"),
         ("fsp", shapes((8, 8, 3), (4, 4, 3)), shapes((8, 8, 3), (4, 4, 5)), "same channels"),
         ("ft", shapes((4, 4, 3)), shapes((4, 4, 1)), "leaves none"),
+        ("irg", shapes((4, 4, 3), (3,)), shapes((4, 4, 3), (3,)), "needs four spots"),
+        (
+            "irg",
+            shapes((4, 4, 3), (2, 2, 3), (3,), (5,)),
+            shapes((4, 4, 3), (2, 2, 3), (3,), (4,)),
+            "the same classes",
+        ),
+        ("srrl", shapes((4, 4, 2)), shapes((4, 4, 4)), "which takes 3 features"),
+        ("srrl", shapes((4, 4, 4, 3)), shapes((4, 4, 3)), "needs maps, tokens or vectors"),
+        ("reviewkd", shapes((4, 3)), shapes((4, 4, 3)), "needs maps .* or vectors"),
+        ("cat_kd", shapes((4, 4, 4)), shapes((4, 4, 3)), "the student's tap .* which takes 3"),
+        ("cat_kd", shapes((1, 4, 3)), shapes((4, 4, 3)), "take a smaller resolution"),
         ("crd", shapes((3,), (3,)), shapes((3,), (3,)), "one spot"),
         ("crd", shapes((3,)), shapes((3,)), "set_examples"),
     ],
 )
 def test_wrong_shapes_give_one_clear_line(name, student, teacher, message):
     with pytest.raises(UsageError, match=message) as error:
-        losses.get(name).build(student, teacher)
+        loss = losses.get(name)
+        loss.set_classifiers(*[taps.Classifier(np.ones((3, 5)))] * 2)
+        loss.build(student, teacher)
     assert "\n" not in str(error.value)
 
 
@@ -283,6 +336,11 @@ def test_zero_between_equal_features(name):
         ("crd", {"momentum": 1.5}),
         ("at", {"spots": "everywhere"}),
         ("at", {"power": 2}),
+        ("srrl", {"regression_weight": -1.0}),
+        ("cat_kd", {"resolution": 0}),
+        ("reviewkd", {"warm_up_epochs": -1}),
+        ("mgd", {"drop_rate": 1.5}),
+        ("semckd", {"batch_size": 3}),
     ],
 )
 def test_arguments_out_of_range(name, arguments):
@@ -306,6 +364,7 @@ def test_example_in_the_docstring_runs(name):
             f"later_{side}_map": (4, 4, 4, 5),
         }.items()
     }
+    namespace |= {f"{side}_kernel": np.ones((3, 5)) for side in ("student", "teacher")}
     labels = np.arange(20) % 5
     namespace |= {"labels": labels[:4], "training_labels": labels, "indices": np.arange(4)}
     exec(textwrap.dedent(example[1]), {"tfkd": tfkd}, namespace)

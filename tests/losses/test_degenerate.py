@@ -1,5 +1,6 @@
 """Nothing that a batch can contain makes a loss or its gradients infinite or undefined."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -71,3 +72,45 @@ def test_gradients_of_zeros_stay_moderate(name):
     student = [tf.concat([tap[:3], tf.zeros_like(tap[3:])], axis=0) for tap in sample.student]
     _, gradients = sample.value_and_gradients(student, sample.teacher, None)
     assert max(np.abs(gradient).max() for gradient in gradients) < 1e3
+
+
+#: Losses whose connectors see the samples that a mask selects and no others, in training too.
+SELECTING = ("irg", "cat_kd", "mgd", "ofd", "srrl", "reviewkd", "semckd")
+
+
+@pytest.mark.parametrize("name", SELECTING)
+@pytest.mark.parametrize("junk", [np.nan, np.inf])
+def test_features_that_are_not_selected_may_be_anything(name, junk):
+    sample = Sample(name)
+    selected = mask(0, 2, 3, 5)
+    spoilt = [
+        [tf.tensor_scatter_nd_update(tap, [[1], [4]], junk * tf.ones_like(tap[:2])) for tap in taps]
+        for taps in (sample.student, sample.teacher)
+    ]
+    for training in (False, True):
+        fix_draws(sample.loss)
+        clean = sample.student, sample.teacher
+        expected, gradients = sample.value_and_gradients(*clean, selected, training=training)
+        value, found = sample.value_and_gradients(*spoilt, selected, training=training)
+        np.testing.assert_allclose(value, expected, rtol=1e-4)
+        for one, other in zip(found, gradients):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(other).max())
+
+
+@pytest.mark.parametrize("name", SELECTING)
+def test_a_mask_in_training_means_the_loss_on_the_selected_times_their_fraction(name):
+    rows = [0, 2, 3]
+    values = []
+    for masked in (True, False):
+        keras.utils.set_random_seed(0)
+        sample = Sample(name)
+        fix_draws(sample.loss)
+        arguments = {"mask": mask(*rows)} if masked else sample.rows(rows)
+        values.append(sample.value(training=True, **arguments) * (1.0 if masked else 0.5))
+    np.testing.assert_allclose(*values, rtol=1e-4)
+
+
+def fix_draws(loss):
+    """All samples lose the same channel, whichever are in the batch."""
+    if loss.id == "mgd":
+        loss.draw_kept = lambda shape: tf.ones((1, 1, 1, shape[-1])) - tf.one_hot(2, shape[-1])

@@ -14,8 +14,9 @@ import pytest
 import tensorflow as tf
 
 import tfkd
-from tfkd import losses
+from tfkd import losses, taps
 from tfkd.distillers.teacher_free import virtual_teacher
+from tfkd.losses.instance_relationship_graph import edge_distance, transformation_distance
 from tfkd.losses.multi_level_logit_distillation import correlation_differences
 from tfkd.losses.numerics import selection
 
@@ -201,6 +202,165 @@ def cross_entropy(labels, logits, mask=None):
     return losses.masked_mean(values, mask)
 
 
+def irg(case):
+    def of_sides(inputs):
+        names = ("map/0", "map/1", "pooled", "logits")
+        return ([inputs[f"{side}/{name}"] for name in names] for side in ("student", "teacher"))
+
+    def edge(inputs, mask):
+        distances = [edge_distance(*pair, mask) for pair in list(zip(*of_sides(inputs)))[:3]]
+        return {"loss": sum(distances) / 3}
+
+    def transform(inputs, mask):
+        student, teacher = of_sides(inputs)
+        return {"loss": transformation_distance(student[:2], teacher[:2], mask)}
+
+    def everything(inputs, mask):
+        given = case.arguments
+        loss = losses.get(
+            "irg",
+            vertex_weight=given["v"],
+            edge_weight=given["e"],
+            transformation_weight=given["t"],
+        )
+        return {"loss": loss(*of_sides(inputs), sample_mask=mask)}
+
+    return Setup({"edge": edge, "transform": transform}.get(case.name, everything))
+
+
+def series(inputs, path):
+    """Returns the tensors `{path}0`, `{path}1`, ... in their order."""
+    return [inputs[f"{path}{index}"] for index in range(sum(k.startswith(path) for k in inputs))]
+
+
+def of_convolution(layer, path):
+    """Returns the variables of a `NormalizedConvolution` by the names under `path`."""
+    return {
+        f"{path}/kernel": layer.convolution.kernel,
+        f"{path}/gamma": layer.normalization.gamma,
+        f"{path}/beta": layer.normalization.beta,
+    }
+
+
+def ofd(case):
+    loss = losses.get("ofd")
+    arrays = case.under("input")
+    given = [
+        taps.Normalization(arrays[f"teacher_bn/{spot}/gamma"], arrays[f"teacher_bn/{spot}/beta"])
+        for spot in range(len(case.series("input/student")))
+    ]
+    loss.set_normalizations(given)
+    loss.build(
+        *([x.shape for x in case.series(f"input/{side}")] for side in ("student", "teacher"))
+    )
+
+    def values(inputs, mask):
+        student, teacher = series(inputs, "student/"), series(inputs, "teacher/")
+        margins = {
+            f"margin/{spot}": loss.margin(spot, x, tf.ones(len(x)))
+            for spot, x in enumerate(teacher)
+        }
+        return {"loss": loss(student, teacher, sample_mask=mask, training=True), **margins}
+
+    params = {}
+    for spot, connector in enumerate(loss.connectors):
+        params |= of_convolution(connector, f"connector/{spot}")
+    return Setup(values, params)
+
+
+def srrl(case):
+    loss = losses.get("srrl")
+    arrays = case.under("input")
+    # The gradient reaches the connector alone; the classifier is the teacher's.
+    loss.set_classifiers(
+        teacher=taps.Classifier(arrays["classifier/kernel"], arrays["classifier/bias"])
+    )
+    loss.build([arrays["student"].shape], [arrays["teacher"].shape])
+
+    def values(inputs, mask):
+        features = [inputs["student"]], [inputs["teacher"]]
+        return {"loss": loss(*features, sample_mask=mask, training=True)}
+
+    return Setup(values, of_convolution(loss.connectors[0], "connector"))
+
+
+def cat_kd(case):
+    normalized = "norm" in case.name.split("_")
+    loss = losses.get("cat_kd", resolution=int(case.arguments["r"]), normalized=normalized)
+    kernel = keras.Variable(case.under("param")["student/kernel"])
+
+    def values(inputs, mask):
+        loss.set_classifiers(taps.Classifier(kernel), taps.Classifier(inputs["teacher/kernel"]))
+        return {"loss": loss([inputs["student"]], [inputs["teacher"]], sample_mask=mask)}
+
+    return Setup(values, {"student/kernel": kernel})
+
+
+def of_dense(layer, path):
+    """Returns the variables of a dense layer or convolution by the names under `path`."""
+    return {f"{path}/kernel": layer.kernel, f"{path}/bias": layer.bias}
+
+
+def built(loss, case):
+    """Builds a loss of several spots; returns what computes its value in training mode."""
+    shapes = ([x.shape for x in case.series(f"input/{side}")] for side in ("student", "teacher"))
+    loss.build(*shapes)
+
+    def values(inputs, mask):
+        features = series(inputs, "student/"), series(inputs, "teacher/")
+        return {"loss": loss(*features, sample_mask=mask, training=True)}
+
+    return values
+
+
+def reviewkd(case):
+    loss = losses.get("reviewkd")
+    values, params = built(loss, case), {}
+    for level, fusion in enumerate(loss.fusions):
+        params |= of_convolution(fusion.entry, f"fusion/{level}/in")
+        params |= of_convolution(fusion.exit, f"fusion/{level}/out")
+        if level:
+            params |= of_dense(fusion.attention, f"fusion/{level}/attention")
+    return Setup(values, params)
+
+
+def mgd(case):
+    loss = losses.get("mgd", drop_rate=case.arguments["lambda"])
+    shapes = [case.under("input")[side].shape for side in ("student", "teacher")]
+    loss.build(*([shape] for shape in shapes))
+
+    def values(inputs, mask):
+        loss.draw_kept = lambda shape: inputs["kept"]
+        features = [inputs["student"]], [inputs["teacher"]]
+        return {"loss": loss(*features, sample_mask=mask, training=True)}
+
+    params = {} if shapes[0] == shapes[1] else of_dense(loss.aligners[0], "align")
+    for step, layer in enumerate(loss.generators[0]):
+        params |= of_dense(layer, f"generation/{step}")
+    return Setup(values, params)
+
+
+def semckd(case):
+    loss = losses.get("semckd", batch_size=len(case.series("input/student")[0]))
+    value, params = built(loss, case), {}
+
+    def values(inputs, mask):
+        features = series(inputs, "student/"), series(inputs, "teacher/")
+        attention = loss.attention(*features, tf.ones(loss.batch_size))
+        return {**value(inputs, mask), "attention": attention}
+
+    for name, embeddings in (("query", loss.queries), ("key", loss.keys)):
+        for spot, layers in enumerate(embeddings):
+            for step, layer in enumerate(layers):
+                params |= of_dense(layer, f"{name}/{spot}/{step}")
+    for i, row in enumerate(loss.projections):
+        for j, (first, second, last) in enumerate(row):
+            params |= of_convolution(first, f"regressor/{i}{j}/0")
+            params |= of_convolution(second, f"regressor/{i}{j}/1")
+            params[f"regressor/{i}{j}/2/kernel"] = last.kernel
+    return Setup(values, params)
+
+
 MAKERS = {
     "ls_kd": standardized,
     "ls_dkd": standardized,
@@ -213,6 +373,13 @@ MAKERS = {
     "mlkd": multi_level,
     "teacher_free_reg": virtual,
     "teacher_free_self": own_teacher,
+    "irg": irg,
+    "ofd": ofd,
+    "srrl": srrl,
+    "cat_kd": cat_kd,
+    "reviewkd": reviewkd,
+    "mgd": mgd,
+    "semckd": semckd,
 }
 
 
@@ -233,7 +400,8 @@ def evaluate(case, masked, compiled):
         with tf.GradientTape() as tape:
             tape.watch(sources)
             values = setup.values(inputs, mask)
-        return values, tape.gradient(values["loss"], sources) if sources else {}
+        zero = tf.UnconnectedGradients.ZERO
+        return values, tape.gradient(values["loss"], sources, None, zero) if sources else {}
 
     function = tf.function(run, jit_compile=True) if compiled else run
     return function(inputs, mask if masked else None)

@@ -126,13 +126,14 @@ def _describe_loss(cls):
     needs = {
         "labels": cls.needs_labels,
         "the positions of the samples in the training set": cls.needs_indices,
+        **{f"the {side}'s classifier": True for side in cls.needs_classifiers},
         "a stage before training": cls.preparation is not None,
         "the batch of all replicas": cls.relational,
     }
     facts = {
         "id": cls.id,
         "class": f"tfkd.losses.{cls.__name__}",
-        "distils at": cls.spots,
+        "distils at": cls.spots + (f", teacher {cls.teacher_spots}" if cls.teacher_spots else ""),
         "needs": ", ".join(need for need, needed in needs.items() if needed),
         "arguments": _arguments(cls, losses.DistillationLoss),
     }

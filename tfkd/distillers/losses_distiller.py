@@ -54,7 +54,8 @@ class LossesDistiller(Distiller):
         if len(set(names)) < len(names):
             raise UsageError(f"Losses need different names to be logged; received {names}.")
         self._spots = [self._pair(loss) for loss in self.distillation_losses]
-        for pairs in self._spots:
+        for loss, pairs in zip(self.distillation_losses, self._spots):
+            loss.read_models(self.student, self.teacher, pairs)
             self.watch([student for student, _ in pairs], [teacher for _, teacher in pairs])
 
     def _pair(self, loss):
@@ -67,7 +68,7 @@ class LossesDistiller(Distiller):
         if not isinstance(loss.spots, str):
             return loss.spots
         student = taps.at_spots(self.student, loss.spots)
-        teacher = taps.at_spots(self.teacher, loss.spots)
+        teacher = taps.at_spots(self.teacher, loss.teacher_spots or loss.spots)
         if len(student) != len(teacher):
             raise UsageError(
                 f"Loss {loss.name!r} pairs the {loss.spots} of both models, and the student has "

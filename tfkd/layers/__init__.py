@@ -6,7 +6,9 @@ from tfkd.layers.auxiliary_learner import AuxiliaryLearner
 from tfkd.layers.discriminator import Discriminator
 from tfkd.layers.image_generator import ImageGenerator
 from tfkd.layers.logit_attention import LogitAttention
+from tfkd.layers.normalized_convolution import NormalizedConvolution
 from tfkd.layers.patch_discriminator import PatchDiscriminator
+from tfkd.layers.review_fusion import ReviewFusion
 from tfkd.layers.spectral_convolution import SpectralConvolution
 from tfkd.layers.spot_policy import SpotPolicy
 from tfkd.layers.teacher_preprocessing import TeacherPreprocessing
@@ -18,7 +20,9 @@ __all__ = [
     "Discriminator",
     "ImageGenerator",
     "LogitAttention",
+    "NormalizedConvolution",
     "PatchDiscriminator",
+    "ReviewFusion",
     "SpectralConvolution",
     "SpotPolicy",
     "TeacherPreprocessing",

@@ -37,3 +37,29 @@ def linear(features, units, dtype):
     layer = keras.layers.Dense(units, dtype=dtype, **uniform_fan_in(features))
     layer.build((None, features))
     return layer
+
+
+def convolution(channels, filters, size, dtype, use_bias=True):
+    """Makes a convolution that keeps the size of maps, as `torch.nn.Conv2d`.
+
+    Args:
+        channels: Integer, the channels of the input.
+        filters: Integer, the channels of the output.
+        size: Integer, the odd side of the kernel.
+        dtype: The layer's dtype or dtype policy.
+        use_bias: Boolean.
+
+    Returns:
+        A `keras.layers.Conv2D` that has its weights already.
+    """
+    layer = keras.layers.Conv2D(
+        filters,
+        size,
+        padding="same",
+        use_bias=use_bias,
+        data_format="channels_last",
+        dtype=dtype,
+        **uniform_fan_in(size**2 * channels),
+    )
+    layer.build((None, None, None, channels))
+    return layer

@@ -5,6 +5,7 @@ import keras
 from tfkd.errors import UsageError, unknown
 from tfkd.losses.activation_boundary import ActivationBoundary
 from tfkd.losses.attention_transfer import AttentionTransfer
+from tfkd.losses.class_attention_transfer import ClassAttentionTransfer
 from tfkd.losses.contrastive_representation_distillation import (
     ContrastiveRepresentationDistillation,
 )
@@ -16,14 +17,22 @@ from tfkd.losses.factor_transfer import FactorTransfer
 from tfkd.losses.fitnet import FitNet
 from tfkd.losses.flow_of_solution_procedure import FlowOfSolutionProcedure
 from tfkd.losses.hierarchical_context import hierarchical_context_loss
+from tfkd.losses.instance_relationship_graph import InstanceRelationshipGraph
 from tfkd.losses.keras_distillation_loss import KerasDistillationLoss
 from tfkd.losses.knowledge_distillation import KnowledgeDistillation, kl_divergence
+from tfkd.losses.knowledge_review import KnowledgeReview
+from tfkd.losses.masked_generation import MaskedGeneration
 from tfkd.losses.multi_level_logit_distillation import MultiLevelLogitDistillation
 from tfkd.losses.neuron_selectivity_transfer import NeuronSelectivityTransfer
 from tfkd.losses.normalized_knowledge_distillation import NormalizedKnowledgeDistillation
+from tfkd.losses.overhaul_of_feature_distillation import OverhaulOfFeatureDistillation
 from tfkd.losses.probabilistic_knowledge_transfer import ProbabilisticKnowledgeTransfer
 from tfkd.losses.relational_knowledge_distillation import RelationalKnowledgeDistillation
+from tfkd.losses.semantic_calibration import SemanticCalibration
 from tfkd.losses.similarity_preserving import SimilarityPreserving
+from tfkd.losses.softmax_regression_representation_learning import (
+    SoftmaxRegressionRepresentationLearning,
+)
 from tfkd.losses.transformed_teacher_matching import TransformedTeacherMatching
 from tfkd.losses.variational_information_distillation import VariationalInformationDistillation
 from tfkd.losses.weighted_soft_labels import WeightedSoftLabels
@@ -88,6 +97,7 @@ def get(identifier, **arguments):
 __all__ = [
     "ActivationBoundary",
     "AttentionTransfer",
+    "ClassAttentionTransfer",
     "ContrastiveRepresentationDistillation",
     "CorrelationCongruence",
     "DecoupledKnowledgeDistillation",
@@ -96,18 +106,24 @@ __all__ = [
     "FactorTransfer",
     "FitNet",
     "FlowOfSolutionProcedure",
+    "InstanceRelationshipGraph",
     "KerasDistillationLoss",
     "KnowledgeDistillation",
+    "KnowledgeReview",
+    "MaskedGeneration",
     "MultiLevelLogitDistillation",
-    "NormalizedKnowledgeDistillation",
-    "WeightedSoftLabels",
-    "TransformedTeacherMatching",
-    "WeightedTransformedTeacherMatching",
     "NeuronSelectivityTransfer",
+    "NormalizedKnowledgeDistillation",
+    "OverhaulOfFeatureDistillation",
     "ProbabilisticKnowledgeTransfer",
     "RelationalKnowledgeDistillation",
+    "SemanticCalibration",
     "SimilarityPreserving",
+    "SoftmaxRegressionRepresentationLearning",
+    "TransformedTeacherMatching",
     "VariationalInformationDistillation",
+    "WeightedSoftLabels",
+    "WeightedTransformedTeacherMatching",
     "available",
     "get",
     "hierarchical_context_loss",

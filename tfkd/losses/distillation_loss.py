@@ -3,14 +3,17 @@
 import keras
 from keras import ops
 
-from tfkd import schedules
+from tfkd import schedules, taps
 from tfkd.errors import UsageError
 from tfkd.losses.keras_interface import KerasInterface
 from tfkd.losses.label_losses import BINARY, REGRESSION, kind_of, title_of
 from tfkd.losses.numerics import keep_selected, selection
 
 #: Where a loss can ask to distil, in the words of the design: see `tfkd.taps.at_spots`.
-SPOTS = ("stages", "hint", "last_map", "pooled", "logits")
+SPOTS = (
+    *("stages", "before_relu", "after_relu", "hint", "last_map", "last_two_maps"),
+    *("before_pooling", "pooled", "logits"),
+)
 
 
 class DistillationLoss(keras.layers.Layer, KerasInterface):
@@ -28,6 +31,13 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
     minimises `preparation_loss()` over `preparation_variables`, and over the student's own
     variables where `prepares_student` is set.
 
+    A loss that needs of the models more than their taps reads it in `read_models()`, which
+    distillers call once, with both models, before `build()`. One that needs the dense layers
+    behind the pooled vectors says so in `needs_classifiers`, and finds them as
+    `student_classifier` and `teacher_classifier`; without a distiller they are given by
+    `set_classifiers()`. What is read are the models' own variables: they are no weights of the
+    loss, so that they are saved once, with their model, and always current.
+
     An argument that may change with the epoch passes `schedules.number_or_schedule()` in the
     constructor, is read by `value_of()`, and goes through `keras.saving.serialize_keras_object`
     in `get_config()`.
@@ -38,16 +48,19 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         weight: Number, or schedule of `tfkd.schedules` or Keras, by which the *distiller*
             multiplies the value. Defaults to the weight of the published protocol, named by each
             subclass.
-        spots: Where to distil: one of `"stages"`, `"hint"`, `"last_map"`, `"pooled"`,
-            `"logits"`, or a list of pairs `[("student tap", "teacher tap"), ...]`. Defaults to
-            the class's own.
+        spots: Where to distil: a word of `tfkd.taps.at_spots`, such as `"stages"`, `"hint"`,
+            `"last_map"`, `"pooled"` or `"logits"`, several joined by `+`, or a list of pairs
+            `[("student tap", "teacher tap"), ...]`. Defaults to the class's own.
         name: String, the name under which the value is logged. Defaults to the class's `id`.
 
     Attributes:
         id: String, the short name in configs and logs.
+        teacher_spots: The word for the teacher's taps where it differs from the class's `spots`;
+            None where both are the same.
         needs_labels: Whether `call()` needs `labels`.
         needs_indices: Whether `call()` takes and needs `indices`, the positions of the samples
             in the training set.
+        needs_classifiers: The models, of `"student"` and `"teacher"`, whose classifiers it needs.
         tap_rank: Integer, the rank that taps must have: 2 for vectors, 4 for maps; None for any.
         compares_classes: Whether both taps are logits `(batch, classes)` of the same classes.
         relational: Whether samples are compared with each other, so that the value depends on
@@ -60,14 +73,17 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
 
     id = None
     spots = "logits"
+    teacher_spots = None
     needs_labels = False
     needs_indices = False
+    needs_classifiers = ()
     tap_rank = None
     compares_classes = False
     relational = False
     preparation = None
     prepares_student = False
 
+    student_classifier = teacher_classifier = None
     _epoch = None
 
     def __init__(self, weight=1.0, spots=None, name=None, dtype="float32", **kwargs):
@@ -75,6 +91,8 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         # meaning in half precision. Keras casts the taps on entry.
         super().__init__(name=name or self.id, dtype=dtype, **kwargs)
         self.weight = schedules.number_or_schedule("weight", weight, nonnegative=True)
+        if spots not in (None, self.spots):
+            self.teacher_spots = None
         self.spots = _check_spots(type(self).__name__, self.spots if spots is None else spots)
 
     def __setattr__(self, name, value):
@@ -105,6 +123,57 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
             return number_or_schedule(self._epoch)
         return number_or_schedule
 
+    def read_models(self, student, teacher, pairs):
+        """Takes what the loss needs of the models beside their taps; distillers call it.
+
+        By default the classifiers that `needs_classifiers` names.
+
+        Args:
+            student: The student, a `keras.Model`.
+            teacher: The teacher, a `keras.Model`.
+            pairs: List of `(student tap, teacher tap)`, where the loss distils.
+
+        Raises:
+            UsageError: If a model does not have what the loss needs.
+        """
+        self.set_classifiers(
+            *(
+                self._classifier_of(model) if side in self.needs_classifiers else None
+                for side, model in (("student", student), ("teacher", teacher))
+            )
+        )
+
+    def _classifier_of(self, model):
+        try:
+            return taps.classifier(model)
+        except UsageError as error:
+            raise UsageError(f"Loss {self.name!r} needs a classifier. {error}") from error
+
+    def set_classifiers(self, student=None, teacher=None):
+        """Sets the classifiers, where no distiller reads them.
+
+        Args:
+            student: A `tfkd.taps.Classifier`, the student's. Gradients reach it.
+            teacher: A `tfkd.taps.Classifier`, the teacher's. No gradient reaches it.
+        """
+        self.student_classifier = student
+        self.teacher_classifier = teacher
+
+    def check_classifier(self, side, shape):
+        """Raises a `UsageError` unless a model's classifier takes the features of a tap.
+
+        Args:
+            side: `"student"` or `"teacher"`.
+            shape: Shape of the model's tap, features last.
+        """
+        features = getattr(self, f"{side}_classifier").kernel.shape[0]
+        if features != shape[-1]:
+            raise UsageError(
+                f"Loss {self.name!r} reads the {side}'s tap of shape {tuple(shape)} by its "
+                f"classifier, which takes {features} features: the tap must be what is pooled for "
+                'it, spots="before_pooling".'
+            )
+
     def build(self, student_taps_shape, teacher_taps_shape):
         """Checks the shapes of the taps and makes the connectors.
 
@@ -120,18 +189,18 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
                 f"Loss {self.name!r} received {len(student_taps_shape)} student taps and "
                 f"{len(teacher_taps_shape)} teacher taps: every spot needs one of each."
             )
+        for side in self.needs_classifiers:
+            if getattr(self, f"{side}_classifier") is None:
+                raise UsageError(
+                    f"Loss {self.name!r} does not know the {side}'s classifier: without a "
+                    f"distiller call set_classifiers({side}=tfkd.taps.classifier({side})) first."
+                )
         for spot, shapes in enumerate(zip(student_taps_shape, teacher_taps_shape)):
             student_shape, teacher_shape = map(tuple, shapes)
             for side, shape in (("student", student_shape), ("teacher", teacher_shape)):
                 self._check_shape(f"{side} tap {spot}", shape)
-            by_class = self.compares_classes or self.spots == "logits"
-            if by_class and student_shape[1:] != teacher_shape[1:]:
-                raise UsageError(
-                    f"Loss {self.name!r} compares logits class by class, and received student "
-                    f"logits {student_shape} and teacher logits {teacher_shape}: both models need "
-                    "the same classes. A teacher of others can teach by losses of features, such "
-                    "as 'fitnet'."
-                )
+            if self.compares_classes or self.spots == "logits":
+                self.check_classes(student_shape, teacher_shape)
             self.build_spot(spot, student_shape, teacher_shape)
         if self.preparation is not None:
             self.prepared = self.add_weight(
@@ -140,6 +209,16 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
                 trainable=False,
                 aggregation="only_first_replica",
                 name="prepared",
+            )
+
+    def check_classes(self, student_shape, teacher_shape):
+        """Raises a `UsageError` unless the shapes of the logits are those of the same classes."""
+        if student_shape[1:] != teacher_shape[1:]:
+            raise UsageError(
+                f"Loss {self.name!r} compares logits class by class, and received student "
+                f"logits {student_shape} and teacher logits {teacher_shape}: both models need "
+                "the same classes. A teacher of others can teach by losses of features, such "
+                "as 'fitnet'."
             )
 
     def _check_shape(self, what, shape):
@@ -289,7 +368,7 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
 
 def _check_spots(loss, spots):
     """Returns the spots as a word or a list of pairs of tap names."""
-    if isinstance(spots, str) and spots in SPOTS:
+    if isinstance(spots, str) and all(word in SPOTS for word in spots.split("+")):
         return spots
     pairs = spots if isinstance(spots, (list, tuple)) and spots else [None]
     for pair in pairs:

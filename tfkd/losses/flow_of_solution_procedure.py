@@ -5,7 +5,7 @@ from keras import ops
 
 from tfkd.errors import UsageError
 from tfkd.losses.distillation_loss import DistillationLoss, masked_mean
-from tfkd.losses.numerics import channel_products, flatten, match_sizes
+from tfkd.losses.numerics import both_masks, channel_products, flatten, match_sizes
 
 
 def flow(first_map, second_map):
@@ -107,14 +107,5 @@ class FlowOfSolutionProcedure(DistillationLoss):
         for spot in range(len(student_taps) - 1):
             pair = slice(spot, spot + 2)
             distance = flow_distance(student_taps[pair], teacher_taps[pair])
-            total += masked_mean(distance, _both(*masks[pair]))
+            total += masked_mean(distance, both_masks(*masks[pair]))
         return total
-
-
-def _both(first_mask, second_mask):
-    """Returns the product of two masks, of which either may be None."""
-    if first_mask is second_mask or second_mask is None:
-        return first_mask
-    if first_mask is None:
-        return second_mask
-    return ops.cast(first_mask, "float32") * ops.cast(second_mask, "float32")

@@ -3,7 +3,7 @@
 from keras import ops
 
 from tfkd.losses.distillation_loss import masked_mean
-from tfkd.losses.numerics import adaptive_average_pool, flatten
+from tfkd.losses.numerics import adaptive_average_pool, flatten, keep_selected, selection
 
 
 def hierarchical_context_loss(student_maps, teacher_maps, sample_mask=None):
@@ -30,10 +30,12 @@ def hierarchical_context_loss(student_maps, teacher_maps, sample_mask=None):
         height = student.shape[1]
         sizes = [height, *(size for size in (4, 2, 1) if size < height)]
         weights = [2.0**-level for level in range(len(sizes))]
+        difference = student - teacher
+        difference = keep_selected(difference, selection(sample_mask, difference))
         for size, weight in zip(sizes, weights):
-            if size < height:
-                student = adaptive_average_pool(student, (size, size))
-                teacher = adaptive_average_pool(teacher, (size, size))
-            error = ops.mean(ops.square(flatten(student - teacher)), axis=-1)
+            pooled = (
+                adaptive_average_pool(difference, (size, size)) if size < height else difference
+            )
+            error = ops.mean(ops.square(flatten(pooled)), axis=-1)
             total += weight / sum(weights) * masked_mean(error, sample_mask)
     return total

@@ -62,6 +62,9 @@ class KerasInterface(keras.distillation.DistillationLoss):
                 f"keras.distillation does not know the spots {self.spots!r} of loss "
                 f"{self.name!r}: pass spots=[('student layer', 'teacher layer')]."
             )
+        self.read_models(
+            student, teacher, [("logits", "logits")] if isinstance(self.spots, str) else self.spots
+        )
         if not self.built:
             # Here, because the optimizer takes the variables that exist when training starts.
             student_layer, teacher_layer = self.student_layer_name, self.teacher_layer_name

@@ -16,7 +16,7 @@ def norm_or_one(vectors, axis=-1):
 
     Args:
         vectors: Float32 tensor.
-        axis: Integer, the axis along which a vector lies.
+        axis: Integer or tuple, the axes along which a vector lies.
 
     Returns:
         A tensor of the same rank, of size 1 along `axis`.
@@ -30,7 +30,7 @@ def normalize(vectors, axis=-1, epsilon=1e-12):
 
     Args:
         vectors: Float32 tensor.
-        axis: Integer, the axis along which a vector lies.
+        axis: Integer or tuple, the axes along which a vector lies.
         epsilon: Number, the least norm to divide by.
 
     Returns:
@@ -49,6 +49,20 @@ def smooth_l1(difference):
 def flatten(features):
     """Returns `(batch, ...)` features as `(batch, everything else)`."""
     return ops.reshape(features, (ops.shape(features)[0], math.prod(features.shape[1:])))
+
+
+def as_map(features):
+    """Returns vectors `(batch, features)` and tokens `(batch, tokens, features)` as maps.
+
+    Args:
+        features: Tensor of rank 2, 3 or 4; a map stays as it is.
+
+    Returns:
+        A tensor `(batch, height, width, channels)`, with 1 in place of a missing size.
+    """
+    while len(features.shape) < 4:
+        features = ops.expand_dims(features, -2)
+    return features
 
 
 def positions_first(features):
@@ -90,14 +104,15 @@ def keep_selected(features, selected):
     """Puts zeros in place of the samples that do not take part.
 
     Args:
-        features: Tensor `(batch, features)`.
+        features: Tensor `(batch, ...)`.
         selected: Float32 tensor `(batch,)` of zeros and ones.
 
     Returns:
         A tensor of the same shape.
     """
+    selected = ops.reshape(selected, (-1,) + (1,) * (len(features.shape) - 1))
     # A choice, not a product, which would let an infinite feature through as a NaN.
-    return ops.where(selected[:, None] > 0, features, ops.zeros_like(features))
+    return ops.where(selected > 0, features, ops.zeros_like(features))
 
 
 def scale_to_batch(total, selected, power):
@@ -199,6 +214,31 @@ def adaptive_average_pool(features, size):
     rows = ops.cast(_pooling_matrix(height, size[0]), features.dtype)
     columns = ops.cast(_pooling_matrix(width, size[1]), features.dtype)
     return ops.einsum("qw,bpwc->bpqc", columns, ops.einsum("ph,bhwc->bpwc", rows, features))
+
+
+def average_channels(features, channels):
+    """Averages neighbouring channels down to a given number, as adaptive pooling averages rows.
+
+    Args:
+        features: Float tensor `(..., channels)`.
+        channels: Integer, the number wanted.
+
+    Returns:
+        A tensor `(..., channels)`.
+    """
+    if features.shape[-1] == channels:
+        return features
+    matrix = ops.cast(_pooling_matrix(features.shape[-1], channels), features.dtype)
+    return ops.matmul(features, ops.transpose(matrix))
+
+
+def both_masks(first_mask, second_mask):
+    """Returns the product of two masks `(batch,)`, of which either may be None."""
+    if first_mask is second_mask or second_mask is None:
+        return first_mask
+    if first_mask is None:
+        return second_mask
+    return ops.cast(first_mask, "float32") * ops.cast(second_mask, "float32")
 
 
 def _pooling_matrix(inputs, outputs):

@@ -126,13 +126,19 @@ def _synchronized_moments(layer, inputs, mask):
     Keras' variance over replicas is a difference of two large numbers, unlike on one device.
     """
     context = tf.distribute.get_replica_context()
-    if mask is not None or context is None:
+    if context is None:
         return type(layer)._moments(layer, inputs, mask)
     axes, total = layer._reduction_axes, tf.distribute.ReduceOp.SUM
-    count = tf.cast(tf.size(inputs) // tf.shape(inputs)[layer.axis], inputs.dtype)
-    count, sums = context.all_reduce(total, [count, tf.reduce_sum(inputs, axes)])
-    mean = sums / count
+    if mask is None:
+        weights = 1.0
+        count = tf.cast(tf.size(inputs) // tf.shape(inputs)[layer.axis], inputs.dtype)
+    else:
+        mask = tf.cast(mask, "bool")[..., tf.newaxis]
+        inputs, weights = tf.where(mask, inputs, 0.0), tf.cast(mask, inputs.dtype)
+        count = tf.reduce_sum(weights)
+    count, sums = context.all_reduce(total, [count, tf.reduce_sum(weights * inputs, axes)])
+    mean = tf.math.divide_no_nan(sums, count)
     shape = [1] * len(inputs.shape)
     shape[layer.axis] = mean.shape[0]
-    squares = tf.reduce_sum(tf.square(inputs - tf.reshape(mean, shape)), axes)
-    return mean, context.all_reduce(total, squares) / count
+    squares = tf.reduce_sum(weights * tf.square(inputs - tf.reshape(mean, shape)), axes)
+    return mean, tf.math.divide_no_nan(context.all_reduce(total, squares), count)

@@ -6,21 +6,37 @@ models with slashes: `backbone/conv4_block6_out`.
 """
 
 from tfkd.taps.cut import segment
-from tfkd.taps.find import at_spots, boundaries, suggest, suggest_pairs, units
+from tfkd.taps.find import (
+    Classifier,
+    Normalization,
+    around_relu,
+    at_spots,
+    boundaries,
+    classifier,
+    normalization_at,
+    suggest,
+    suggest_pairs,
+    units,
+)
 from tfkd.taps.graph import LOGITS, Graph, last_operation, output
 from tfkd.taps.read import before, check, entrance, extractor, in_order, of, of_kind, shapes
 
 __all__ = [
+    "Classifier",
     "Graph",
     "LOGITS",
+    "Normalization",
+    "around_relu",
     "at_spots",
     "before",
     "boundaries",
     "check",
+    "classifier",
     "entrance",
     "extractor",
     "in_order",
     "last_operation",
+    "normalization_at",
     "of",
     "of_kind",
     "output",

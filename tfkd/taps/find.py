@@ -1,5 +1,8 @@
 """Finds taps: those of the zoo, those of a loss's spots, and those of any model."""
 
+import dataclasses
+
+import keras
 from keras import tree
 
 from tfkd.errors import UsageError
@@ -14,7 +17,38 @@ from tfkd.taps.graph import (
     _zoo_taps,
     operation_of,
 )
-from tfkd.taps.read import _sublayers, check, of
+from tfkd.taps.read import _sublayers, _tensor, check, of
+
+_NORMALIZATION = keras.layers.BatchNormalization
+_POOLING = (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalAveragePooling1D)
+#: Layers that leave features as they are in inference mode, but for their shape or dtype.
+_PASSIVE = ("Activation", "Dropout", "Flatten", "Identity", "Cast")
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """The dense layer that makes a model's logits of its pooled vector.
+
+    Args:
+        kernel: Tensor, array or variable `(features, classes)`.
+        bias: The same `(classes,)`; None where there is none.
+    """
+
+    kernel: object
+    bias: object = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """What a batch normalization multiplies by and adds, so the spread and mean of its outputs.
+
+    Args:
+        gamma: Tensor, array or variable `(channels,)`; None for ones.
+        beta: The same; None for zeros.
+    """
+
+    gamma: object = None
+    beta: object = None
 
 
 def suggest(model):
@@ -116,19 +150,35 @@ def suggest_pairs(student, teacher):
 def at_spots(model, spots):
     """Returns the taps of the `spots` of a loss.
 
+    | word | places |
+    | --- | --- |
+    | `"stages"` | every stage, neither stem nor pooled vector |
+    | `"before_relu"`, `"after_relu"` | what the last ReLU of every stage takes, or returns: see `around_relu` |
+    | `"hint"` | the second stage |
+    | `"last_map"`, `"last_two_maps"` | the last stage, or two |
+    | `"before_pooling"` | the map that global average pooling makes the pooled vector of |
+    | `"pooled"` | the pooled vector |
+    | `"logits"` | the output |
+
     Args:
         model: A functional `keras.Model`.
-        spots: `"stages"` (every stage, neither stem nor pooled vector), `"hint"` (the second
-            stage), `"last_map"`, `"pooled"` or `"logits"`.
+        spots: One of the words, or several joined by `+`, such as `"stages+pooled"`.
 
     Returns:
         A list of taps.
 
     Raises:
         UsageError: If the model has no such place.
-    """
+    """  # noqa: E501
+    if "+" in spots:
+        return [tap for word in spots.split("+") for tap in at_spots(model, word)]
     if spots == LOGITS:
         return [LOGITS]
+    if spots in ("before_relu", "after_relu"):
+        places = [around_relu(model, tap) for tap in at_spots(model, "stages")]
+        return [place[spots == "after_relu"] for place in places]
+    if spots == "before_pooling":
+        return [_pooling(model)[0]]
     graph = _graph(model)
     names = _zoo_taps(graph) if graph is not None else []
     proposed = {path: graph.taps[path].shape for path in names} if names else suggest(model)
@@ -138,6 +188,7 @@ def at_spots(model, spots):
         "stages": maps,
         "hint": maps[1:2],
         "last_map": maps[-1:],
+        "last_two_maps": maps[-2:] if len(maps) > 1 else [],
         "pooled": pooled[-1:],
     }[spots]
     if not found:
@@ -146,6 +197,145 @@ def at_spots(model, spots):
             f"[('student tap', 'teacher tap')] instead; it has {_listing(of(model))}."
         )
     return found
+
+
+def around_relu(model, tap):
+    """Finds the last ReLU of the stage that ends at a tap.
+
+    It is the layer at the tap, or, where nothing but batch normalization lies between, the one
+    that follows, as in networks whose units begin with both.
+
+    Args:
+        model: A functional `keras.Model`.
+        tap: Tap at which a stage ends.
+
+    Returns:
+        The pair `(before, after)`: the tap of what that ReLU takes and of what it returns. Both
+        are `tap` where there is no such ReLU.
+
+    Raises:
+        UsageError: If the tap does not exist.
+
+    Example:
+    ```python
+    model = tfkd.models.create("wrn_16_1")
+    tfkd.taps.around_relu(model, "stage1")  # ("stage2_unit1_norm1", "stage2_unit1_relu1")
+    ```
+    """
+    graph = _graph(model)
+    if graph is None:
+        return tap, tap
+    tensor = _tensor(model, graph, tap)
+    paths = {id(graph.taps[path]): path for path, _ in graph.edges}
+    sources = {id(graph.taps[path]): found for path, found in graph.edges}
+    if _is_relu(tensor):
+        (before,) = sources[id(tensor)]
+        return paths.get(id(before), tap), tap
+    while True:
+        uses = [path for path, found in graph.edges if any(x is tensor for x in found)]
+        if len(uses) != 1:
+            return tap, tap
+        before, tensor = tensor, graph.taps[uses[0]]
+        if _is_relu(tensor):
+            return paths.get(id(before), tap), uses[0]
+        if not isinstance(operation_of(tensor), _NORMALIZATION):
+            return tap, tap
+
+
+def normalization_at(model, tap):
+    """Finds the batch normalization whose outputs are the features at a tap.
+
+    Where paths join in a sum there, it is that of the longest path, the residual branch.
+
+    Args:
+        model: A `keras.Model`.
+        tap: Tap, such as the first of `around_relu`.
+
+    Returns:
+        A `Normalization` of the layer's own variables; None where there is none of as many
+        channels, or the model is subclassed.
+    """
+    graph = _graph(model)
+    if graph is None:
+        return None
+    tensor = _tensor(model, graph, tap)
+    channels = tensor.shape[-1]
+    sources = {id(graph.taps[path]): found for path, found in graph.edges}
+    length = {}
+    for path, found in graph.edges:
+        length[id(graph.taps[path])] = 1 + max(length.get(id(source), 0) for source in found)
+    while not isinstance(operation_of(tensor), _NORMALIZATION):
+        kind = type(operation_of(tensor)).__name__
+        if kind not in ("Add", "Identity") or id(tensor) not in sources:
+            return None
+        tensor = max(sources[id(tensor)], key=lambda source: length.get(id(source), 0))
+    layer = operation_of(tensor)
+    return Normalization(layer.gamma, layer.beta) if tensor.shape[-1] == channels else None
+
+
+def classifier(model):
+    """Finds the dense layer that makes a model's logits of its pooled vector.
+
+    Args:
+        model: A functional `keras.Model` that ends with global average pooling and one dense
+            layer; dropout and changes of dtype may lie between and after them.
+
+    Returns:
+        A `Classifier` of the layer's own variables.
+
+    Raises:
+        UsageError: If the model ends in another way, or is subclassed.
+
+    Example:
+    ```python
+    tfkd.taps.classifier(tfkd.models.create("resnet8", 10)).kernel.shape  # (64, 10)
+    ```
+    """
+    layer = _pooling(model)[1]
+    return Classifier(layer.kernel, layer.bias)
+
+
+def _pooling(model):
+    """Returns the tap that a model's global average pooling takes, and the layer of its logits."""
+    graph = _graph(model)
+    found = "it is subclassed, so its layers cannot be followed"
+    if graph is not None:
+        paths = {id(graph.taps[path]): path for path, _ in graph.edges}
+        sources = {id(graph.taps[path]): inputs for path, inputs in graph.edges}
+
+        def first_active(tensor):
+            while _is_passive(tensor) and len(sources.get(id(tensor), ())) == 1:
+                (tensor,) = sources[id(tensor)]
+            return tensor
+
+        end = first_active(graph.output)
+        last = operation_of(end)
+        found = f"it ends with {last.name!r} ({type(last).__name__})"
+        if isinstance(last, keras.layers.Dense):
+            pooled = first_active(sources[id(end)][0])
+            before = operation_of(pooled)
+            found = f"its dense layer follows {before.name!r} ({type(before).__name__})"
+            if isinstance(before, _POOLING):
+                return paths[id(sources[id(pooled)][0])], last
+    raise UsageError(
+        f"Model {model.name!r} has no global average pooling followed by one dense layer, its "
+        f"classifier: {found}."
+    )
+
+
+def _is_relu(tensor):
+    operation = operation_of(tensor)
+    activation = getattr(getattr(operation, "activation", None), "__name__", None)
+    kind = type(operation).__name__.lower()
+    return kind in ("relu", "relu6") or (kind == "activation" and activation in ("relu", "relu6"))
+
+
+def _is_passive(tensor):
+    operation = operation_of(tensor)
+    kind = type(operation).__name__
+    if kind == "Activation":
+        return operation.activation.__name__ == "linear"
+    return kind in _PASSIVE
 
 
 def boundaries(model):
