@@ -22,6 +22,7 @@ from tfkd import (  # noqa: E402
     taps,
 )
 from tfkd.distillers import ACKD, ACN, IAKD, SAKD, Distiller, KnowledgeDistiller, MutualDistiller  # noqa: E402
+from tfkd_cli import VERSION as __version__  # noqa: E402
 
 __all__ = [
     "ACKD",
@@ -31,6 +32,7 @@ __all__ = [
     "Distiller",
     "KnowledgeDistiller",
     "MutualDistiller",
+    "__version__",
     "callbacks",
     "data",
     "layers",
