@@ -1,20 +1,31 @@
 """Installs tfkd: TensorFlow/Keras Knowledge Distillation."""
 
 import pathlib
+import runpy
 
 from setuptools import find_packages, setup
 
 HERE = pathlib.Path(__file__).parent
+
+# The repository's address. README.md, the notebooks, CITATION.cff and the templates of issues write
+# it out; tests/test_packaging.py tells where another one stands.
+REPOSITORY = "https://github.com/tfkd/tfkd"
 
 # Keras makes the files with the first two; the third checks them.
 ONNX = ["tf2onnx>=1.16", "onnx>=1.17", "onnxruntime>=1.20"]
 
 setup(
     name="tfkd",
-    version="0.1.0",
+    version=runpy.run_path(str(HERE / "tfkd_cli.py"))["VERSION"],
     description="TensorFlow/Keras Knowledge Distillation: train small models under large ones.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    url=REPOSITORY,
+    project_urls={
+        "Source": REPOSITORY,
+        "Issues": f"{REPOSITORY}/issues",
+        "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.md",
+    },
     license="Apache-2.0",
     packages=find_packages(include=["tfkd", "tfkd.*"]),
     py_modules=["tfkd_cli"],
@@ -39,7 +50,8 @@ setup(
         "jinja2>=3.1",
     ],
     extras_require={
-        "torch": ["torch>=2.5", "safetensors>=0.4"],
+        # Earlier ones can be made to run code by the files that they load.
+        "torch": ["torch>=2.10", "safetensors>=0.4"],
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
         "onnx": ONNX,
         "dev": [
@@ -55,8 +67,8 @@ setup(
         ],
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

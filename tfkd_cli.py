@@ -5,6 +5,9 @@ It is outside of the package because importing that imports TensorFlow, which ta
 
 import sys
 
+#: The version, said here alone: setup.py and `tfkd.__version__` read it.
+VERSION = "0.2.0"
+
 #: Every command and what it does; each is the module of its name.
 COMMANDS = {
     "train": "train a teacher and distil a student, or go on with a run that was interrupted",
@@ -49,10 +52,7 @@ def main():
     if first in _HELP:
         print(usage())
     elif first == "--version":
-        # Reads the metadata of all installed packages, which --help needs not.
-        from importlib.metadata import version
-
-        print(f"tfkd {version('tfkd')}")
+        print(f"tfkd {VERSION}")
     else:
         from tfkd.__main__ import run_command
 

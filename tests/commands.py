@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import sys
 
 import pytest
@@ -10,6 +11,9 @@ from absl import flags
 from tfkd import command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+#: The repository's address, which setup.py says.
+REPOSITORY = re.search('^REPOSITORY = "(.+)"', (ROOT / "setup.py").read_text("utf-8"), re.M)[1]
 
 SMALL = [
     f"--config={ROOT}/configs/digits.py:teacher=resnet14,student=resnet8,runlocal",

@@ -2,20 +2,19 @@
 
 import ast
 import importlib
-import pathlib
 import re
 
 import nbformat
 import pytest
+from commands import REPOSITORY, ROOT
 
 import tfkd
 
-ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
-REPOSITORY = "https://github.com/tfkd/tfkd"
 BADGE = (
     "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-    "(https://colab.research.google.com/github/tfkd/tfkd/blob/main/{path})"
+    "(https://colab.research.google.com/github/"
+    f"{REPOSITORY.removeprefix('https://github.com/')}/blob/main/{{path}})"
 )
 INSTALL = f"""\
 try:

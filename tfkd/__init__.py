@@ -31,6 +31,7 @@ from tfkd.distillers import (  # noqa: E402
     MutualDistiller,
     TeacherFree,
 )
+from tfkd_cli import VERSION as __version__  # noqa: E402
 
 __all__ = [
     "ACKD",
@@ -41,6 +42,7 @@ __all__ = [
     "KnowledgeDistiller",
     "MutualDistiller",
     "TeacherFree",
+    "__version__",
     "callbacks",
     "data",
     "layers",

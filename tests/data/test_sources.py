@@ -1,3 +1,6 @@
+import contextlib
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -98,6 +101,36 @@ def test_any_data_set_of_tfds_loads_with_computed_statistics(tmp_path):
 def test_a_version_a_builder_and_a_prepared_directory_are_names_too(tmp_path):
     for name in ("tiny:1.0.0", tfds.builder("tiny", data_dir=tmp_path), tmp_path / "tiny/1.0.0"):
         assert Source(name, tmp_path).size("train") == 30
+
+
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name", "type"])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_prepared_files_import_no_module(tmp_path, monkeypatch, key, by_name):
+    Source("tiny", tmp_path)
+    (tmp_path / "tiny").rename(tmp_path / "of_a_stranger")
+    folder = tmp_path / "of_a_stranger" / "1.0.0"
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace('"tiny"', '"of_a_stranger"'))
+    module = f"came_with_the_data_{key}_{by_name}"  # Each is imported once in a process.
+    (tmp_path / f"{module}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    features = folder / "features.json"
+    value = json.loads(features.read_text())
+    assert value.pop("pythonClassName").startswith("tensorflow_datasets.")
+    # The escape hides the key from who only searches the text.
+    value = {"content": {}} if key == "type" else value
+    text = json.dumps({"XX": f"{module}.Feature", **value})
+    features.write_text(text.replace("XX", f"\\u{ord(key[0]):04x}{key[1:]}"))
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "of_a_stranger" if by_name else folder
+    with pytest.raises(UsageError, match=f"names '{module}.Feature', a class outside"):
+        Source(name, tmp_path)
+    assert not (tmp_path / "ran").exists()  # As it does where TFDS is left to itself.
+    with contextlib.suppress(ValueError):
+        tfds.builder_from_directory(folder)
+    assert (tmp_path / "ran").exists()
+    features.write_text("{")
+    with pytest.raises(UsageError, match="features.json is damaged"):
+        Source(name, tmp_path)
 
 
 @pytest.mark.parametrize("cache", [True, False])

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import sys
+import types
 
 import keras
 import numpy as np
@@ -160,6 +161,18 @@ def test_missing_package(model, tmp_path, monkeypatch, extension):
     path.write_bytes(b"anything")
     with pytest.raises(UsageError, match=r"not installed .*pip install tfkd\[torch\]"):
         models.load_torch_weights(model, path)
+
+
+@pytest.mark.parametrize("version", ["2.5.1", "2.9.1+cpu", "1.13.0"])
+def test_a_torch_whose_weights_only_can_be_deceived(model, tmp_path, monkeypatch, version):
+    def load(*_, **__):
+        raise AssertionError("It must not be asked to read the file.")
+
+    old = types.SimpleNamespace(__version__=version, load=load, serialization=None)
+    monkeypatch.setitem(sys.modules, "torch", old)
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"anything")
+    _assert_one_line_about(model, path, r"a file can make .* run code.*pip install tfkd\[torch\]")
 
 
 def test_missing_file_and_wrong_sources(model, tmp_path):

@@ -1,11 +1,14 @@
 """Where images come from: TFDS data sets, prepared where need be, and folders of images."""
 
 import collections
+import json
 import math
 import os
 import pathlib
 import random
+import re
 import ssl
+import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -359,6 +362,8 @@ def _find(name, data_dir):
     try:
         # TFDS itself reads the variable at its import, before flags can set it.
         data_dir = data_dir or os.environ.get("TFDS_DATA_DIR") or None
+        folder = pathlib.Path(data_dir or "~/tensorflow_datasets").expanduser()
+        _check_features(folder / re.split("[:/]", text)[0])
         return tfds.builder(text, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         if os.path.isdir(text):
@@ -379,8 +384,46 @@ def _find_folder(path):
     if not path.is_dir():
         raise UsageError(f"There is no directory {str(path)!r} to read a data set from.")
     if (path / "dataset_info.json").exists():
+        _check_features(path)
         return tfds.builder_from_directory(path)
     return path
+
+
+def _check_features(folder):
+    """Refuses prepared data sets whose files would let TFDS import a module that they name.
+
+    TFDS finds the class of a feature by importing its module, which may be a file beside the data.
+
+    Args:
+        folder: Path of a folder with one or more prepared data sets; nothing happens where there is
+            none.
+
+    Raises:
+        UsageError: If a class is neither of TFDS nor of a module that has been imported already.
+    """
+    for file in folder.rglob("features.json"):
+        classes = []
+
+        def collect(pairs, classes=classes):
+            # A key may stand twice, of which a dictionary would show one.
+            names = ("type", "pythonClassName", "python_class_name")
+            classes += [value for key, value in pairs if key in names and isinstance(value, str)]
+            return dict(pairs)
+
+        try:
+            json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=collect)
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(
+                f"{file} is damaged: delete {str(file.parent)!r}, and the data set is prepared "
+                "anew, or restore the file."
+            ) from error
+        for name in classes:
+            module = name.rpartition(".")[0]
+            if name.partition(".")[0] != "tensorflow_datasets" and module not in sys.modules:
+                raise UsageError(
+                    f"{file} names {name!r}, a class outside of TFDS, whose module would be run: "
+                    f"if you trust it, import {module or name} before, in a Python config."
+                )
 
 
 def _prepare(builder):

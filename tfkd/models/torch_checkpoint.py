@@ -224,9 +224,19 @@ def _read(path):
         ) from error
 
 
+#: In earlier releases a file can run code in spite of `weights_only`: CVE-2025-32434 (to 2.5) and
+#: CVE-2026-24747 (to 2.9).
+SAFE_TORCH = (2, 10)
+
+
 def _read_torch(path):
     import torch
 
+    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
+        raise ImportError(
+            f"PyTorch {'.'.join(map(str, SAFE_TORCH))} or later; a file can make "
+            f"{torch.__version__} run code"
+        )
     # `weights_only` admits plain data alone. The CRD benchmark's training script saves its
     # command line next to the weights, as an `argparse.Namespace`, which is plain data too.
     with torch.serialization.safe_globals([argparse.Namespace]):

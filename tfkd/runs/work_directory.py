@@ -173,7 +173,7 @@ def check_class_names(workdir, data):
 
 
 def load_model(path, remedy="give a whole .keras file"):
-    """Returns a saved Keras model.
+    """Returns a saved Keras model; code in its file is not run.
 
     Args:
         path: Path of a `.keras` file.
@@ -188,7 +188,11 @@ def load_model(path, remedy="give a whole .keras file"):
     except Exception as error:
         # Keras passes on the exceptions of the archive, HDF5 and JSON readers.
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        if path.is_dir():
+        if "safe_mode" in str(error):
+            # Keras' message tells how to run it all the same.
+            reason = "it holds Python code, such as a Lambda layer's function, which is not run"
+            remedy = "save the model with a layer class in its place, which your config imports"
+        elif path.is_dir():
             reason = "it is a directory"
         elif not zipfile.is_zipfile(path):
             # Keras says that there is no such file.
