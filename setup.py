@@ -27,7 +27,13 @@ setup(
         "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.md",
     },
     license="Apache-2.0",
-    packages=find_packages(include=["tfkd", "tfkd.*"]),
+    # configs/ is installed within the package, where --config=digits finds it.
+    packages=[
+        *find_packages(include=["tfkd", "tfkd.*"]),
+        "tfkd.configs",
+        "tfkd.configs.studies",
+    ],
+    package_dir={"tfkd.configs": "configs", "tfkd.configs.studies": "configs/studies"},
     py_modules=["tfkd_cli"],
     package_data={"tfkd.report": ["templates/*"]},
     python_requires=">=3.10",

@@ -11,7 +11,8 @@ from tfkd.errors import UsageError
 from tfkd.runs import assemble, guard
 
 DEFAULTS = {"method": "kd", "runlocal": False}
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").rglob("*.py"))
+FOLDER = pathlib.Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(FOLDER.rglob("*.py"))
 
 
 def test_arguments_take_the_type_of_their_default():
@@ -206,6 +207,17 @@ def test_every_config_file_takes_the_same_arguments(path):
     assert get_config("teacher=some/teacher.keras").teacher.path == "some/teacher.keras"
     with pytest.raises(UsageError, match="Unknown config argument 'speed'"):
         get_config("speed=3")
+
+
+def test_configs_of_tfkd_have_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Anywhere.
+    names = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in CONFIGS}
+    assert set(config.shipped()) == names
+    assert pathlib.Path(config.find("digits")) == FOLDER / "digits.py"
+    assert pathlib.Path(config.find("studies/cifar100_10k")).is_file()
+    assert config.find("my/config.py") == "my/config.py"
+    with pytest.raises(UsageError, match="Unknown config 'digit': .*'digits'"):
+        config.find("digit")
 
 
 def test_cifar100_has_the_spot_adaptive_study_per_loss_and_pair():

@@ -91,7 +91,8 @@ def test_the_wheel_of_the_sdist_works_where_it_is_installed(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     package = {f"tfkd/{name}" for name in files_of(clone / "tfkd")}
-    assert packed == {*package, "tfkd_cli.py"}
+    configs = {f"tfkd/configs/{name}" for name in files_of(clone / "configs")}
+    assert packed == {*package, *configs, "tfkd_cli.py"}
 
     venv.create(tmp_path / "fresh", with_pip=True)
     scripts = tmp_path / "fresh" / "bin"
@@ -117,3 +118,6 @@ def test_the_wheel_of_the_sdist_works_where_it_is_installed(tmp_path):
     assert run("tfkd", "--version") == f"tfkd {tfkd_cli.VERSION}\n"
     assert run("tfkd", "--help") == tfkd_cli.usage() + "\n"
     assert "KnowledgeDistillation" in run("tfkd", "describe", "kd")
+    # Configs have come along.
+    checked = run("tfkd", "check", "--config=digits:runlocal", f"--data_dir={tmp_path / 'data'}")
+    assert "kd_loss" in checked

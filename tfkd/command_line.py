@@ -10,7 +10,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from tfkd import errors, runtime
-from tfkd.config import flatten, from_json
+from tfkd.config import find, flatten, from_json
 from tfkd.errors import UsageError
 from tfkd.methods import TEACHER_IMAGES
 
@@ -24,8 +24,9 @@ class _ConfigParser(ConfigFileFlagParser):
     def parse(self, path):
         """Returns the config of a file, locked as those of Python files are."""
         file, colon, arguments = path.partition(":")
+        file = find(file)
         if not file.endswith(".json"):
-            return super().parse(path)
+            return super().parse(f"{file}{colon}{arguments}")
         if colon:
             raise UsageError(
                 f"{file} takes no arguments after a colon, such as {arguments}: values of it are "
@@ -37,9 +38,9 @@ class _ConfigParser(ConfigFileFlagParser):
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,
-    "Python file with get_config(arguments), as those in configs/; arguments follow a colon: "
-    "configs/digits.py:method=kd,student=resnet8. Or the config.json of a run, or the "
-    "best_config.json of a search. Any value of it can be set by a flag: --config.epochs=3",
+    "Config that comes with tfkd, such as digits, or Python file with get_config(arguments); "
+    "arguments follow a colon: digits:method=kd,student=resnet8. Or the config.json of a run, or "
+    "the best_config.json of a search. Any value of it can be set by a flag: --config.epochs=3",
 )
 flags.FLAGS["config"].parser = _ConfigParser("config")
 flags.DEFINE_string("workdir", None, "Directory of everything that is read and written.")
@@ -172,7 +173,9 @@ def _parse_with_config(needs_workdir):
     try:
         errors.check_no_arguments(flags.FLAGS(sys.argv)[1:])
         if _CONFIG.value is None:
-            raise UsageError("--config=FILE is missing; configs/ has some.")
+            raise UsageError(
+                "--config is missing: a file, or a config of tfkd, as --config=digits."
+            )
         if needs_workdir and not flags.FLAGS.workdir:
             raise UsageError("--workdir=DIR is missing: where everything is read and written.")
         # A file that is not there shows only when its values are asked for.

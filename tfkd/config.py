@@ -41,6 +41,40 @@ SMALL_ADVERSARY = {
 }
 
 
+def shipped():
+    """Returns `{name: path}` of the configs that come with tfkd, such as `"digits"`."""
+    package = pathlib.Path(__file__).parent
+    # Installed, they are within the package; in a checkout they stand beside it.
+    folder = next(
+        path for path in (package / "configs", package.parent / "configs") if path.is_dir()
+    )
+    paths = sorted(folder.rglob("*.py"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+
+
+def find(name):
+    """Returns the path of a config file.
+
+    Args:
+        name: String, the path of a Python or JSON file, or the name of a config that comes with
+            tfkd.
+
+    Raises:
+        UsageError: If there is neither.
+
+    Example:
+    ```python
+    tfkd.config.find("digits")  # ".../configs/digits.py"
+    ```
+    """
+    if pathlib.Path(name).suffix in (".py", ".json") or pathlib.Path(name).is_file():
+        return name
+    known = shipped()
+    if name not in known:
+        raise unknown("config", name, known)
+    return str(known[name])
+
+
 def parse_arguments(text, **defaults):
     """Reads the part of `--config=file.py:key=value,key=value` after the colon.
 
