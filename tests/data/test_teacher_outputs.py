@@ -267,6 +267,29 @@ def test_outputs_that_do_not_fit(load, outputs, message):
         load().with_teacher_outputs(outputs)
 
 
+@pytest.mark.parametrize("damage", ["empty", "cut", "changed", "pickled"])
+def test_damaged_files_of_outputs_are_told_in_a_line(load, tmp_path, damage):
+    path = tmp_path / "outputs.npz"
+    np.savez_compressed(path, logits=np.random.default_rng(0).normal(size=(200, 10)))
+    content = path.read_bytes()
+    if damage == "pickled":
+        np.savez(path, logits=np.array([{}], object))
+    else:
+        middle = len(content) // 2
+        changed = content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+        path.write_bytes({"empty": b"", "cut": content[:middle], "changed": changed}[damage])
+    with pytest.raises(UsageError, match="cannot be read as an .npz file"):
+        load().with_teacher_outputs(path)
+
+
+def test_logits_may_be_a_single_array_in_a_file(load, tmp_path):
+    logits = np.random.default_rng(0).normal(size=(200, 10))
+    np.save(tmp_path / "logits.npy", logits)
+    data = load(indices=True).with_teacher_outputs(tmp_path / "logits.npy")
+    labels = a_pass(data)[0][1]
+    np.testing.assert_allclose(labels["teacher"]["logits"], logits[labels["index"]], rtol=1e-6)
+
+
 def test_a_recorded_teacher_needs_a_student_of_known_shapes():
     class Model(keras.Model):
         pass

@@ -166,10 +166,10 @@ class Data:
 
         Args:
             outputs: Array of logits `(examples, classes)`, one row for each training example in
-                the order of the training set (that of `data.pixels("train")`); or `{tap: array
-                (examples, ...)}`; or the path of an `.npz` file of such arrays. A list of these
-                makes the mean of several teachers: of logits, the logarithm of the mean of their
-                predictions.
+                the order of the training set (that of `data.pixels("train")`), or the path of an
+                `.npy` file of it; or `{tap: array (examples, ...)}`, or the path of an `.npz` file
+                of these. A list of such outputs makes the mean of several teachers: of logits, the
+                logarithm of the mean of their predictions.
 
         Returns:
             A `Data` like this one, as `cache_teacher()` returns it.

@@ -2,6 +2,8 @@
 
 import hashlib
 import pathlib
+import zipfile
+import zlib
 
 import numpy as np
 import tensorflow as tf
@@ -89,9 +91,12 @@ def _arrays(outputs):
     """Returns one teacher's outputs as `{tap: array}`."""
     if isinstance(outputs, (str, pathlib.Path)):
         try:
-            with np.load(outputs) as file:
-                return dict(file)
-        except (OSError, ValueError) as error:
+            loaded = np.load(outputs)
+            if isinstance(loaded, np.ndarray):
+                return {taps.LOGITS: loaded}
+            with loaded:
+                return dict(loaded)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UsageError(
                 f"Teacher outputs {outputs} cannot be read as an .npz file of arrays ({error})."
             ) from error
