@@ -199,8 +199,10 @@ TEACHER_IMAGES = (
 
 def needs_indices(config):
     """Whether a loss of the config must know which training example a sample is."""
+    # A user's own loss is not known where a finished run is read, which trains nothing.
     known = losses.available()
-    return any(known[identifier].needs_indices for identifier in config.method.losses)
+    chosen = [known[identifier] for identifier in config.method.losses if identifier in known]
+    return any(loss.needs_indices for loss in chosen)
 
 
 def needs_teacher(method):

@@ -354,7 +354,10 @@ def _find(name, data_dir):
     if isinstance(name, tfds.core.DatasetBuilder):
         return name
     if not isinstance(name, (str, os.PathLike)):
-        raise UsageError(f"name must be the name of a data set; received {name!r}.")
+        raise UsageError(
+            "name must be the name or path of a data set, or a TFDS builder; received a "
+            f"{type(name).__name__}."
+        )
     text = os.path.expanduser(os.fspath(name))
     # `a/b` is configuration b of data set a, so TFDS is asked first unless it looks like a path.
     if isinstance(name, os.PathLike) or os.path.isabs(text) or text.startswith("."):
