@@ -186,7 +186,7 @@ def test_varying_sizes_are_found_at_the_start_or_where_they_appear(tmp_path):
         ("cifar10:9.9.9", "'cifar10:9.9.9' cannot be opened: .*only: 3"),
         ("a b", "'a b' cannot be opened"),
         ("./nowhere", "There is no directory 'nowhere'"),
-        (7, "name must be the name or path of a data set, or a TFDS builder; received a int"),
+        (7, "path of a data set, tfkd.data.Arrays or a TFDS builder; received a int"),
         ((np.zeros((2, 4, 4, 1)), np.zeros(2)), "received a tuple"),
     ],
 )

@@ -1,7 +1,8 @@
-"""Image data sets from TFDS as pipelines whose every batch is known beforehand."""
+"""Image data sets as pipelines whose every batch is known beforehand."""
 
+from tfkd.data.arrays import Arrays
 from tfkd.data.dataset import Data
 from tfkd.data.loading import load
-from tfkd.data.sources import available
+from tfkd.data.sources import available, register
 
-__all__ = ["Data", "available", "load"]
+__all__ = ["Arrays", "Data", "available", "load", "register"]

@@ -58,8 +58,9 @@ def load(
             the features `image` and `label`, with its version or configuration if need be
             (`"cifar10:3.0.2"`). A path of images in `split/class/image.png`, at any depth below
             the class, or of a data set as TFDS prepared it; one that could be a name starts with
-            `./`. Or a `tfds.core.DatasetBuilder`. Defaults to `"digits"`, which needs no
-            download.
+            `./`. Or images in memory, `tfkd.data.Arrays`, itself or by the name given to
+            `tfkd.data.register`; or a `tfds.core.DatasetBuilder`. Defaults to `"digits"`, which
+            needs no download.
         batch_size: Positive integer. Training drops what remains after the last full batch of an
             epoch; validation and test do not.
         seed: Non-negative integer.

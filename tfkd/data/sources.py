@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from tfkd.data.arrays import Arrays
 from tfkd.data.digits import Digits
 from tfkd.data.image_folder import ImageFolder, decoded
 from tfkd.errors import UsageError, raised_within, unknown
@@ -59,11 +60,47 @@ def available():
     return list(KNOWN)
 
 
+#: `{name: function that makes it}`, of `register`.
+_REGISTERED = {}
+
+
+def register(name, make):
+    """Gives a data set of your own a name, for `load` and for configs.
+
+    Args:
+        name: String.
+        make: Function without arguments that returns an `Arrays`; called when the data set is
+            loaded.
+
+    Example:
+    ```python
+    def bars():
+        return tfkd.data.Arrays(train=(images, labels), test=(test_images, test_labels))
+
+
+    tfkd.data.register("bars", bars)
+    data = tfkd.data.load("bars")
+    ```
+    """
+    _REGISTERED[name] = make
+
+
+def _made(name):
+    found = _REGISTERED[name]()
+    if not isinstance(found, Arrays):
+        raise UsageError(
+            f"Data set {name!r}: what was registered must return tfkd.data.Arrays; it returned a "
+            f"{type(found).__name__}."
+        )
+    found.name = name
+    return found
+
+
 class Source:
     """An image-classification data set, prepared for reading.
 
     Args:
-        name: String, `tfds.core.DatasetBuilder` or path, as `load` takes it.
+        name: String, path, `Arrays` or `tfds.core.DatasetBuilder`, as `load` takes it.
         data_dir: String or path, where TFDS keeps data sets; `None` for its default.
         image_size: `None`, or integers `(height, width)` to resize images to.
         skip_broken: Boolean, whether a folder of images may hold files that cannot be decoded.
@@ -90,6 +127,8 @@ class Source:
         found = _find(name, data_dir)
         if isinstance(found, pathlib.Path):
             self._reader = ImageFolder(found, skip_broken)
+        elif isinstance(found, Arrays):
+            self._reader = found
         elif skip_broken:
             raise UsageError(f"skip_broken is for folders of images; {found.name!r} is none.")
         else:
@@ -348,16 +387,18 @@ def in_memory_bytes(count, image_shape):
 
 
 def _find(name, data_dir):
-    """Returns the builder of a data set, which need not be prepared, or the path of a folder."""
+    """Returns a builder, which need not be prepared, arrays, or the path of a folder."""
     if isinstance(name, tfds.ImageFolder):
         return pathlib.Path(name.data_dir)
-    if isinstance(name, tfds.core.DatasetBuilder):
+    if isinstance(name, (tfds.core.DatasetBuilder, Arrays)):
         return name
     if not isinstance(name, (str, os.PathLike)):
         raise UsageError(
-            "name must be the name or path of a data set, or a TFDS builder; received a "
-            f"{type(name).__name__}."
+            "name must be the name or path of a data set, tfkd.data.Arrays or a TFDS builder; "
+            f"received a {type(name).__name__}."
         )
+    if name in _REGISTERED:
+        return _made(name)
     text = os.path.expanduser(os.fspath(name))
     # `a/b` is configuration b of data set a, so TFDS is asked first unless it looks like a path.
     if isinstance(name, os.PathLike) or os.path.isabs(text) or text.startswith("."):
@@ -371,7 +412,8 @@ def _find(name, data_dir):
     except tfds.core.DatasetNotFoundError:
         if os.path.isdir(text):
             return _find_folder(pathlib.Path(text))
-        known = [*available(), "any other image classification data set of TFDS", "a path"]
+        others = ["any other image classification data set of TFDS", "a path"]
+        known = [*available(), *_REGISTERED, *others]
         raise unknown("data set", text, known) from None
     except (AssertionError, ImportError, ValueError) as error:
         if os.path.isdir(text):
