@@ -11,6 +11,7 @@ from PIL import Image
 from tfkd import describe, export
 from tfkd.config import default_config, flatten
 from tfkd.errors import UsageError
+from tfkd.methods import ALONE, method_config
 from tfkd.report import confusion, curves, runs, table
 from tfkd.runs import results
 
@@ -179,12 +180,18 @@ def _settings(section):
 def _defaults(group):
     """Returns the settings of a config of the group's method and models that changes nothing."""
     config = group.config
+    known, own = group.method, {}
+    try:
+        method_config(known, config.settings.to_dict())
+    except UsageError:
+        # A method or a loss of the user's own: the defaults of its arguments are not known here.
+        known, own = ALONE, {"method": config.method.to_dict()}
     default = default_config(
-        group.method, config.teacher.model, config.student.model, config.settings.to_dict()
+        known, config.teacher.model, config.student.model, config.settings.to_dict()
     )
     default.teacher.path = config.teacher.path
     # As JSON has it, so that tuples are lists.
-    flat = flatten(json.loads(json.dumps(default.to_dict())))
+    flat = flatten(json.loads(json.dumps({**default.to_dict(), **own})))
     return {**flat, "precision": "float32"}
 
 
