@@ -38,13 +38,16 @@ class Distiller(Trainer):
     Args:
         student: A `keras.Model` that outputs logits `(batch, classes)`.
         teacher: A trained `keras.Model` that outputs logits `(batch, classes)`. It is run in
-            inference mode, without gradients, and never changed. None for methods without one.
+            inference mode, without gradients, and never changed. A list of several is joined by
+            `tfkd.models.ensemble`: their mean teaches, and losses such as `aekd` weigh them. None
+            for methods without one.
         relational_scope: `"global"`: losses that compare samples with each other see the whole
             batch of all replicas, so that N devices give what one gives. `"replica"`: only the
             replica's own part, which saves the exchange.
         teacher_preprocessing: Keras layer or function of a batch of the student's inputs that
             returns the teacher's, such as `tfkd.layers.TeacherPreprocessing`. It runs once per
-            step, in inference mode and without gradient. None where both take the same.
+            step, in inference mode and without gradient. None where both take the same. Beside
+            several teachers one for all, or a list with one for each.
         name: String, optional.
 
     Raises:
@@ -87,6 +90,9 @@ class Distiller(Trainer):
         name=None,
     ):
         runtime.check_strategy(tf.distribute.get_strategy())
+        if isinstance(teacher, (list, tuple)):
+            teacher = checks.models.joined(student, teacher, teacher_preprocessing)
+            teacher_preprocessing = None
         checks.models.check_models(student, teacher, teacher_preprocessing, self.same_classes)
         super().__init__(student, name=name)
         check_one_of("relational_scope", relational_scope, ("global", "replica"))
