@@ -7,7 +7,7 @@ import pathlib
 
 from ml_collections import ConfigDict, config_dict
 
-from tfkd import runtime
+from tfkd import optimizers, runtime
 from tfkd.errors import UsageError, check_one_of, unknown
 from tfkd.methods import (
     ALONE,
@@ -160,10 +160,14 @@ def default_config(method, teacher, student, settings=None):
             "method": method_config(method, settings),
             "settings": settings or {},
             "optimizer": {
+                # dot: a momentum of their own for the gradients of labels and of distillation.
+                "name": "sgd",
                 "learning_rate": 0.05,
                 "momentum": 0.9,
                 "nesterov": False,
                 "weight_decay": 5e-4,
+                # By how much the momentums of dot differ from the one above.
+                "delta": 0.075,
             },
             "schedule": {
                 "name": "steps",
@@ -350,6 +354,7 @@ def check(config):
         )
     if config.teacher.precision is not None:
         check_one_of("--config.teacher.precision", config.teacher.precision, runtime.PRECISIONS)
+    check_one_of("--config.optimizer.name", config.optimizer.name, optimizers.OWN)
     if config.select not in ("last", "best"):
         raise UsageError(f"--config.select must be last or best; received {config.select!r}.")
 

@@ -418,6 +418,35 @@ def agreement(case):
     return Setup(values)
 
 
+def oriented(case):
+    """Some steps of the optimizer, with the published settings."""
+    starts = [one["start"] for one in nested(case.under("input"))]
+    variables = [keras.Variable(start) for start in starts]
+    optimizer = tfkd.optimizers.DOT(0.05, 0.9, case.arguments["delta"], weight_decay=5e-4)
+    optimizer.build(variables)
+
+    def values(inputs, mask):
+        parts, found, step = nested(inputs), {}, 1
+        while f"task_gradient_{step}" in parts[0]:
+            names = f"task_gradient_{step}", f"distillation_gradient_{step}"
+            optimizer.apply([tf.stack([one[name] for name in names]) for one in parts], variables)
+            for index, variable in enumerate(variables):
+                found[f"{index}/after_step_{step}"] = tf.identity(variable.value)
+            step += 1
+        return found
+
+    return Setup(values)
+
+
+def nested(tensors):
+    """Returns `[{rest: tensor}, ...]` of `{"0/rest": tensor, ...}`."""
+    found = {}
+    for name, tensor in tensors.items():
+        index, _, rest = name.partition("/")
+        found.setdefault(int(index), {})[rest] = tensor
+    return [found[index] for index in sorted(found)]
+
+
 MAKERS = {
     "ls_kd": standardized,
     "ls_dkd": standardized,
@@ -440,6 +469,7 @@ MAKERS = {
     "camkd": mean_of_teachers,
     "ebkd": mean_of_teachers,
     "aekd": agreement,
+    "dot": oriented,
 }
 
 

@@ -74,6 +74,7 @@ class MutualDistiller(Distiller):
     needs_teacher = False
     takes_students = True
     needs_classes = True
+    label_terms = ("student_loss", "peers_loss")
 
     def __init__(self, students, temperature=1.0, mutual_weight=1.0, targets="mean", name=None):
         students = checks.models.check_students(students)

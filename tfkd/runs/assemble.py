@@ -137,12 +137,14 @@ def compile_distiller(distiller, config, data, epochs, learning_rate):
         **config.schedule.to_dict(),
     )
     settings = {**config.optimizer.to_dict(), "learning_rate": rate}
+    if config.optimizer.name != "dot":
+        del settings["delta"]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if data.one_hot:
         loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     own = config.method.optimizers.to_dict() if distiller.extra_optimizers else {}
     distiller.compile(
-        optimizers.SGD(**settings),
+        optimizers.create(**settings),
         loss=loss,
         metrics=["accuracy"],
         accumulation_steps=config.accumulation_steps,
