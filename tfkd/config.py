@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import pathlib
+import re
 
 from ml_collections import ConfigDict, config_dict
 
@@ -110,7 +111,8 @@ def default_config(method, teacher, student, settings=None):
 
     Args:
         method: String, see `method_config`.
-        teacher: String, the id of a zoo model, or the path of a saved `.keras` model.
+        teacher: String, the id of a zoo model, or the path of a saved `.keras` model, or several
+            paths joined by `+`.
         student: String, the id of a zoo model.
         settings: `{id: {argument: value}}` of losses and methods whose defaults do not suit the
             task.
@@ -187,6 +189,16 @@ def default_config(method, teacher, student, settings=None):
             "seed": 0,
         }
     )
+
+
+def teacher_paths(config):
+    """Returns the files of the given teachers, a list; empty where one is trained.
+
+    Args:
+        config: `ConfigDict` of a run, whose `teacher.path` is one path or several joined by `+`.
+    """
+    found = re.split(r"(?<=\.keras)\+", config.teacher.path) if config.teacher.path else []
+    return [pathlib.Path(path) for path in found]
 
 
 def from_json(path):
