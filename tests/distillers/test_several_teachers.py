@@ -12,6 +12,7 @@ from tfkd.losses.agreeing_teachers import minimum_norm_weights
 
 
 def distil(teachers, losses, **arguments):
+    keras.utils.set_random_seed(0)  # Of connectors.
     distiller = tfkd.KnowledgeDistiller(tiny.model(seed=9), teachers, losses=losses, **arguments)
     distiller.compile(tfkd.optimizers.SGD(0.05), run_eagerly=True)
     return distiller
