@@ -23,10 +23,12 @@ SMALL_GAN = {
 }
 
 
-def by_losses(*ids, prepared=False):
-    """Distillation by some losses."""
+def by_losses(*ids, prepared=False, teachers=1):
+    """Distillation by some losses; by two teachers where they weigh them."""
 
-    def build(*models):
+    def build(student, teacher):
+        if teachers == 2:
+            teacher = [teacher, tiny.model(5, "third", seed=7)]
         losses = [tfkd.losses.get(identifier) for identifier in ids]
         for loss in losses:
             # Not by its argument, which reviewkd would warm up.
@@ -35,7 +37,7 @@ def by_losses(*ids, prepared=False):
                 loss.preparation = None
             if loss.needs_indices:
                 loss.set_examples(tiny.data(EXAMPLES)[1])
-        return tfkd.KnowledgeDistiller(*models, losses=losses)
+        return tfkd.KnowledgeDistiller(student, teacher, losses=losses)
 
     return build
 
@@ -44,6 +46,7 @@ def by_losses(*ids, prepared=False):
 METHODS = {
     "alone": lambda student, _: tfkd.KnowledgeDistiller(student),
     "kd+at": lambda *models: tfkd.KnowledgeDistiller(*models, losses=["kd", "at"]),
+    "kd+at, dot": lambda *models: tfkd.KnowledgeDistiller(*models, losses=["kd", "at"]),
     "kd, curriculum": lambda *models: tfkd.KnowledgeDistiller(
         *models,
         losses=[tfkd.losses.get("kd", temperature=tfkd.schedules.CurriculumTemperature(epochs=1))],
@@ -74,6 +77,7 @@ LOSSES = {
     "relational losses": by_losses("sp", "cc", "rkd", "pkt", "irg", "crd", "dist", "mlkd"),
     "losses that read the models": by_losses("ofd", "srrl", "cat_kd"),
     "losses with large connectors": by_losses("reviewkd", "mgd", "semckd"),
+    "losses of teachers": by_losses("ebkd", "camkd", "camkd_features", "aekd", teachers=2),
     "prepared losses": by_losses("ft", "ab", prepared=True),
 }
 #: One variant of each method.
@@ -95,7 +99,8 @@ def make(method, *given, rate=0.02, **compile_arguments):
     made = (METHODS | LOSSES)[method](*(given or models(method)))
     optimizers = {name: keras.optimizers.SGD(rate) for name in made.extra_optimizers}
     settings = {"metrics": ["accuracy"], **optimizers, **compile_arguments}
-    made.compile(tfkd.optimizers.SGD(rate, momentum=0.9), **settings)
+    kind = tfkd.optimizers.DOT if method.endswith("dot") else tfkd.optimizers.SGD
+    made.compile(kind(rate, momentum=0.9), **settings)
     return made
 
 

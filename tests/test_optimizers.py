@@ -1,7 +1,10 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+import tiny
 
+import tfkd
 from tfkd import optimizers
 from tfkd.errors import UsageError
 
@@ -52,6 +55,75 @@ def test_sgd_round_trip():
     optimizer = optimizers.SGD(0.1, 0.8, True, weight_decay=0.3)
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
     np.testing.assert_array_equal(trajectory(optimizer), trajectory(again))
+
+
+def test_dot_is_sgd_where_it_gets_one_gradient_or_has_no_delta():
+    expected = trajectory(optimizers.SGD(0.05, 0.9, weight_decay=0.1))
+    found = trajectory(optimizers.DOT(0.05, 0.9, weight_decay=0.1))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    optimizer, variable = optimizers.DOT(0.05, 0.9, 0.0, 0.1), keras.Variable([1.0, -2.0])
+    for values in expected:
+        gradient = 2.0 * variable.value
+        optimizer.apply([keras.ops.stack([0.75 * gradient, 0.25 * gradient])], [variable])
+        np.testing.assert_allclose(variable, values, rtol=1e-5)
+
+
+def test_dot_round_trip():
+    optimizer = optimizers.DOT(0.1, 0.8, 0.15, weight_decay=0.3)
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert again.get_config() == optimizer.get_config()
+    assert isinstance(optimizers.create("dot", delta=0.05), optimizers.DOT)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"momentum": 0.9, "delta": 0.1}, "from 0 to below 1; received momentum=0.9"),
+        ({"momentum": 0.05}, "from 0 to below 1"),
+        ({"delta": -0.1}, "from 0 to below 1"),
+        ({"nesterov": True}, "does not take nesterov"),
+        ({"clipnorm": 1.0}, "does not take clipnorm"),
+        ({"gradient_accumulation_steps": 2}, "does not take gradient_accumulation_steps"),
+    ],
+)
+def test_mistakes_of_dot(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        optimizers.DOT(0.1, **arguments)
+
+
+@pytest.mark.parametrize(
+    "kind, arguments, message",
+    [
+        (tfkd.KnowledgeDistiller, {"accumulation_steps": 2}, "DOT .* does not accumulate"),
+        (tfkd.ACKD, {}, "ACKD trains more than a student, and DOT"),
+    ],
+)
+def test_dot_is_refused_where_it_cannot_be_right(kind, arguments, message):
+    distiller = kind(tiny.model(seed=1), tiny.model(seed=2))
+    with pytest.raises(UsageError, match=message):
+        distiller.compile(optimizers.DOT(0.1), run_eagerly=True, **arguments)
+        distiller.train_on_batch(*tiny.data(8))
+
+
+def test_dot_by_hand_in_a_distiller():
+    """Two steps from the gradients of both parts; a part of one term has the other's momentum."""
+    x, y = tiny.data(8)
+    student = tiny.model(seed=1, normalized=False)
+    teacher = tiny.model(6, seed=2)
+    distiller = tfkd.KnowledgeDistiller(student, teacher, losses=["kd"])
+    distiller.compile(optimizers.DOT(0.1, 0.5, 0.25), run_eagerly=True)
+    kd = tfkd.losses.KnowledgeDistillation()
+    labels = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    task, other, expected = 0.0, 0.0, np.array(student.trainable_variables[0])
+    for _ in range(2):
+        with tf.GradientTape(persistent=True) as tape:
+            logits = student(x, training=True)
+            parts = 0.1 * labels(y, logits), 0.9 * kd([logits], [teacher(x)])
+        gradients = [tape.gradient(part, student.trainable_variables[0].value) for part in parts]
+        task, other = 0.25 * task + gradients[0], 0.75 * other + gradients[1]
+        expected = expected - 0.1 * (task + other)
+        distiller.train_on_batch(x, y)
+        np.testing.assert_allclose(student.trainable_variables[0], expected, rtol=1e-4, atol=1e-6)
 
 
 def rates(schedule, steps):

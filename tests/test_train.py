@@ -797,3 +797,21 @@ def test_a_comparison_finds_a_mistake_before_it_trains(tmp_path, small, data_dir
 def test_a_comparison_of_nothing(tmp_path, data_dir, capsys):
     workdir = f"--workdir={tmp_path / 'run'}"
     assert "names none" in refused(capsys, compare.main, *SMALL, data_dir, workdir, "--methods=")
+
+
+@pytest.mark.slow
+def test_several_given_teachers(finished, data_dir, tmp_path, capsys):
+    """Of other sizes and channels; they are saved as one, and a missing one is told at once."""
+    tfkd.models.create("resnet8", 10, (16, 16, 3), seed=5).save(tmp_path / "large.keras")
+    files = f"teacher={finished}/teacher.keras+{tmp_path}/large.keras"
+    given = [SMALL[0].replace("teacher=resnet14", files) + ",method=aekd", *SMALL[1:]]
+    given += [data_dir, "--config.teacher.cache=True", "--config.data.augment=()"]
+    call(train.train, *given, f"--workdir={tmp_path / 'run'}")
+    teacher = keras.models.load_model(tmp_path / "run" / "teacher.keras")
+    assert tfkd.taps.at_spots(teacher, "teachers") == ["teacher1", "teacher2"]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["config"]["teacher"]["path"] == files.removeprefix("teacher=")
+    call(train.train, *given, f"--workdir={tmp_path / 'run'}")  # It is complete.
+    wrong = [given[0].replace("large", "lost"), *given[1:]]
+    line = refused(capsys, train.train, *wrong, f"--workdir={tmp_path / 'other'}")
+    assert "lost.keras does not exist" in line and not (tmp_path / "other").exists()

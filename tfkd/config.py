@@ -4,10 +4,11 @@ import importlib
 import json
 import math
 import pathlib
+import re
 
 from ml_collections import ConfigDict, config_dict
 
-from tfkd import runtime
+from tfkd import optimizers, runtime
 from tfkd.errors import UsageError, check_one_of, unknown
 from tfkd.methods import (
     ALONE,
@@ -144,7 +145,8 @@ def default_config(method, teacher, student, settings=None):
 
     Args:
         method: String, see `method_config`.
-        teacher: String, the id of a zoo model, or the path of a saved `.keras` model.
+        teacher: String, the id of a zoo model, or the path of a saved `.keras` model, or several
+            paths joined by `+`.
         student: String, the id of a zoo model.
         settings: `{id: {argument: value}}` of losses and methods whose defaults do not suit the
             task.
@@ -194,10 +196,14 @@ def default_config(method, teacher, student, settings=None):
             "method": method_config(method, settings),
             "settings": settings or {},
             "optimizer": {
+                # dot: a momentum of their own for the gradients of labels and of distillation.
+                "name": "sgd",
                 "learning_rate": 0.05,
                 "momentum": 0.9,
                 "nesterov": False,
                 "weight_decay": 5e-4,
+                # By how much the momentums of dot differ from the one above.
+                "delta": 0.075,
             },
             "schedule": {
                 "name": "steps",
@@ -217,6 +223,16 @@ def default_config(method, teacher, student, settings=None):
             "seed": 0,
         }
     )
+
+
+def teacher_paths(config):
+    """Returns the files of the given teachers, a list; empty where one is trained.
+
+    Args:
+        config: `ConfigDict` of a run, whose `teacher.path` is one path or several joined by `+`.
+    """
+    found = re.split(r"(?<=\.keras)\+", config.teacher.path) if config.teacher.path else []
+    return [pathlib.Path(path) for path in found]
 
 
 def from_json(path):
@@ -384,6 +400,7 @@ def check(config):
         )
     if config.teacher.precision is not None:
         check_one_of("--config.teacher.precision", config.teacher.precision, runtime.PRECISIONS)
+    check_one_of("--config.optimizer.name", config.optimizer.name, optimizers.OWN)
     if config.select not in ("last", "best"):
         raise UsageError(f"--config.select must be last or best; received {config.select!r}.")
 

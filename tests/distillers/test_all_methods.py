@@ -45,7 +45,7 @@ def trained():
 def on_replicas():
     rare = ("prepared losses", "losses with large connectors")
     groups = [name for name in LOSSES if name not in rare]
-    fast = [*PLAIN[2:], *groups]
+    fast = [*PLAIN[2:], "kd+at, dot", *groups]
     for method in [*METHODS, *LOSSES]:
         for replicas in (2, 4):
             marks = () if replicas == 2 and method in fast else pytest.mark.slow
@@ -211,7 +211,7 @@ def test_evaluation_is_that_of_the_students_and_changes_nothing(method, trained)
         assert logs[name] == pytest.approx(np.mean(np.argmax(model(x), -1) == y)), name
 
 
-RESUMED = [*PLAIN, "kd, curriculum", *chosen(["sakd, random", "iakd, per sample"])]
+RESUMED = [*PLAIN, "kd, curriculum", "kd+at, dot", *chosen(["sakd, random", "iakd, per sample"])]
 
 
 @pytest.mark.parametrize("method", RESUMED)

@@ -15,6 +15,8 @@ SHAPES = {
     "last_map": [((2, 2, 6), (4, 4, 8))],
     "pooled": [((6,), (9,))],
     "logits": [((5,), (5,))],
+    "teachers": [((5,), (5,))] * 3,
+    "camkd_features": [((4, 4, 6), (8, 8, 9)), ((4, 4, 6), (2, 2, 8)), ((4, 4, 6), (4, 4, 9))],
     "irg": [*MAPS, ((6,), (9,)), ((5,), (5,))],
     "fsp": [((8, 8, 4), (4, 4, 4)), ((4, 4, 6), (4, 4, 6))],
 }
@@ -25,6 +27,7 @@ ARGUMENTS = {
     "dkd, standardized": {"standardize": True},
     "mlkd, selecting": {"select": True, "standardize": True},
     "semckd": {"batch_size": 8},
+    "aekd, normalized": {"normalize": True, "largest_weight": 0.5},
 }
 #: Losses that compare samples with each other, and so need two.
 PAIRWISE = ("sp", "cc", "rkd", "pkt")
@@ -33,9 +36,10 @@ IDS = (
     *("rkd", "pkt", "ft", "fsp", "nst", "ab", "crd"),
     *("dist", "nkd", "wsld", "ttm", "wttm", "mlkd"),
     *("irg", "ofd", "srrl", "cat_kd", "reviewkd", "mgd", "semckd"),
+    *("camkd", "camkd_features", "ebkd", "aekd"),
 )
 #: Options of losses that change their arithmetic.
-VARIANTS = ("kd, standardized", "dkd, standardized", "mlkd, selecting")
+VARIANTS = ("kd, standardized", "dkd, standardized", "mlkd, selecting", "aekd, normalized")
 
 
 class Sample:
@@ -55,12 +59,15 @@ class Sample:
             ]
 
         self.student, self.teacher = features(0), features(1)
-        self.loss.set_classifiers(
-            *(
-                taps.Classifier(tf.constant(random.normal(size=(side[0].shape[-1], 5)), "float32"))
-                for side in (self.student, self.teacher)
-            )
+        student, teacher = (
+            [
+                taps.Classifier(tf.constant(random.normal(size=(tap.shape[-1], 5)), "float32"))
+                for tap in side
+            ]
+            for side in (self.student, self.teacher)
         )
+        several = name == "camkd_features"
+        self.loss.set_classifiers(student[0], teacher if several else teacher[0])
         self.extra = {}
         if self.loss.needs_labels:
             self.extra["labels"] = tf.constant([0, 1, 2, 3, 4, 0])

@@ -16,6 +16,8 @@ import tensorflow as tf
 import tfkd
 from tfkd import losses, taps
 from tfkd.distillers.teacher_free import virtual_teacher
+from tfkd.losses.confidence_weighted_features import confidence_weighted_distances
+from tfkd.losses.confidence_weighted_teachers import confidences
 from tfkd.losses.instance_relationship_graph import edge_distance, transformation_distance
 from tfkd.losses.multi_level_logit_distillation import correlation_differences
 from tfkd.losses.numerics import selection
@@ -361,6 +363,90 @@ def semckd(case):
     return Setup(values, params)
 
 
+def of_teachers(loss, published):
+    """The setup of a loss that weighs teachers; `published` makes published weights of ours."""
+
+    def values(inputs, mask):
+        teachers = series(inputs, "teacher/")
+        student, masks = [inputs["student"]] * len(teachers), [mask] * len(teachers)
+        labels = inputs.get("labels")
+        weights = published(loss.teacher_weights(student, teachers, labels, masks))
+        value = loss(student, teachers, labels=labels, sample_mask=mask)
+        return {"loss": value, "weights": weights}
+
+    return Setup(values)
+
+
+def mean_of_teachers(case):
+    if case.name == "features":
+        return confident_features(case)
+    loss = losses.get(case.id, temperature=case.arguments["T"])
+    return of_teachers(loss, lambda weights: weights.shape[-1] * weights)
+
+
+def confident_features(case):
+    """The published case begins after the adapters and the teachers' classifiers."""
+    through = [keras.Variable(logits) for logits in case.series("param/through")]
+
+    def values(inputs, mask):
+        maps = series(inputs, "student/"), series(inputs, "teacher/")
+        loss = confidence_weighted_distances(*maps, through, inputs["labels"])
+        return {
+            "loss": losses.masked_mean(loss, mask),
+            "weights": confidences([one.value for one in through], inputs["labels"]),
+        }
+
+    return Setup(values, {f"through/{k}": one for k, one in enumerate(through)})
+
+
+def agreement(case):
+    loss = losses.get(
+        "aekd",
+        temperature=case.arguments["T"],
+        largest_weight=case.arguments["C"],
+        normalize="norm" in case.name.split("_"),
+        # That of the published solver.
+        solver_tolerance=1e-3,
+    )
+    setup = of_teachers(loss, lambda weights: weights)
+
+    def values(inputs, mask):
+        teachers = series(inputs, "teacher/")
+        given = [inputs["student"]] * len(teachers), teachers, [mask] * len(teachers)
+        return {**setup.values(inputs, mask), "gram": loss.gram(*given)[0]}
+
+    return Setup(values)
+
+
+def oriented(case):
+    """Some steps of the optimizer, with the published settings."""
+    starts = [one["start"] for one in nested(case.under("input"))]
+    variables = [keras.Variable(start) for start in starts]
+    optimizer = tfkd.optimizers.DOT(0.05, 0.9, case.arguments["delta"], weight_decay=5e-4)
+    optimizer.build(variables)
+
+    def values(inputs, mask):
+        parts, found, step = nested(inputs), {}, 1
+        while f"task_gradient_{step}" in parts[0]:
+            names = f"task_gradient_{step}", f"distillation_gradient_{step}"
+            optimizer.apply([tf.stack([one[name] for name in names]) for one in parts], variables)
+            for index, variable in enumerate(variables):
+                found[f"{index}/after_step_{step}"] = tf.identity(variable.value)
+            step += 1
+        return found
+
+    return Setup(values)
+
+
+def nested(tensors):
+    """Returns `[{rest: tensor}, ...]` of `{"0/rest": tensor, ...}`."""
+    found = {}
+    for name, tensor in tensors.items():
+        index, _, rest = name.partition("/")
+        found.setdefault(int(index), {})[rest] = tensor
+    return [found[index] for index in sorted(found)]
+
+
 MAKERS = {
     "ls_kd": standardized,
     "ls_dkd": standardized,
@@ -380,6 +466,10 @@ MAKERS = {
     "reviewkd": reviewkd,
     "mgd": mgd,
     "semckd": semckd,
+    "camkd": mean_of_teachers,
+    "ebkd": mean_of_teachers,
+    "aekd": agreement,
+    "dot": oriented,
 }
 
 

@@ -132,7 +132,7 @@ class ACKD(Distiller):
         self.is_adversarial = self.collaborates and adversarial_weight != 0
         self.teacher_features = teacher_features
         if self.is_adversarial and teacher_features is None:
-            self.teacher_features = taps.at_spots(teacher, "pooled")[0]
+            self.teacher_features = taps.at_spots(self.teacher, "pooled")[0]
         for argument, weight in (
             ("kd_weight", kd_weight),
             ("collaboration_weight", collaboration_weight),

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfkd import layers, pictures, runtime, schedules
-from tfkd.distillers.mutual import MutualDistiller, mean_prediction
+from tfkd.distillers.mutual import MutualDistiller
 from tfkd.errors import (
     UsageError,
     check_boolean,
@@ -21,6 +21,7 @@ from tfkd.errors import (
     check_share,
 )
 from tfkd.losses import masked_mean
+from tfkd.models import mean_prediction
 from tfkd.training.statistics import restore_on_exit, statistics
 
 #: `{name: default residual_weight}`.

@@ -3,7 +3,7 @@
 import tensorflow as tf
 from keras import ops
 
-from tfkd import runtime, schedules, taps
+from tfkd import optimizers, runtime, schedules, taps
 from tfkd.distillers import checks
 from tfkd.distillers.trainer import Trainer, Untracked
 from tfkd.errors import check_one_of
@@ -38,13 +38,16 @@ class Distiller(Trainer):
     Args:
         student: A `keras.Model` that outputs logits `(batch, classes)`.
         teacher: A trained `keras.Model` that outputs logits `(batch, classes)`. It is run in
-            inference mode, without gradients, and never changed. None for methods without one.
+            inference mode, without gradients, and never changed. A list of several is joined by
+            `tfkd.models.ensemble`: their mean teaches, and losses such as `aekd` weigh them. None
+            for methods without one.
         relational_scope: `"global"`: losses that compare samples with each other see the whole
             batch of all replicas, so that N devices give what one gives. `"replica"`: only the
             replica's own part, which saves the exchange.
         teacher_preprocessing: Keras layer or function of a batch of the student's inputs that
             returns the teacher's, such as `tfkd.layers.TeacherPreprocessing`. It runs once per
-            step, in inference mode and without gradient. None where both take the same.
+            step, in inference mode and without gradient. None where both take the same. Beside
+            several teachers one for all, or a list with one for each.
         name: String, optional.
 
     Raises:
@@ -56,6 +59,8 @@ class Distiller(Trainer):
     id = None
     #: The weight of the loss on the labels.
     student_loss_weight = 1.0
+    #: The terms of `compute_losses` that are losses on the labels; the others distil.
+    label_terms = ("student_loss",)
     #: The names of those of `learners()` that are classifiers like the student.
     peer_names = ()
     #: Whether the method has a teacher; configs pass one then.
@@ -87,6 +92,9 @@ class Distiller(Trainer):
         name=None,
     ):
         runtime.check_strategy(tf.distribute.get_strategy())
+        if isinstance(teacher, (list, tuple)):
+            teacher = checks.models.joined(student, teacher, teacher_preprocessing)
+            teacher_preprocessing = None
         checks.models.check_models(student, teacher, teacher_preprocessing, self.same_classes)
         super().__init__(student, name=name)
         check_one_of("relational_scope", relational_scope, ("global", "replica"))
@@ -244,11 +252,13 @@ class Distiller(Trainer):
             *given: Further arguments of the method's `compute_losses`.
         """
         steps = self.student_optimizers().values()
-        with tf.GradientTape(persistent=len(steps) > 1) as tape:
+        apart = [optimizers.takes_two_gradients(optimizer) for optimizer, _ in steps]
+        with tf.GradientTape(persistent=len(steps) > 1 or any(apart)) as tape:
             logits, terms = self.compute_losses(batch, *given)
             objective = self.objective(batch, terms)
-        for optimizer, variables in steps:
-            self.update(tape, objective, optimizer, variables, self.unconnected)
+        for (optimizer, variables), separate in zip(steps, apart):
+            parts = batch.objectives if separate else objective
+            self.update(tape, parts, optimizer, variables, self.unconnected)
         return logits
 
     def compute_losses(self, batch):
@@ -379,7 +389,7 @@ class Distiller(Trainer):
             batch: The `Batch`.
             terms: `{name: (weight, value)}`, as from `compute_losses`. They are logged
                 unweighted, and where there is a teacher the weighted sum of all but
-                `student_loss` as `distillation_loss`.
+                `label_terms` as `distillation_loss`.
 
         Returns:
             A scalar whose gradients, summed over the replicas, are those of the loss on the
@@ -387,11 +397,16 @@ class Distiller(Trainer):
         """
         # A single term is the loss itself, and logged as that.
         weighted = self._weighted(batch, terms, logged=len(terms) > 1)
+        distillation = [v for name, v in weighted.items() if name not in self.label_terms]
         if len(terms) > 1 and self.teacher is not None:
-            parts = [value for name, value in weighted.items() if name != "student_loss"]
-            self.track("distillation_loss", sum(parts), batch)
+            self.track("distillation_loss", sum(distillation), batch)
         regularization = self.regularization(batch)
-        total = sum(weighted.values()) + regularization
+        of_labels = [v for name, v in weighted.items() if name in self.label_terms]
+        parts = [sum(of_labels) + regularization]
+        if distillation:
+            parts.append(sum(distillation))
+        batch.objectives = tuple(batch.scaled(part) for part in parts)
+        total = sum(parts)
         batch.parts.update({"regularization": regularization, TOTAL: total})
         self.track(TOTAL, total, batch)
         return batch.scaled(total)

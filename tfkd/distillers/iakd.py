@@ -121,6 +121,8 @@ class IAKD(Distiller):
     ):
         if teacher is None:
             raise UsageError("IAKD needs a teacher, whose blocks stand in for the student's.")
+        if isinstance(teacher, (list, tuple)):
+            raise UsageError("IAKD needs one teacher, whose blocks stand in for the student's.")
         super().__init__(student, teacher, teacher_preprocessing=teacher_preprocessing, name=name)
         check_share("start", start)
         check_number("growth", growth, "above 0, and at most 1", lambda x: 0 < x <= 1)

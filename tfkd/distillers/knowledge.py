@@ -12,8 +12,8 @@ class KnowledgeDistiller(LossesDistiller):
 
     Args:
         student: A `keras.Model` that outputs logits `(batch, classes)`.
-        teacher: A trained `keras.Model` that outputs logits; None to train on labels alone. Its
-            classes may differ where no loss compares logits.
+        teacher: A trained `keras.Model` that outputs logits, or a list of several; None to train
+            on labels alone. Its classes may differ where no loss compares logits.
         losses: List of `tfkd.losses.DistillationLoss` objects, each with its `weight`, or ids
             such as `"kd"`. Defaults to `["kd"]` where there is a teacher.
         student_loss_weight: Number, the weight of the loss on the labels. Defaults to 0.1 where

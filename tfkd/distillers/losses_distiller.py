@@ -67,8 +67,13 @@ class LossesDistiller(Distiller):
         """
         if not isinstance(loss.spots, str):
             return loss.spots
-        student = taps.at_spots(self.student, loss.spots)
-        teacher = taps.at_spots(self.teacher, loss.teacher_spots or loss.spots)
+        of_teacher = loss.teacher_spots or loss.spots
+        of_student = taps.LOGITS if loss.spots == taps.TEACHERS else loss.spots
+        student = taps.at_spots(self.student, of_student)
+        teacher = taps.at_spots(self.teacher, of_teacher)
+        if of_teacher.startswith(taps.TEACHERS):
+            # The student has one place, for all of them.
+            student = student * len(teacher)
         if len(student) != len(teacher):
             raise UsageError(
                 f"Loss {loss.name!r} pairs the {loss.spots} of both models, and the student has "

@@ -1,34 +1,18 @@
 """Mutual learning: classifiers that teach each other (Zhang et al., 2018)."""
 
-import math
-
-import keras
 from keras import ops
 
-from tfkd import losses, pictures, schedules, taps
+from tfkd import losses, models, pictures, schedules, taps
 from tfkd.distillers import checks
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.trainer import Untracked
 from tfkd.errors import UsageError, check_one_of
+from tfkd.models import mean_prediction
 
 TARGETS = ("mean", "pairwise")
 
 #: The learner whose prediction is the mean of all classifiers' predictions.
 ENSEMBLE = "ensemble"
-
-
-def mean_prediction(logits, temperature=1.0):
-    """Returns the logits of the mean of several predictions.
-
-    Args:
-        logits: List of float32 tensors `(batch, classes)`.
-        temperature: Positive number that divides them.
-
-    Returns:
-        A tensor `(batch, classes)` whose softmax at this temperature is the mean of theirs.
-    """
-    logs = ops.stack([ops.log_softmax(tensor / temperature) for tensor in logits])
-    return temperature * (ops.logsumexp(logs, axis=0) - math.log(len(logits)))
 
 
 class MutualDistiller(Distiller):
@@ -90,6 +74,7 @@ class MutualDistiller(Distiller):
     needs_teacher = False
     takes_students = True
     needs_classes = True
+    label_terms = ("student_loss", "peers_loss")
 
     def __init__(self, students, temperature=1.0, mutual_weight=1.0, targets="mean", name=None):
         students = checks.models.check_students(students)
@@ -273,14 +258,9 @@ class MutualDistiller(Distiller):
                         f"Student {student.name!r} is subclassed, so it cannot be joined with the "
                         "others in one Keras model; a functional model can."
                     )
-            inputs = keras.Input(self.student.input_shape[1:], name="images")
-            # With new names: those of the students may be equal.
-            named = [
-                keras.Model(student.inputs, student.outputs[0], name=f"student{number}")
-                for number, student in enumerate(self.students, start=1)
-            ]
-            outputs = mean_prediction([ops.cast(model(inputs), "float32") for model in named])
-            self._ensemble.model = keras.Model(inputs, outputs, name=ENSEMBLE)
+            self._ensemble.model = models.ensemble(
+                self.students, mean="predictions", name=ENSEMBLE, member="student"
+            )
         return self._ensemble.model
 
     def pictures(self, history):

@@ -156,6 +156,11 @@ class Trainer(keras.Model):
             run_eagerly=run_eagerly,
             **kwargs,
         )
+        if optimizers.takes_two_gradients(self.optimizer) and self.extra_optimizers:
+            raise UsageError(
+                f"{type(self).__name__} trains more than a student, and DOT is for one objective "
+                "of labels and distillation: take tfkd.optimizers.SGD."
+            )
         for name, argument in extra.items():
             setattr(self, name, self._extra_optimizer(name, argument))
         if checks.arguments.has_duplicates([optimizer, *extra.values()]):
@@ -193,6 +198,11 @@ class Trainer(keras.Model):
             runtime.check_accumulation(
                 name, optimizer, self.accumulation_steps, self.distribute_strategy
             )
+            if optimizers.takes_two_gradients(optimizer) and self.accumulation_steps > 1:
+                raise UsageError(
+                    "DOT keeps two gradients apart, and does not accumulate them: take "
+                    "accumulation_steps=1, or tfkd.optimizers.SGD."
+                )
             # A LossScaleOptimizer would add its variables a second time.
             if not optimizer.built:
                 optimizer.build(variables)

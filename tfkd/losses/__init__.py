@@ -4,8 +4,11 @@ import keras
 
 from tfkd.errors import UsageError, unknown
 from tfkd.losses.activation_boundary import ActivationBoundary
+from tfkd.losses.agreeing_teachers import AgreeingTeachers
 from tfkd.losses.attention_transfer import AttentionTransfer
 from tfkd.losses.class_attention_transfer import ClassAttentionTransfer
+from tfkd.losses.confidence_weighted_features import ConfidenceWeightedFeatures
+from tfkd.losses.confidence_weighted_teachers import ConfidenceWeightedTeachers
 from tfkd.losses.contrastive_representation_distillation import (
     ContrastiveRepresentationDistillation,
 )
@@ -13,6 +16,7 @@ from tfkd.losses.correlation_congruence import CorrelationCongruence
 from tfkd.losses.decoupled_knowledge_distillation import DecoupledKnowledgeDistillation
 from tfkd.losses.distillation_from_a_stronger_teacher import DistillationFromAStrongerTeacher
 from tfkd.losses.distillation_loss import DistillationLoss, masked_mean
+from tfkd.losses.entropy_weighted_teachers import EntropyWeightedTeachers
 from tfkd.losses.factor_transfer import FactorTransfer
 from tfkd.losses.fitnet import FitNet
 from tfkd.losses.flow_of_solution_procedure import FlowOfSolutionProcedure
@@ -96,13 +100,17 @@ def get(identifier, **arguments):
 
 __all__ = [
     "ActivationBoundary",
+    "AgreeingTeachers",
     "AttentionTransfer",
     "ClassAttentionTransfer",
+    "ConfidenceWeightedFeatures",
+    "ConfidenceWeightedTeachers",
     "ContrastiveRepresentationDistillation",
     "CorrelationCongruence",
     "DecoupledKnowledgeDistillation",
     "DistillationFromAStrongerTeacher",
     "DistillationLoss",
+    "EntropyWeightedTeachers",
     "FactorTransfer",
     "FitNet",
     "FlowOfSolutionProcedure",

@@ -12,7 +12,7 @@ from tfkd.losses.numerics import keep_selected, selection
 #: Where a loss can ask to distil, in the words of the design: see `tfkd.taps.at_spots`.
 SPOTS = (
     *("stages", "before_relu", "after_relu", "hint", "last_map", "last_two_maps"),
-    *("before_pooling", "pooled", "logits"),
+    *("before_pooling", "pooled", "logits", "teachers"),
 )
 
 

@@ -10,6 +10,7 @@ import numbers
 import keras
 
 from tfkd.errors import UsageError, unknown
+from tfkd.models.ensemble import ensemble, mean_prediction
 from tfkd.models.families import FAMILIES
 from tfkd.models.logits import logits_of
 from tfkd.models.multiply_adds import multiply_adds
@@ -122,8 +123,10 @@ def _check_family_arguments(identifier, build, fixed, given):
 __all__ = [
     "available",
     "create",
+    "ensemble",
     "load_torch_weights",
     "logits_of",
+    "mean_prediction",
     "multiply_adds",
     "recorded",
 ]

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 
-from tfkd.config import flatten
+from tfkd.config import flatten, teacher_paths
 from tfkd.errors import UsageError
 from tfkd.methods import ALONE
 from tfkd.runs import work_directory
@@ -102,7 +102,8 @@ class Run(WorkDirectory):
         trained = self.own_teacher() if self.config.teacher.path else None
         if trained is not None:
             return WorkDirectory(trained[0]).config.student.model
-        return self.config.teacher.model or pathlib.Path(self.config.teacher.path).name
+        names = [path.name for path in teacher_paths(self.config)]
+        return self.config.teacher.model or "+".join(names)
 
 
 @dataclasses.dataclass

@@ -1,15 +1,15 @@
 """Builds the data, the models and the distiller that a config describes."""
 
 import contextlib
-import pathlib
 
 import keras
 
 from tfkd import distillers, losses, models, optimizers, runtime, taps
+from tfkd.config import teacher_paths
 from tfkd.errors import UsageError
 from tfkd.methods import peers, takes_arguments
 from tfkd.runs import work_directory
-from tfkd.runs.teacher_images import check_size_of_images, teacher_preprocessing
+from tfkd.runs.teacher_images import check_size_of_images, joined_teachers, teacher_preprocessing
 
 
 def build(config, data, teacher):
@@ -57,29 +57,34 @@ def get_teacher(config, data, workdir):
         workdir: Path of the work directory; None where there is none.
 
     Raises:
-        UsageError: If the given file is missing, or holds no model of one output.
+        UsageError: If a given file is missing, or holds no model of one output.
     """
     own = workdir and workdir / "teacher.keras"
-    given = config.teacher.path and pathlib.Path(config.teacher.path)
-    path = own if own and own.exists() else given
-    if path and path.exists():
-        remedy = "give a whole .keras file"
-        if path == own:
-            remedy = "remove it, and the same command makes it again"
-        try:
-            teacher = work_directory.load_model(path, remedy)
-        except UsageError as error:
-            raise UsageError(f"Teacher {error}") from error
-        if len(teacher.outputs) != 1:
-            raise UsageError(
-                f"Teacher {path} has {len(teacher.outputs)} outputs: it must have one, the logits."
-            )
-        return _in_precision(teacher, config.teacher.precision, path)
-    if path:
-        raise UsageError(f"Teacher {path} does not exist: train one, or correct the path.")
+    if own and own.exists():
+        # It has been saved in its precision, and several teachers as one.
+        return _load_teacher(own, "remove it, and the same command makes it again")
+    paths = teacher_paths(config)
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"Teacher {path} does not exist: train one, or correct the path.")
+    given = [_in_precision(_load_teacher(path), config.teacher.precision, path) for path in paths]
+    if given:
+        return given[0] if len(given) == 1 else joined_teachers(config, data, given)
     # Another seed than the student's, or two models of one kind would start equal.
     teacher = _create(config.teacher.model, data, config.seed + 1)
     return _in_precision(teacher, config.teacher.precision, config.teacher.model)
+
+
+def _load_teacher(path, remedy="give a whole .keras file"):
+    try:
+        teacher = work_directory.load_model(path, remedy)
+    except UsageError as error:
+        raise UsageError(f"Teacher {error}") from error
+    if len(teacher.outputs) != 1:
+        raise UsageError(
+            f"Teacher {path} has {len(teacher.outputs)} outputs: it must have one, the logits."
+        )
+    return teacher
 
 
 def _in_precision(model, precision, source):
@@ -105,8 +110,9 @@ def _in_precision(model, precision, source):
 def cache_teacher(config, data, distiller, workdir):
     """Returns data whose training batches carry the outputs of the teacher's last layers.
 
-    They are vectors: the logits, and the pooled features where the teacher has such a tap. They are
-    cached in the directory of the teacher's file, for all runs with that file.
+    They are vectors: the logits, and the pooled features where the teacher has such a tap; of
+    several teachers the logits of each. They are cached in the directory of the (first) teacher's
+    file, for all runs with that file.
 
     Args:
         config: `ConfigDict` of the run.
@@ -122,9 +128,11 @@ def cache_teacher(config, data, distiller, workdir):
     if not config.teacher.cache or distiller.teacher is None:
         return data
     names = [taps.LOGITS]
-    with contextlib.suppress(UsageError):
-        names += taps.at_spots(distiller.teacher, "pooled")
-    directory = pathlib.Path(config.teacher.path).parent if config.teacher.path else workdir
+    for spots in ("pooled", taps.TEACHERS):
+        with contextlib.suppress(UsageError):
+            names += taps.at_spots(distiller.teacher, spots)
+    paths = teacher_paths(config)
+    directory = paths[0].parent if paths else workdir
     path = directory and directory / "teacher_outputs"
     return data.cache_teacher(distiller.teacher, names, path, distiller.teacher_inputs)
 
@@ -137,12 +145,14 @@ def compile_distiller(distiller, config, data, epochs, learning_rate):
         **config.schedule.to_dict(),
     )
     settings = {**config.optimizer.to_dict(), "learning_rate": rate}
+    if config.optimizer.name != "dot":
+        del settings["delta"]
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if data.one_hot:
         loss = keras.losses.CategoricalCrossentropy(from_logits=True)
     own = config.method.optimizers.to_dict() if distiller.extra_optimizers else {}
     distiller.compile(
-        optimizers.SGD(**settings),
+        optimizers.create(**settings),
         loss=loss,
         metrics=["accuracy"],
         accumulation_steps=config.accumulation_steps,
@@ -181,8 +191,9 @@ def make_distiller(config, data, student, teacher=None, others=()):
     if cls.takes_students:
         arguments.pop("peers")
         return cls([student, *others], **arguments)
-    preprocessing = teacher_preprocessing(config, data, teacher)
-    check_size_of_images(config, student, teacher)
-    if preprocessing is not None:
-        arguments["teacher_preprocessing"] = preprocessing
+    if len(teacher_paths(config)) < 2:  # Several have theirs inside.
+        preprocessing = teacher_preprocessing(config, data, teacher)
+        check_size_of_images(config, student, teacher)
+        if preprocessing is not None:
+            arguments["teacher_preprocessing"] = preprocessing
     return cls(student, teacher, **arguments)

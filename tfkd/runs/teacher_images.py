@@ -1,6 +1,6 @@
 """The images that a given teacher takes, made of the student's."""
 
-from tfkd import layers
+from tfkd import layers, models
 from tfkd.errors import UsageError
 from tfkd.methods import TEACHER_IMAGE_KEYS
 
@@ -16,9 +16,36 @@ def teacher_preprocessing(config, data, teacher):
     Returns:
         A `tfkd.layers.TeacherPreprocessing`, or None where the config asks for nothing.
     """
-    size, mean, std, scale = (config.teacher[name] for name in TEACHER_IMAGE_KEYS)
-    if teacher is None or (size, mean, std, scale) == (None,) * 4:
+    size = config.teacher.image_size
+    if teacher is None or all(config.teacher[name] is None for name in TEACHER_IMAGE_KEYS):
         return None
+    return _layer(config, data, teacher, size)
+
+
+def joined_teachers(config, data, teachers):
+    """Joins several given teachers; each gets images of its own size and number of channels.
+
+    Args:
+        config: `ConfigDict` of a run, whose mean, std and scale hold for all of them.
+        data: The `tfkd.data.Data`.
+        teachers: List of `keras.Model`.
+
+    Returns:
+        A `tfkd.models.ensemble` of the student's images.
+    """
+    preprocessing = []
+    for teacher in teachers:
+        _, height, width, channels = teacher.input_shape
+        size = None if None in (height, width) else (height, width)
+        differs = (*(size or data.input_shape[:2]), channels) != tuple(data.input_shape)
+        asked = any(config.teacher[name] is not None for name in TEACHER_IMAGE_KEYS)
+        size = config.teacher.image_size or size
+        preprocessing.append(_layer(config, data, teacher, size) if asked or differs else None)
+    return models.ensemble(teachers, preprocessing, input_shape=data.input_shape)
+
+
+def _layer(config, data, teacher, size):
+    mean, std, scale = (config.teacher[name] for name in ("mean", "std", "scale"))
     own_values = (mean, std, scale) != (None,) * 3
     return layers.TeacherPreprocessing(
         size=size,

@@ -18,7 +18,7 @@ from tfkd.taps.find import (
     suggest_pairs,
     units,
 )
-from tfkd.taps.graph import LOGITS, Graph, last_operation, output
+from tfkd.taps.graph import LOGITS, TEACHERS, Graph, last_operation, output
 from tfkd.taps.read import before, check, entrance, extractor, in_order, of, of_kind, shapes
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Graph",
     "LOGITS",
     "Normalization",
+    "TEACHERS",
     "around_relu",
     "at_spots",
     "before",

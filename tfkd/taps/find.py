@@ -10,6 +10,7 @@ from tfkd.taps.graph import (
     _JOINS,
     _NO_FEATURES,
     LOGITS,
+    TEACHERS,
     _graph,
     _has_kernel,
     _listing,
@@ -159,6 +160,8 @@ def at_spots(model, spots):
     | `"before_pooling"` | the map that global average pooling makes the pooled vector of |
     | `"pooled"` | the pooled vector |
     | `"logits"` | the output |
+    | `"teachers"` | the output of every teacher of a `tfkd.models.ensemble` |
+    | `"teachers_before_pooling"` | `"before_pooling"` of every teacher of one |
 
     Args:
         model: A functional `keras.Model`.
@@ -174,6 +177,10 @@ def at_spots(model, spots):
         return [tap for word in spots.split("+") for tap in at_spots(model, word)]
     if spots == LOGITS:
         return [LOGITS]
+    if spots == TEACHERS:
+        return _teachers(model)
+    if spots == f"{TEACHERS}_before_pooling":
+        return [f"{name}/{_pooling(model.get_layer(name))[0]}" for name in _teachers(model)]
     if spots in ("before_relu", "after_relu"):
         places = [around_relu(model, tap) for tap in at_spots(model, "stages")]
         return [place[spots == "after_relu"] for place in places]
@@ -195,6 +202,20 @@ def at_spots(model, spots):
         raise UsageError(
             f"Model {model.name!r} has no place that would serve as {spots!r}: pass pairs "
             f"[('student tap', 'teacher tap')] instead; it has {_listing(of(model))}."
+        )
+    return found
+
+
+def _teachers(model):
+    """Returns the taps `teacher1`, `teacher2`, ... of a model that is several teachers."""
+    graph = _graph(model)
+    found = []
+    while graph is not None and f"teacher{len(found) + 1}" in graph.taps:
+        found.append(f"teacher{len(found) + 1}")
+    if not found:
+        raise UsageError(
+            f"Model {model.name!r} is a single teacher: several are a list, "
+            "teacher=[first, second]."
         )
     return found
 

@@ -24,6 +24,9 @@ _JOINS = ("Add", "Concatenate")
 #: The tap that is the output of the model, whatever the layer is called.
 LOGITS = "logits"
 
+#: The word for the outputs of all teachers of an ensemble, `teacher1`, `teacher2`, ...
+TEACHERS = "teachers"
+
 
 class Graph:
     """The one flat graph of a functional model, nested functional models inlined.

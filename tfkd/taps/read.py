@@ -162,10 +162,16 @@ def extractor(model, taps=()):
     taps = [tap for tap in dict.fromkeys(taps) if tap != LOGITS]
     check(model, taps)
     graph = _graph(model)
-    if graph is None or any(tap not in graph.taps for tap in taps):
+    if graph is None or any(tap not in graph.taps for tap in taps) or _shares_names(graph):
         return functools.partial(_listen, model, taps)
     outputs = {tap: graph.taps[tap] for tap in taps}
     return keras.Model(graph.inputs, {**outputs, LOGITS: graph.output})
+
+
+def _shares_names(graph):
+    """Whether layers of nested models have one name, which Keras refuses in a flat model."""
+    operations = {id(one): one for one in map(operation_of, graph.taps.values())}
+    return len({one.name for one in operations.values()}) < len(operations)
 
 
 def shapes(observe, input_shape, prepare=None):

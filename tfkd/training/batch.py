@@ -26,6 +26,8 @@ class Batch:
             `Distiller.observe_teacher`.
         values: `{name: scalar}`, the logs of the step; see `Distiller.track`.
         parts: `{name: scalar}`, the weighted parts of all objectives, checked for divergence.
+        objectives: The tuple of what labels (and regularizers) and, where there is any,
+            distillation add to the students' objective; see `Distiller.objective`.
         activity: List of the activity regularization of each student that has run.
     """
 
@@ -39,6 +41,7 @@ class Batch:
     teacher: dict = None
     values: dict = dataclasses.field(default_factory=dict)
     parts: dict = dataclasses.field(default_factory=dict)
+    objectives: tuple = ()
     activity: list = dataclasses.field(default_factory=list)
 
     def scaled(self, value):

@@ -13,7 +13,8 @@ def update(
 
     Args:
         tape: The `tf.GradientTape` that recorded the objective.
-        objective: Scalar.
+        objective: Scalar; or the pair of what labels and distillation add to it, for an optimizer
+            that takes their gradients apart. The tape must be a persistent one then.
         optimizer: A Keras optimizer.
         variables: List of the variables that it updates.
         unconnected: `"none"` or `"zero"`, the gradient of variables on which the objective does
@@ -23,8 +24,10 @@ def update(
     """
     # Under mixed_float16 the scale enters where the gradient starts, so that nothing
     # underflows on the way back; the optimizer divides it out again.
-    scale = optimizer.scale_loss(tf.ones_like(objective))
-    gradients = tape.gradient(objective, variables, output_gradients=scale)
+    objectives = objective if isinstance(objective, tuple) else (objective,)
+    scale = optimizer.scale_loss(tf.ones_like(objectives[0]))
+    parts = [tape.gradient(one, variables, output_gradients=scale) for one in objectives]
+    gradients = [_joined(found) for found in zip(*parts)]
     if unconnected == "zero":
         pairs = zip(gradients, variables)
         gradients = [ops.zeros_like(v) if g is None else g for g, v in pairs]
@@ -46,3 +49,15 @@ def update(
         step(gradients)
     else:
         accumulation.apply(gradients, variables, step)
+
+
+def _joined(gradients):
+    """Returns the gradients of the parts of an objective as one tensor `(parts, ...)`.
+
+    Where the objective has one part, or one part alone depends on the variable, it is that
+    gradient; where none does, None.
+    """
+    found = [gradient for gradient in gradients if gradient is not None]
+    if len(found) > 1:
+        return ops.stack(found)
+    return found[0] if found else None

@@ -50,6 +50,8 @@ def unknown_argument(cls, what, name, value, known, chosen=None):
         chosen: The `losses` given with it, or None.
     """
     of_constructor = _constructor_arguments(cls)
+    if name == "teachers" and "teacher" in of_constructor:
+        return UsageError(f"Unknown {what} {name!r}: several are a list, teacher=[first, second].")
     if "losses" not in of_constructor:
         return unknown(what, name, known)
     if name == "alpha" and "student_loss_weight" in of_constructor and "dkd" not in _ids(chosen):

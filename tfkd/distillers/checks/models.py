@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from tfkd import taps
 from tfkd.errors import UsageError
+from tfkd.models import ensemble
 from tfkd.models.logits import activation_of
 from tfkd.taps.graph import operation_of
 
@@ -49,6 +50,30 @@ def check_models(student, teacher=None, teacher_preprocessing=None, same_classes
                 "can teach under tfkd.KnowledgeDistiller, by losses of features such as 'fitnet'."
             )
         _check_inputs(student, teacher, teacher_preprocessing, inputs, teacher_inputs)
+
+
+def joined(student, teachers, preprocessing):
+    """Joins several teachers in one.
+
+    Args:
+        student: A `keras.Model`.
+        teachers: List of `keras.Model`s.
+        preprocessing: From the student's inputs to the teachers': one for all, or a list.
+
+    Returns:
+        A `tfkd.models.ensemble` that takes the student's inputs.
+
+    Raises:
+        UsageError: If they cannot be joined, or share variables with the student.
+    """
+    for teacher in teachers:
+        _check_model("Teacher", teacher)
+        # Before the student's own check, which would name the ensemble.
+        _check_apart("Student and teacher", student, teacher)
+    shape = getattr(student, "input_shape", None)
+    return ensemble(
+        teachers, preprocessing, input_shape=shape[1:] if isinstance(shape, tuple) else None
+    )
 
 
 def check_students(students):
