@@ -200,7 +200,7 @@ def test_another_config_is_refused(main, change, message, searched, search, caps
         ("", "--search is empty"),
         ("optimizer.learning_rate", "must be like optimizer.learning_rate:log:"),
         ("optimizer.lerning_rate:1..2", "did you mean optimizer.learning_rate"),
-        ("method.losses.kd:1..2", "did you mean method.losses.kd.spots or method.losses.kd.temp"),
+        ("method.losses.kd:1..2", "did you mean method.losses.kd.spots or .*method.losses.kd.temp"),
         ("method.losses.at.weight:1..2", "method kd has no value method.losses.at.weight"),
         ("method:kd|vid,method.losses.at.weight:1..2", "kd or vid has no value"),
         ("optimizer.learning_rate:0.2..0.1", "the range must go up"),

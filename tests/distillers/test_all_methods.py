@@ -43,9 +43,7 @@ def trained():
 
 
 def on_replicas():
-    rare = ("prepared losses", "losses with large connectors")
-    groups = [name for name in LOSSES if name not in rare]
-    fast = [*PLAIN[2:], "kd+at, dot", *groups]
+    fast = ["ackd", "sakd", "kd+at, dot", "losses of logits", "relational losses"]
     for method in [*METHODS, *LOSSES]:
         for replicas in (2, 4):
             marks = () if replicas == 2 and method in fast else pytest.mark.slow

@@ -509,14 +509,11 @@ def test_the_file_has_every_id():
 
 
 def runs():
-    """Every case eager; by XLA, which compiles for seconds, one of each id unless slow."""
-    compiled = set()
+    """Every case eager, and by XLA, which compiles for seconds."""
     for name, case in CASES.items():
         if case.id in MAKERS:
             yield pytest.param(name, False, id=f"{name}-eager")
-            marks = pytest.mark.slow if case.id in compiled else ()
-            yield pytest.param(name, True, marks=marks, id=f"{name}-xla")
-            compiled.add(case.id)
+            yield pytest.param(name, True, marks=pytest.mark.slow, id=f"{name}-xla")
 
 
 @pytest.mark.parametrize("name, compiled", runs())
