@@ -26,6 +26,9 @@ def _define_flags():
     flags.DEFINE_string(
         "commit", None, "Commit of the code that ran; that of the current directory if not given."
     )
+    flags.DEFINE_bool(
+        "speeds", True, "Whether seconds and images/s count: not where other jobs ran beside."
+    )
 
 
 def main(rest):
@@ -39,7 +42,7 @@ def main(rest):
     for path in map(pathlib.Path, rest):
         study = studies.read(path)
         if values.workdir:
-            found = studies.add(study, values.workdir, values.commit or _commit())
+            found = studies.add(study, values.workdir, values.commit or _commit(), values.speeds)
             studies.write(path, study)
             print(f"{path}: {found} finished runs of {values.workdir}")
         for student in studies.students(study):

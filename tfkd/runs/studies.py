@@ -57,13 +57,15 @@ def write(path, study):
     files.write_text(path, head + ",\n" + ",\n".join(parts) + "\n}\n")
 
 
-def entry(run, method, commit):
+def entry(run, method, commit, speeds=True):
     """Returns the entry of a finished run.
 
     Args:
         run: A `WorkDirectory`.
         method: String, as `tfkd.compare` was given it.
         commit: String, that of the code that ran.
+        speeds: Boolean, whether `seconds` and `images_per_second` tell something: not where the
+            machine did other work, and they are None.
     """
     summary = run.summary
     of_role = {found.role: found for found in results.of_method([_at_the_last_epoch(summary)])}
@@ -76,9 +78,9 @@ def entry(run, method, commit):
         "validation_accuracy": round(found.validation[0], 4) if found.validation else None,
         "best_epoch": summary["student"]["best"]["epoch"],
         "epochs": run.config.epochs,
-        "seconds": summary["training_seconds"],
+        "seconds": summary["training_seconds"] if speeds else None,
         # Of a run that was resumed after its last epoch there is none.
-        "images_per_second": summary.get("training_images_per_second"),
+        "images_per_second": summary.get("training_images_per_second") if speeds else None,
         "command": summary["command"],
         "commit": commit,
         "versions": summary["versions"],
@@ -95,7 +97,7 @@ def _at_the_last_epoch(summary):
     return {**summary, **models}
 
 
-def add(study, workdir, commit):
+def add(study, workdir, commit, speeds=True):
     """Adds the finished runs of a comparison, or of one run of `tfkd.train`, to a study.
 
     A run that is there with the same commit is replaced.
@@ -105,6 +107,7 @@ def add(study, workdir, commit):
         workdir: Path of the directory of `tfkd.compare`; of `tfkd.train`, whose run is then a
             teacher of the study.
         commit: String, that of the code that ran.
+        speeds: Boolean, as `entry` takes it.
 
     Returns:
         The number of runs found.
@@ -114,14 +117,14 @@ def add(study, workdir, commit):
     """
     workdir = pathlib.Path(workdir)
     if (workdir / "summary.json").exists():
-        return _merge(study["teachers"], [entry(WorkDirectory(workdir), "alone", commit)])
+        return _merge(study["teachers"], [entry(WorkDirectory(workdir), "alone", commit, speeds)])
     found = []
     for path in sorted(workdir.glob("*/summary.json")):
         run = WorkDirectory(path.parent)
         named = re.search(r"--methods[= ](\S+)", run.summary["command"] or "")
         methods = split_at_commas(named[1].strip("'\"")) if named else []
         of_run = [name for name in methods if folder_of(name, run.config.seed) == path.parent.name]
-        found += [entry(run, name, commit) for name in of_run]
+        found += [entry(run, name, commit, speeds) for name in of_run]
     if not found:
         raise UsageError(f"{workdir} holds no finished run of tfkd.compare.")
     return _merge(study["runs"], found)
