@@ -168,7 +168,11 @@ def test_the_same_command_again_changes_nothing(finished, data_dir, capsys):
 
 @pytest.mark.parametrize(
     "stage, epoch",
-    [("teacher", 1), pytest.param("student", 0, marks=pytest.mark.slow), ("student", 1)],
+    [
+        pytest.param("teacher", 1, marks=pytest.mark.slow),
+        pytest.param("student", 0, marks=pytest.mark.slow),
+        ("student", 1),
+    ],
 )
 def test_an_interrupted_run_resumes_to_the_same_bits(
     stage, epoch, finished, small, tmp_path, data_dir, monkeypatch, capsys
@@ -285,6 +289,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path, data_dir):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_replicas_train(tmp_path, small, data_dir, finished):
     call(
         train.train,
@@ -299,7 +304,8 @@ def test_replicas_train(tmp_path, small, data_dir, finished):
 
 
 @pytest.mark.parametrize(
-    "precision", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)]
+    "precision",
+    [pytest.param(name, marks=pytest.mark.slow) for name in ("mixed_bfloat16", "mixed_float16")],
 )
 def test_precisions_train(tmp_path, small, data_dir, precision):
     call(train.train, *small, data_dir, f"--workdir={tmp_path}", f"--precision={precision}")
@@ -316,6 +322,7 @@ def test_mixing_labels_trains(tmp_path, small, data_dir):
     assert "student_loss" in work_directory.history(tmp_path)[0]
 
 
+@pytest.mark.slow
 def test_without_validation(tmp_path, small, data_dir):
     none = ["--config.data.validation=0.0", "--config.epochs=1"]
     call(train.train, *small, data_dir, f"--workdir={tmp_path}", *none)
@@ -408,6 +415,7 @@ def test_a_teacher_may_have_another_precision(finished, small, data_dir, tmp_pat
         tfkd.config.check(config)
 
 
+@pytest.mark.slow
 def test_a_cached_teacher_trains_the_same_student(tmp_path, small, data_dir, capsys):
     views = [*small, data_dir, "--config.data.views=1"]
     call(train.train, *views, f"--workdir={tmp_path / 'plain'}")
@@ -473,6 +481,7 @@ def test_what_is_not_measured_in_every_epoch_is_left_out(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_select_best_saves_the_epoch_of_the_highest_validation_accuracy(tmp_path, small, data_dir):
     more = ["--config.epochs=5", "--config.select=best", "--config.optimizer.learning_rate=0.5"]
     call(train.train, *small, data_dir, f"--workdir={tmp_path}", *more)

@@ -112,6 +112,7 @@ def test_every_method_with_a_teacher_takes_them(load, teacher, make):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_replicas_share_them(load, teacher):
     weights = []
     for replicas in (1, 2):
@@ -133,6 +134,7 @@ def files(path):
     return {file: file.stat().st_mtime_ns for file in path.rglob("*.npy")}
 
 
+@pytest.mark.slow
 def test_files_are_written_once_for_one_teacher_and_data(load, teacher, tmp_path, capsys):
     passes = [a_pass(load(seed=seed).cache_teacher(teacher, path=tmp_path)) for seed in (0, 0, 1)]
     told = capsys.readouterr().out.splitlines()

@@ -118,6 +118,7 @@ def test_the_phase_of_every_epoch(every, phases):
     assert [distiller.phase_of(epoch) for epoch in range(7)] == phases
 
 
+@pytest.mark.slow
 def test_every_phase_has_its_compiled_step():
     """It is compiled once, and `fit` runs the one of the epoch."""
     x, y = images()

@@ -43,7 +43,7 @@ def trained():
 
 
 def on_replicas():
-    fast = ["ackd", "sakd", "kd+at, dot", "losses of logits", "relational losses"]
+    fast = ["ackd", "sakd", "losses of logits"]
     for method in [*METHODS, *LOSSES]:
         for replicas in (2, 4):
             marks = () if replicas == 2 and method in fast else pytest.mark.slow

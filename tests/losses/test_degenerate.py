@@ -49,7 +49,17 @@ def situations(sample):
     yield "large", [1e3 * tap for tap in student], [1e3 * tap for tap in teacher], everything
 
 
-@pytest.mark.parametrize("name", [*IDS, *VARIANTS])
+#: Their large connectors take seconds.
+LARGE = ("semckd", "reviewkd", "mgd", "irg", "mlkd, selecting")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LARGE else ())
+        for name in [*IDS, *VARIANTS]
+    ],
+)
 def test_value_and_gradients_stay_finite(name):
     sample = Sample(name)
     compiled = tf.function(sample.value_and_gradients, jit_compile=True)

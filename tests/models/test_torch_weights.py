@@ -48,7 +48,11 @@ def test_command_writes_the_published_model(checkpoint, tmp_path):
     "arguments, message",
     [
         (["--model=resnet8", "--output=teacher.keras"], "Missing --num_classes, --source;"),
-        (["--model=resnet8", "--num_classes=ten"], "flag --num_classes=ten: invalid literal"),
+        pytest.param(
+            ["--model=resnet8", "--num_classes=ten"],
+            "flag --num_classes=ten: invalid literal",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_command_reports_a_mistake_in_one_line(arguments, message):
