@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 
 # The repository's address. README.md, the notebooks, CITATION.cff and the templates of issues write
-# it out; tests/test_packaging.py tells where another one stands.
+# it out; tests/test_packaging.py reports any other.
 REPOSITORY = "https://github.com/tfkd/tfkd"
 
 # Keras makes the files with the first two; the third checks them.

@@ -810,7 +810,7 @@ def test_a_comparison_of_nothing(tmp_path, data_dir, capsys):
 
 @pytest.mark.slow
 def test_several_given_teachers(finished, data_dir, tmp_path, capsys):
-    """Of other sizes and channels; they are saved as one, and a missing one is told at once."""
+    """Of other sizes and channels; saved as one model; a missing file is reported at once."""
     tfkd.models.create("resnet8", 10, (16, 16, 3), seed=5).save(tmp_path / "large.keras")
     files = f"teacher={finished}/teacher.keras+{tmp_path}/large.keras"
     given = [SMALL[0].replace("teacher=resnet14", files) + ",method=aekd", *SMALL[1:]]

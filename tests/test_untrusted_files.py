@@ -27,7 +27,7 @@ class Payload:
 
 @pytest.fixture
 def mark(tmp_path):
-    """The path of a file that code has left if it has run."""
+    """The path of a file that the code writes if it is run."""
     return tmp_path / "code has run"
 
 

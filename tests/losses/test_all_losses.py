@@ -103,7 +103,7 @@ RANDOM_CONNECTORS = (
 def test_ids_weights_spots():
     assert set(IDS) <= set(losses.available())
     weights = {name: losses.get(name).weight for name in IDS}
-    # Schedules are told apart by what they print.
+    # Schedules are compared by their repr.
     weights = {name: repr(w) if isinstance(w, Schedule) else w for name, w in weights.items()}
     assert weights == PUBLISHED_WEIGHTS
     assert {name: losses.get(name).spots for name in IDS} == SPOTS

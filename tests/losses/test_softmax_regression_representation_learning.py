@@ -49,7 +49,7 @@ def test_distiller_reads_the_teachers_classifier_and_keeps_it_out_of_the_loss(tm
     before = np.array(kernel)
     distiller.fit(images, labels, verbose=0)
     np.testing.assert_array_equal(kernel, before)
-    # Weights that were saved come back in a distiller made anew.
+    # Saved weights are restored in a new distiller.
     distiller.save_weights(tmp_path / "state.weights.h5")
     again = tfkd.KnowledgeDistiller(tiny.model(4, "student"), teacher, losses=["srrl"])
     again.compile(tfkd.optimizers.SGD(0.1))

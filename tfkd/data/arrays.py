@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
+from tfkd.data.image_folder import cut_out
 from tfkd.errors import UsageError
 
 SPLITS = ("train", "validation", "test")
@@ -80,9 +81,8 @@ class Arrays:
             return dataset
 
         def cut(element):
-            image = element["image"]
-            top, left, height, width = tf.unstack(box(element, tf.shape(image)[:2]))
-            return {**element, "image": image[top : top + height, left : left + width]}
+            image = cut_out(element["image"], lambda size: box(element, size))
+            return {**element, "image": image}
 
         return dataset.map(cut, num_parallel_calls=tf.data.AUTOTUNE)
 

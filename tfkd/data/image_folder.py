@@ -273,12 +273,16 @@ def decoded(content, decode, channels, box=None):
         return tf.image.decode_and_crop_jpeg(content, box(size), channels)
 
     def part_of_other():
-        image = decode(content)
-        top, left, height, width = tf.unstack(box(tf.shape(image)[:2]))
-        return image[top : top + height, left : left + width]
+        return cut_out(decode(content), box)
 
     image = tf.cond(tf.io.is_jpeg(content), part_of_jpeg, part_of_other)
     return tf.ensure_shape(image, (None, None, channels))
+
+
+def cut_out(image, box):
+    """Returns the part of an image `(height, width, channels)` in its box; see `decoded`."""
+    top, left, height, width = tf.unstack(box(tf.shape(image)[:2]))
+    return image[top : top + height, left : left + width]
 
 
 def _decode_whole(content):

@@ -113,15 +113,12 @@ class Streamed:
 
     def _batches(self, references, draws):
         """Decodes examples, with the rows of `draws` that belong to them."""
-        box = None
-        if draws:
-            references = references.map(lambda example: _with_draws(example, draws))
-        if draws and "box" in draws:
-
-            def box(example, size):
-                return random_box(size, example["box"])
-
-        return self._decode(references, box)
+        if not draws:
+            return self._decode(references)
+        references = references.map(lambda example: _with_draws(example, draws))
+        if "box" not in draws:
+            return self._decode(references)
+        return self._decode(references, lambda example, size: random_box(size, example["box"]))
 
     def plan(self, rng, draws, batch_size):
         """Plans a pass in random order, as `InMemory.plan` does."""

@@ -5,10 +5,10 @@ from keras import ops
 
 from tfkd import taps
 from tfkd.errors import UsageError
-from tfkd.layers.normalized_convolution import NormalizedConvolution
 from tfkd.losses.confidence_weighted_teachers import confidences
 from tfkd.losses.distillation_loss import DistillationLoss, masked_mean
 from tfkd.losses.numerics import flatten, keep_selected, match_sizes, selection
+from tfkd.losses.softmax_regression_representation_learning import connector
 
 
 def confidence_weighted_distances(student_maps, teacher_maps, through, labels):
@@ -121,19 +121,11 @@ class ConfidenceWeightedFeatures(DistillationLoss):
                 f"classifier, which takes {features} features: the tap must be what is pooled for "
                 "it."
             )
-        connector = NormalizedConvolution(
-            teacher_shape[-1],
-            activation="relu",
-            name=f"{self.name}_connector_{spot}",
-            dtype=self.dtype_policy,
-        )
-        connector.build((None, None, None, student_shape[-1]))
-        self.connectors.append(connector)
+        self.connectors.append(connector(self, spot, student_shape[-1], teacher_shape[-1]))
 
     def call(self, student_taps, teacher_taps, labels=None, sample_mask=None, training=None):
         """Computes the unweighted loss; see `DistillationLoss.call`."""
-        if labels is None:
-            raise UsageError(f"Loss {self.name!r} needs the labels of the batch: pass labels=.")
+        self.check_labels(labels)
         # One mask for all teachers: their weights belong together.
         mask = self.masks_of_spots(sample_mask, len(student_taps))[0]
         adapted, wanted, through = [], [], []

@@ -284,8 +284,7 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         Raises:
             UsageError: If labels are missing, or the masks do not fit the spots.
         """
-        if self.needs_labels and labels is None:
-            raise UsageError(f"Loss {self.name!r} needs the labels of the batch: pass labels=.")
+        self.check_labels(labels)
         masks = self.masks_of_spots(sample_mask, len(student_taps))
         values = []
         for spot, (student, teacher, mask) in enumerate(zip(student_taps, teacher_taps, masks)):
@@ -297,6 +296,11 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
             teacher = ops.stop_gradient(teacher)
             values.append(self.compare(spot, student, teacher, labels, mask, training))
         return sum(values[1:], values[0])
+
+    def check_labels(self, labels):
+        """Raises a `UsageError` where the loss needs labels and there are none."""
+        if self.needs_labels and labels is None:
+            raise UsageError(f"Loss {self.name!r} needs the labels of the batch: pass labels=.")
 
     def masks_of_spots(self, sample_mask, spots):
         """Returns one mask per spot.

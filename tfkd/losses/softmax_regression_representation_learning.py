@@ -9,6 +9,28 @@ from tfkd.losses.distillation_loss import DistillationLoss, masked_mean
 from tfkd.losses.numerics import as_map, keep_selected, selection
 
 
+def connector(loss, spot, channels, filters):
+    """Makes a 1×1 convolution with batch normalisation and ReLU for one spot of a loss.
+
+    Args:
+        loss: The `DistillationLoss`, whose name and dtype it takes.
+        spot: Integer, the position of the spot.
+        channels: Integer, the channels of the student's maps.
+        filters: Integer, those of the teacher's.
+
+    Returns:
+        A `NormalizedConvolution` that has its weights already.
+    """
+    layer = NormalizedConvolution(
+        filters,
+        activation="relu",
+        name=f"{loss.name}_connector_{spot}",
+        dtype=loss.dtype_policy,
+    )
+    layer.build((None, None, None, channels))
+    return layer
+
+
 @keras.saving.register_keras_serializable(package="tfkd")
 class SoftmaxRegressionRepresentationLearning(DistillationLoss):
     """Squared distance of pooled features, and of what the teacher's classifier makes of them.
@@ -66,14 +88,7 @@ class SoftmaxRegressionRepresentationLearning(DistillationLoss):
                     f"shape {shape}."
                 )
         self.check_classifier("teacher", teacher_shape)
-        connector = NormalizedConvolution(
-            teacher_shape[-1],
-            activation="relu",
-            name=f"{self.name}_connector_{spot}",
-            dtype=self.dtype_policy,
-        )
-        connector.build((None, None, None, student_shape[-1]))
-        self.connectors.append(connector)
+        self.connectors.append(connector(self, spot, student_shape[-1], teacher_shape[-1]))
 
     def compare(self, spot, student_tap, teacher_tap, labels, sample_mask, training):
         """Compares two taps through the spot's connector; see the class."""

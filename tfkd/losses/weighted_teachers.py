@@ -55,8 +55,7 @@ class WeightedTeachers(DistillationLoss):
 
     def call(self, student_taps, teacher_taps, labels=None, sample_mask=None, training=None):
         """Computes the unweighted loss; see `DistillationLoss.call`."""
-        if self.needs_labels and labels is None:
-            raise UsageError(f"Loss {self.name!r} needs the labels of the batch: pass labels=.")
+        self.check_labels(labels)
         masks = self.masks_of_spots(sample_mask, len(student_taps))
         # Zeros in place of what is left out: it may not be finite.
         student, teachers = (

@@ -204,6 +204,10 @@ def render(study):
     for student in students(study):
         parts.append(f"Student {student}, test accuracy of the last epoch:\n")
         parts.append(table(study, student))
+        unfinished = [name for name, seeds in of_student(study, student).items() if len(seeds) < 3]
+        if unfinished:
+            named = ", ".join(f"`{name}`" for name in unfinished)
+            parts.append(f"Fewer than three seeds so far, no result yet: {named}.\n")
     return "\n".join(parts) if parts else "No run yet.\n"
 
 
