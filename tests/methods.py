@@ -1,6 +1,7 @@
 """The table of methods: how each is built from tiny models, for tests of what all must satisfy."""
 
 import keras
+import loss_samples
 import numpy as np
 import tensorflow as tf
 import tiny
@@ -71,15 +72,12 @@ METHODS = {
 }
 #: The losses of the package in groups: what of a group would hide in the sum shows in the logs.
 LOSSES = {
-    "losses of logits": by_losses("kd", "dkd", "nkd", "wsld", "ttm", "wttm"),
-    "losses of maps": by_losses("at", "fitnet", "vid", "nst"),
-    "losses of factors": by_losses("ft", "fsp", "ab"),
-    "relational losses": by_losses("sp", "cc", "rkd", "pkt", "irg", "crd", "dist", "mlkd"),
-    "losses that read the models": by_losses("ofd", "srrl", "cat_kd"),
-    "losses with large connectors": by_losses("reviewkd", "mgd", "semckd"),
-    "losses of teachers": by_losses("ebkd", "camkd", "camkd_features", "aekd", teachers=2),
-    "prepared losses": by_losses("ft", "ab", prepared=True),
-}
+    f"losses of {group}": by_losses(
+        *(name for name, row in loss_samples.LOSSES.items() if row.group == group),
+        teachers=2 if group == "teachers" else 1,
+    )
+    for group in dict.fromkeys(row.group for row in loss_samples.LOSSES.values())
+} | {"prepared losses": by_losses("ft", "ab", prepared=True)}
 #: One variant of each method.
 PLAIN = [name for name in METHODS if "," not in name]
 

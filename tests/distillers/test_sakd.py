@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 import tiny
 from keras import layers
+from loss_samples import LOSSES
 from tiny import values
 
 import tfkd
@@ -14,7 +15,7 @@ from tfkd.errors import UsageError
 
 STUDY = ("fitnet", "at", "sp", "cc", "vid", "rkd", "pkt", "ft", "nst", "crd")
 #: Losses that others have published since.
-FURTHER = ("irg", "ofd", "srrl", "cat_kd", "reviewkd", "mgd", "semckd")
+FURTHER = [name for name, row in LOSSES.items() if row.selecting]
 PAIRS = {"homogeneous": 4, "heterogeneous": 6}
 
 

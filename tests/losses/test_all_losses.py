@@ -8,108 +8,20 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from loss_samples import IDS, PAIRWISE, VARIANTS, Sample
+from loss_samples import IDS, LOSSES, PAIRWISE, VARIANTS, Sample
 
 import tfkd
 from tfkd import losses, taps
 from tfkd.errors import UsageError
 from tfkd.schedules import Schedule
 
-PUBLISHED_WEIGHTS = {
-    "kd": 0.9,
-    "dkd": 1,
-    "fitnet": 1,
-    "at": 1000,
-    "sp": 3000,
-    "cc": 0.02,
-    "vid": 1,
-    "rkd": 1,
-    "pkt": 30000,
-    "ft": 200,
-    "fsp": 50,
-    "nst": 50,
-    "ab": 0,
-    "crd": 0.8,
-    "dist": 2,
-    "nkd": 1,
-    "wsld": 2.5,
-    "ttm": 45,
-    "wttm": 4,
-    "mlkd": 0.9,
-    "irg": 1,
-    "ofd": 1e-3,
-    "srrl": 1,
-    "cat_kd": 15,
-    "reviewkd": "LinearWarmUp(start=0.0, end=1.0, epochs=20)",
-    "mgd": 7e-5,
-    "semckd": 400,
-    "camkd": 1,
-    "camkd_features": 50,
-    "ebkd": 1,
-    "aekd": 0.9,
-}
-SPOTS = {
-    "kd": "logits",
-    "dkd": "logits",
-    "fitnet": "hint",
-    "at": "stages",
-    "sp": "last_map",
-    "cc": "pooled",
-    "vid": "stages",
-    "rkd": "pooled",
-    "pkt": "pooled",
-    "ft": "last_map",
-    "fsp": "stages",
-    "nst": "stages",
-    "ab": "stages",
-    "crd": "pooled",
-    "dist": "logits",
-    "nkd": "logits",
-    "wsld": "logits",
-    "ttm": "logits",
-    "wttm": "logits",
-    "mlkd": "logits",
-    "irg": "last_two_maps+pooled+logits",
-    "ofd": "before_relu",
-    "srrl": "before_pooling",
-    "cat_kd": "before_pooling",
-    "reviewkd": "after_relu+pooled",
-    "mgd": "last_map",
-    "semckd": "stages",
-    "camkd": "teachers",
-    "camkd_features": "before_pooling",
-    "ebkd": "teachers",
-    "aekd": "teachers",
-}
-
-
-#: Losses whose connectors start at random.
-RANDOM_CONNECTORS = (
-    "fitnet",
-    "cc",
-    "vid",
-    "ft",
-    "ab",
-    "crd",
-    "ofd",
-    "srrl",
-    "reviewkd",
-    "mgd",
-    "semckd",
-    "camkd_features",
-)
-
 
 def test_ids_weights_spots():
-    assert set(IDS) <= set(losses.available())
-    weights = {name: losses.get(name).weight for name in IDS}
-    # Schedules are compared by their repr.
-    weights = {name: repr(w) if isinstance(w, Schedule) else w for name, w in weights.items()}
-    assert weights == PUBLISHED_WEIGHTS
-    assert {name: losses.get(name).spots for name in IDS} == SPOTS
-    relational = {name for name in IDS if losses.available()[name].relational}
-    pairwise = {"sp", "cc", "rkd", "pkt", "crd", "dist", "mlkd", "irg", "semckd", "aekd"}
-    assert relational == pairwise
+    for name, row in LOSSES.items():
+        loss = losses.get(name)
+        # Schedules are compared by their repr.
+        weight = repr(loss.weight) if isinstance(loss.weight, Schedule) else loss.weight
+        assert (weight, loss.spots, loss.relational) == (row.weight, row.spots, row.relational)
 
 
 def test_a_subclass_without_an_id_does_not_take_its_parents_place():
@@ -150,7 +62,7 @@ def test_mask_means_loss_on_the_selected_times_their_fraction(name, rows):
         np.testing.assert_allclose(sample.value(mask=tf.constant(form)), expected, rtol=2e-5)
 
 
-LOGITS = [name for name in IDS if SPOTS[name] in ("logits", "teachers")]
+LOGITS = [name for name, row in LOSSES.items() if row.spots in ("logits", "teachers")]
 
 
 @pytest.mark.parametrize("name", [*LOGITS, *VARIANTS])
@@ -230,7 +142,7 @@ def test_half_precision_taps_are_compared_in_float32(name, policy):
     )
     if name != "crd":  # draws new negatives
         np.testing.assert_array_equal(value, rounded)
-    if name not in RANDOM_CONNECTORS:
+    if not LOSSES[name].random:
         np.testing.assert_allclose(value, expected, rtol=0.05)
 
 

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from loss_samples import IDS, PAIRWISE, VARIANTS, Sample
+from loss_samples import LOSSES, PAIRWISE, VARIANTS, Sample
 
 
 def mask(*selected):
@@ -49,15 +49,15 @@ def situations(sample):
     yield "large", [1e3 * tap for tap in student], [1e3 * tap for tap in teacher], everything
 
 
-#: Their large connectors take seconds.
-LARGE = ("semckd", "reviewkd", "mgd", "irg", "mlkd, selecting")
+#: Those take seconds to compile.
+LARGE = ("mlkd, selecting", *(name for name, row in LOSSES.items() if row.large))
 
 
 @pytest.mark.parametrize(
     "name",
     [
         pytest.param(name, marks=pytest.mark.slow if name in LARGE else ())
-        for name in [*IDS, *VARIANTS]
+        for name in [*LOSSES, *VARIANTS]
     ],
 )
 def test_value_and_gradients_stay_finite(name):
@@ -84,8 +84,7 @@ def test_gradients_of_zeros_stay_moderate(name):
     assert max(np.abs(gradient).max() for gradient in gradients) < 1e3
 
 
-#: Losses whose connectors see the samples that a mask selects and no others, in training too.
-SELECTING = ("irg", "cat_kd", "mgd", "ofd", "srrl", "reviewkd", "semckd")
+SELECTING = [name for name, row in LOSSES.items() if row.selecting]
 
 
 @pytest.mark.parametrize("name", SELECTING)

@@ -117,8 +117,6 @@ class ACKD(Distiller):
         relational_scope="global",
         name=None,
     ):
-        if teacher is None:
-            raise UsageError("ACKD needs a teacher: pass a trained keras.Model.")
         super().__init__(student, teacher, relational_scope, teacher_preprocessing, name=name)
         check_one_of("attention", attention, ATTENTIONS)
         check_one_of("adversarial_target", adversarial_target, TARGETS)

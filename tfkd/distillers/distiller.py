@@ -6,7 +6,7 @@ from keras import ops
 from tfkd import optimizers, runtime, schedules, taps
 from tfkd.distillers import checks
 from tfkd.distillers.trainer import Trainer, Untracked
-from tfkd.errors import check_one_of
+from tfkd.errors import UsageError, check_one_of
 from tfkd.inspection import check
 from tfkd.losses.label_losses import BINARY, kind_of
 from tfkd.training.divergence import TOTAL
@@ -92,6 +92,8 @@ class Distiller(Trainer):
         name=None,
     ):
         runtime.check_strategy(tf.distribute.get_strategy())
+        if teacher is None and self.id is not None and self.needs_teacher:
+            raise UsageError(f"{type(self).__name__} needs a teacher: pass a trained keras.Model.")
         if isinstance(teacher, (list, tuple)):
             teacher = checks.models.joined(student, teacher, teacher_preprocessing)
             teacher_preprocessing = None
@@ -171,8 +173,7 @@ class Distiller(Trainer):
     def learners(self):
         """Returns `{name: keras.Model}` of further classifiers in training; by default none.
 
-        They are evaluated and reported with the student. Their validation accuracy is logged as
-        `val_{name}_accuracy`.
+        They are evaluated with the student, and logged as `val_{name}_accuracy`.
         """
         return {}
 
@@ -189,8 +190,7 @@ class Distiller(Trainer):
 
         Args:
             history: List of the logs of each epoch so far, `{name: value}`.
-            inputs: A few images of the validation data, as the student takes them, the same ones
-                after every epoch.
+            inputs: A few validation images, as the student takes them, the same in every epoch.
             labels: Their labels, integers.
             class_names: List of strings.
         """
@@ -206,10 +206,8 @@ class Distiller(Trainer):
         It changes no variable, metric or random state.
 
         Args:
-            x: Data as the student will see it, preferably validation data: as in `fit`, an array
-                of inputs, or a `tf.data.Dataset`, `keras.utils.PyDataset` or other iterable of
-                batches `(inputs, labels)` or `(inputs, labels, sample weights)`; or such a tuple
-                of arrays.
+            x: Data as the student will see it, preferably validation data: as in `fit`, or a tuple
+                of arrays `(inputs, labels)` or `(inputs, labels, sample weights)`.
             y: Array of labels, where `x` is an array.
             sample_weight: Array of sample weights, where `x` is an array, or None.
             batch_size: Integer, of arrays, which are read in a fixed random order.
@@ -220,8 +218,8 @@ class Distiller(Trainer):
             loss at the start, and `warnings`. `print` shows it as a table.
 
         Raises:
-            UsageError: If the distiller is not compiled, the shapes of its student are unknown,
-                or the data lacks labels or has some outside the classes.
+            UsageError: If the distiller is not compiled, its student's shapes are unknown, or
+                labels are missing or outside of the classes.
 
         Example:
         ```python
@@ -355,9 +353,9 @@ class Distiller(Trainer):
     def distillation_loss(self, loss, batch, student_taps, teacher_taps, sample_masks=None):
         """Returns the unweighted value of a distillation loss for this replica's samples.
 
-        Samples of weight 0 are left out; other sample weights scale the losses that are a mean
-        over samples (but see `distillation_sample_weight` of `compile`). Relational losses use
-        the batch of all replicas.
+        Samples of weight 0 are left out; other sample weights scale losses that are a mean over
+        samples (see `distillation_sample_weight` of `compile`). Relational losses use the batch of
+        all replicas.
 
         Args:
             loss: A `tfkd.losses.DistillationLoss`.
@@ -435,11 +433,7 @@ class Distiller(Trainer):
         return weighted
 
     def regularization(self, batch):
-        """Returns the losses of all regularizers, a mean over this replica's samples.
-
-        Activity regularization is that of every recorded pass of a student, and of the method's
-        own layers.
-        """
+        """Returns the losses of all regularizers: those of weights, and of every recorded pass."""
         activity = sum([*batch.activity, runtime.take_activity_losses(self)])
         weights = sum(ops.cast(loss, "float32") for loss in self.losses)
         return weights + activity
@@ -450,12 +444,6 @@ class Distiller(Trainer):
         Args:
             name: String.
             logits: Tensor `(batch, classes)`.
-            batch: The `Batch`, whose labels are class numbers or one-hot; zeros and ones, one for
-                each logit, beside binary cross-entropy.
+            batch: The `Batch`.
         """
-        if kind_of(self.label_loss) == BINARY:
-            labels = ops.cast(ops.reshape(batch.labels, ops.shape(logits)), "float32")
-            hits = (logits > 0) == (labels > 0.5)
-        else:
-            hits = ops.argmax(logits, axis=-1) == batch.class_numbers(logits.shape[-1])
-        self.track(name, ops.mean(ops.cast(hits, "float32")), batch)
+        self.track(name, batch.accuracy(logits, kind_of(self.label_loss) == BINARY), batch)

@@ -119,8 +119,6 @@ class IAKD(Distiller):
         teacher_preprocessing=None,
         name=None,
     ):
-        if teacher is None:
-            raise UsageError("IAKD needs a teacher, whose blocks stand in for the student's.")
         if isinstance(teacher, (list, tuple)):
             raise UsageError("IAKD needs one teacher, whose blocks stand in for the student's.")
         super().__init__(student, teacher, teacher_preprocessing=teacher_preprocessing, name=name)

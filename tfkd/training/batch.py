@@ -83,6 +83,23 @@ class Batch:
             labels = ops.argmax(labels, axis=-1)
         return ops.cast(ops.reshape(labels, [-1]), "int32")
 
+    def accuracy(self, logits, binary=False):
+        """Returns the share of right predictions.
+
+        Args:
+            logits: Tensor `(batch, classes)`.
+            binary: Whether each logit is a yes or no of its own, and labels are zeros and ones.
+
+        Returns:
+            A float32 scalar.
+        """
+        if binary:
+            labels = ops.cast(ops.reshape(self.labels, ops.shape(logits)), "float32")
+            hits = (logits > 0) == (labels > 0.5)
+        else:
+            hits = ops.argmax(logits, axis=-1) == self.class_numbers(logits.shape[-1])
+        return ops.mean(ops.cast(hits, "float32"))
+
     def loss_arguments(self, loss, weighted, sample_masks=None):
         """Returns the arguments of a distillation loss beside the taps.
 
