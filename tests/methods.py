@@ -61,6 +61,9 @@ METHODS = {
     "iakd": lambda *models: tfkd.IAKD(*models, schedule="uniform", kd_weight=0.5),
     "iakd, kept": lambda *models: tfkd.IAKD(*models, schedule="uniform", start=1.0),
     "iakd, swapped": lambda *models: tfkd.IAKD(*models, schedule="uniform", start=0.0),
+    "iakd, batch statistics": lambda *models: tfkd.IAKD(
+        *models, schedule="uniform", start=0.2, teacher_statistics="batch"
+    ),
     "iakd, per sample": lambda *models: tfkd.IAKD(*models, sampling="sample"),
     "teacher_free": lambda student, _: tfkd.TeacherFree(student, multiplier=5.0),
     "mutual": lambda *models: tfkd.MutualDistiller(models, temperature=2.0),

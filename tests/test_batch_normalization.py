@@ -18,7 +18,9 @@ def images(dtype="float32"):
     return tf.constant(2 + 3 * np.random.default_rng(0).normal(size=SHAPE), dtype)
 
 
-def run(fused, training, dtype="float32", trainable=True, jit_compile=False, **arguments):
+def run(
+    fused, training, dtype="float32", trainable=True, jit_compile=False, by_batch=False, **arguments
+):
     """Outputs, gradients and statistics of a layer whose weights are not those of the start."""
     policy = dtype if dtype == "float32" else f"mixed_{dtype}"
     layer = layers.BatchNormalization(dtype=policy, momentum=0.8, **arguments)
@@ -37,7 +39,10 @@ def run(fused, training, dtype="float32", trainable=True, jit_compile=False, **a
         gradients = tape.gradient(value, [x, *(v.value for v in layer.trainable_variables)])
         return outputs, gradients
 
-    with runtime.batch_normalization_of(layer) if fused else contextlib.nullcontext():
+    with (
+        runtime.batch_normalization_of(layer) if fused else contextlib.nullcontext(),
+        runtime.batch_statistics(layer) if by_batch else contextlib.nullcontext(),
+    ):
         outputs, gradients = step(x)
         operations = [o.type for o in step.get_concrete_function(x).graph.get_operations()]
     assert ("FusedBatchNormV3" in operations) == fused
@@ -103,6 +108,23 @@ def test_elsewhere_it_is_keras_own(make, shape):
             found.append([np.array(layer(x, training=True)), *layer.get_weights()])
     for a, b in zip(*found, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"scale": False, "center": False}, {"trainable": False}, {"dtype": "bfloat16"}],
+    ids=str,
+)
+def test_statistics_of_the_batch_normalize_as_in_training_and_change_nothing(arguments, fused):
+    expected = run(False, True, **arguments | {"trainable": True})
+    outputs, of_inputs, *_, mean, variance = run(fused, False, **arguments, by_batch=True)
+    tolerance = 2e-2 if "dtype" in arguments else 1e-5
+    for a, b in zip(expected, (outputs, of_inputs)):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * np.abs(a).max())
+    *_, unchanged_mean, unchanged_variance = run(False, False, **arguments)
+    np.testing.assert_array_equal(mean, unchanged_mean)
+    np.testing.assert_array_equal(variance, unchanged_variance)
 
 
 def test_masked_samples_do_not_count():

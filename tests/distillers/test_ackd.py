@@ -13,7 +13,7 @@ OPTIONS = {
     "default": {},
     "logit": {"attention": "logit"},
     "uniform": {"attention": "uniform"},
-    "ensemble": {"adversarial_target": "ensemble"},
+    "ensemble": {"adversarial_target": "ensemble", "auxiliary_weight": 0.25},
     "bottleneck": {"auxiliary_design": "bottleneck"},
     "no adversary": {"adversarial_weight": 0.0},
 }
@@ -62,6 +62,8 @@ def test_losses_are_those_of_the_equations(option):
 
     assert list(logits) == ["auxiliary1", "main", "fused"]
     others = [cross_entropy(logits[name]) for name in ("auxiliary1", "fused")]
+    share = OPTIONS[option].get("auxiliary_weight", 1.0)
+    shares = {name: 1.0 if name == "main" else share for name in logits}
     if option == "ensemble":
         real, fakes = vectors["fused"], [vectors["auxiliary1"], vectors["main"]]
     else:
@@ -71,14 +73,14 @@ def test_losses_are_those_of_the_equations(option):
     expected = {
         "student_loss": cross_entropy(logits["main"]),
         "learners_loss": sum(others),
-        "kd_loss": sum(kd(z, teacher["logits"]) for z in logits.values()),
+        "kd_loss": sum(shares[name] * kd(z, teacher["logits"]) for name, z in logits.items()),
         "collaboration_loss": sum(kd(logits[name], targets[name]) for name in targets),
         "adversarial_loss": np.mean([softplus(-fake) for fake in fakes]),
         "discriminator_loss": softplus(-distiller.discriminator(real))
         + np.mean([softplus(fake) for fake in fakes]),
     }
     assert {name: logs[name] for name in expected} == pytest.approx(expected, rel=1e-4)
-    weights = {"adversarial_loss": 0.1, "discriminator_loss": 0.0}
+    weights = {"learners_loss": share, "adversarial_loss": 0.1, "discriminator_loss": 0.0}
     total = sum(weights.get(name, 1.0) * value for name, value in expected.items())
     assert logs["loss"] == pytest.approx(total, rel=1e-4)
     assert logs["fused_accuracy"] == np.mean(np.argmax(logits["fused"], -1) == y)

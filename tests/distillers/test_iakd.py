@@ -64,17 +64,27 @@ def test_keeping_every_block_is_ordinary_training_bit_for_bit():
     assert_equal(values(distiller.student.variables), values(plain.variables))
 
 
-def test_swapping_every_block_leaves_stem_and_classifier_to_the_student():
-    distiller = make(schedule="uniform", start=0.0, reestimation="never")
+@pytest.mark.parametrize("statistics", ["moving", "batch"])
+def test_swapping_every_block_leaves_stem_and_classifier_to_the_student(statistics):
+    distiller = make(
+        schedule="uniform", start=0.0, reestimation="never", teacher_statistics=statistics
+    )
     x, y = tiny.data(BATCH)
     student, teacher = distiller.student, distiller.teacher
     features = tfkd.taps.segment(student, None, "stem")(x, training=True)
-    features = tfkd.taps.segment(teacher, "stem", "stage2")(features, training=False)
+    before = values(teacher.variables)
+    features = tfkd.taps.segment(teacher, "stem", "stage2")(
+        features, training=statistics == "batch"
+    )
+    # Training mode has moved its statistics.
+    for variable, value in zip(teacher.variables, before):
+        variable.assign(value)
     logits = tfkd.taps.segment(student, "stage2")(features)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     logs = distiller.train_on_batch(x, y, return_dict=True)
     assert logs["loss"] == pytest.approx(float(loss(y, logits)), rel=1e-5)
     assert logs["swapped_share"] == logs["swapped_stage1"] == logs["swapped_stage2"] == 1
+    assert_equal(values(teacher.variables), before)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +266,7 @@ WRONG = {
     "schedules": ({"schedule": ["linear"]}, "each of the 2 blocks .*stage1, stage2.*received 1"),
     "milestones": ({"milestones": (150, 180)}, "milestones are increasing fractions"),
     "sampling": ({"sampling": "epoch"}, "sampling 'epoch'.*batch, sample"),
+    "statistics": ({"teacher_statistics": "own"}, "teacher_statistics 'own'.*moving, batch"),
     "granularity": ({"granularity": "layer"}, "granularity 'layer'.*stage, unit"),
     "reestimation": ({"reestimation": "no"}, "reestimation 'no'.*auto, always, never"),
     "batches": ({"reestimation_batches": 1.5}, "reestimation_batches must be a whole number"),

@@ -27,12 +27,13 @@ class ACKD(Distiller):
     teaches the others, and a discriminator that tells teacher features from student features is
     to be deceived by all of them.
 
-        L = Σ_n CE(z_n, y) + kd_weight · Σ_n KD(z_n, z_teacher)
+        L = Σ_n w_n · (CE(z_n, y) + kd_weight · KD(z_n, z_teacher))
             + collaboration_weight · Σ_{n ≠ fused} KD(z_n, z_fused)
             + adversarial_weight · mean_n softplus(−D(R_n h_n))
         L_D = softplus(−D(h_teacher)) + mean_n softplus(D(R_n h_n))
 
-    with logits `z`, pooled features `h` and a linear map `R_n` to the teacher's width per
+    with `w_n` 1 for the student's own classifier and `auxiliary_weight` for the other learners,
+    logits `z`, pooled features `h` and a linear map `R_n` to the teacher's width per
     learner. Gradients stop at what teaches. Both objectives come from one forward pass of every
     network; the discriminator's step is taken first.
 
@@ -51,6 +52,8 @@ class ACKD(Distiller):
         auxiliary_learners: Integer, how many intermediate stages get a learner, from the last one
             down; −1 for all. 0 leaves the student's own terms alone: it then equals
             `KnowledgeDistiller` with `kd`.
+        auxiliary_weight: Number of at least 0, or a schedule: the weight of labels and teacher for
+            every learner but the student's own.
         auxiliary_design: `"separable"` or `"bottleneck"`; see `tfkd.layers.AuxiliaryLearner`.
         attention: What fuses the learners. `"channel"`: their maps, by one weight per channel.
             `"logit"`: their logits, by the similarity of their features; each learner then has a
@@ -78,10 +81,11 @@ class ACKD(Distiller):
     ```
 
     Logs: `loss`; `student_loss`, the student's own on the labels; `learners_loss`, the sum of
-    the others'; `kd_loss`, `collaboration_loss`, `adversarial_loss` and `discriminator_loss`,
-    unweighted; `{learner}_accuracy` and `{learner}_attention`, its mean weight in the fusion;
-    `discriminator_real_accuracy` and `discriminator_fake_accuracy`. Learners are called
-    `auxiliary1` (after the first stage), ..., `main`, `fused`; `accuracy` is the student's.
+    the others'; `kd_loss`, the sum over all by `w_n`; `collaboration_loss`, `adversarial_loss` and
+    `discriminator_loss`, unweighted; `{learner}_accuracy` and `{learner}_attention`, its mean
+    weight in the fusion; `discriminator_real_accuracy` and `discriminator_fake_accuracy`. Learners
+    are called `auxiliary1` (after the first stage), ..., `main`, `fused`; `accuracy` is the
+    student's.
 
     Deviations: the paper was read in abstract only, and no code of it is public. The auxiliary
     learners, the attention and the adversary are the abstract's; their architectures, all
@@ -108,6 +112,7 @@ class ACKD(Distiller):
         adversarial_weight=0.1,
         adversarial_ramp=10.0,
         auxiliary_learners=-1,
+        auxiliary_weight=1.0,
         auxiliary_design="separable",
         attention="channel",
         adversarial_target="teacher",
@@ -139,6 +144,9 @@ class ACKD(Distiller):
         self.kd_loss = losses.KnowledgeDistillation(temperature, weight=kd_weight)
         self.collaboration_loss = losses.KnowledgeDistillation(
             temperature, weight=collaboration_weight, name="collaboration"
+        )
+        self.auxiliary_weight = schedules.number_or_schedule(
+            "auxiliary_weight", auxiliary_weight, nonnegative=True
         )
         self._fused_student = Untracked(model=None)
         self.watch(self.stages, [self.teacher_features] if self.is_adversarial else [])
@@ -343,16 +351,23 @@ class ACKD(Distiller):
 
     def teach(self, batch, logits, targets, teacher):
         """Returns the terms of labels, teacher and fused learner."""
-        own = {learner: self.student_loss(batch, tensor) for learner, tensor in logits.items()}
-        everyone = list(logits.values())
-        from_teacher = [teacher[taps.LOGITS]] * len(everyone)
-        kd = self.distillation_loss(self.kd_loss, batch, everyone, from_teacher)
+        others = [tensor for learner, tensor in logits.items() if learner != MAIN]
+        weight = self.value_of(self.auxiliary_weight)
+
+        def kd(learners):
+            of_teacher = [teacher[taps.LOGITS]] * len(learners)
+            return self.distillation_loss(self.kd_loss, batch, learners, of_teacher)
+
         terms = {
-            "student_loss": (1.0, own.pop(MAIN)),
-            "kd_loss": (self.kd_loss.value_of(self.kd_loss.weight), kd),
+            "student_loss": (1.0, self.student_loss(batch, logits[MAIN])),
+            "kd_loss": (
+                self.kd_loss.value_of(self.kd_loss.weight),
+                kd([logits[MAIN]]) + (weight * kd(others) if others else 0.0),
+            ),
         }
         if self.collaborates:
-            terms["learners_loss"] = (1.0, sum(own.values()))
+            labels = sum(self.student_loss(batch, tensor) for tensor in others)
+            terms["learners_loss"] = (weight, labels)
             peers = [logits[learner] for learner in targets]
             value = self.distillation_loss(
                 self.collaboration_loss, batch, peers, list(targets.values())

@@ -1,5 +1,6 @@
 """Cuts student and teacher into blocks that can replace each other."""
 
+import contextlib
 import dataclasses
 
 import keras
@@ -25,6 +26,7 @@ class Block:
         enter: `Adapter` from the student's features to the teacher's, before the teacher's part;
             None where they have one shape.
         leave: `Adapter` back, after the teacher's part; or None.
+        by_batch: Whether the teacher's part normalizes by the statistics of the batch.
         regularizes: Whether the student's part has noted activity regularization as it ran.
     """
 
@@ -33,6 +35,7 @@ class Block:
     teacher: keras.Model
     enter: Adapter
     leave: Adapter
+    by_batch: bool = False
     regularizes: bool = False
 
     @property
@@ -60,7 +63,8 @@ class Block:
             return features, tf.convert_to_tensor(activity)
         if self.enter is not None:
             features = self.enter(features, training=True)
-        features = self.teacher(features, training=False)
+        with runtime.batch_statistics(self.teacher) if self.by_batch else contextlib.nullcontext():
+            features = self.teacher(features, training=False)
         if self.leave is not None:
             features = self.leave(features, training=True)
         return ops.cast(features, self.student.outputs[0].dtype), tf.zeros(())
@@ -167,7 +171,7 @@ def _paired_units(student, teacher, before, after):
     return [(end, theirs[i]) for end, i in zip(ours, last)]
 
 
-def cut(student, teacher, cuts, dtype):
+def cut(student, teacher, cuts, dtype, by_batch=False):
     """Cuts both models.
 
     Args:
@@ -175,6 +179,7 @@ def cut(student, teacher, cuts, dtype):
         teacher: A functional `keras.Model`.
         cuts: As from `cut_points`.
         dtype: The dtype policy of the adapters.
+        by_batch: Whether the teacher's parts normalize by the statistics of the batch.
 
     Returns:
         The `Parts`. They are no Keras layer, so that nothing of the teacher is saved with them.
@@ -188,7 +193,7 @@ def cut(student, teacher, cuts, dtype):
         theirs = taps.segment(teacher, teacher_start, teacher_end)
         enter = _adapter(ours.inputs[0], theirs.inputs[0], student_start, dtype)
         leave = _adapter(theirs.outputs[0], ours.outputs[0], student_end, dtype)
-        blocks.append(Block(student_end, ours, theirs, enter, leave))
+        blocks.append(Block(student_end, ours, theirs, enter, leave, by_batch))
     stem = taps.segment(student, None, cuts[0][0])
     return Parts(stem, blocks, taps.segment(student, cuts[-1][0]))
 

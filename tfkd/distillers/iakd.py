@@ -21,6 +21,7 @@ from tfkd.training.statistics import restore_on_exit
 
 SCHEDULES = ("uniform", "linear", "review")
 SAMPLINGS = ("batch", "sample")
+STATISTICS = ("moving", "batch")
 REESTIMATIONS = ("auto", "always", "never")
 
 
@@ -55,6 +56,10 @@ class IAKD(Distiller):
             those at which the optimizer's learning rate drops. They are rounded to epochs.
         sampling: `"batch"`, one draw per block and step, which runs only what was drawn; or
             `"sample"`, one per block and example, which runs both and costs accordingly.
+        teacher_statistics: By what the batch normalizations in the teacher's blocks normalize:
+            `"moving"`, their moving statistics, which are those of the teacher's own features; or
+            `"batch"`, the statistics of the batch, which follow the student's. Neither changes
+            the teacher.
         kd_weight: Number or schedule, the weight of the KL divergence between the predictions of
             the mixed network and of the teacher, which then runs in full too. 0 leaves it out.
         temperature: Positive number or schedule, for that divergence.
@@ -112,6 +117,7 @@ class IAKD(Distiller):
         growth=1.0,
         milestones=None,
         sampling="batch",
+        teacher_statistics="moving",
         kd_weight=0.0,
         temperature=4.0,
         reestimation="auto",
@@ -126,6 +132,7 @@ class IAKD(Distiller):
         check_number("growth", growth, "above 0, and at most 1", lambda x: 0 < x <= 1)
         check_positive_integer("reestimation_batches", reestimation_batches)
         check_one_of("sampling", sampling, SAMPLINGS)
+        check_one_of("teacher_statistics", teacher_statistics, STATISTICS)
         check_one_of("reestimation", reestimation, REESTIMATIONS)
         self.start, self.growth = start, growth
         self.milestones = None if milestones is None else _checked_milestones(milestones)
@@ -134,7 +141,8 @@ class IAKD(Distiller):
         schedules.number_or_schedule("kd_weight", kd_weight, nonnegative=True)
         self.kd = losses.get("kd", weight=kd_weight, temperature=temperature)
         cuts = cut_points(student, teacher, granularity, blocks)
-        self.parts = cut(student, teacher, cuts, self.dtype_policy)
+        self.teacher_statistics = teacher_statistics
+        self.parts = cut(student, teacher, cuts, self.dtype_policy, teacher_statistics == "batch")
         self.transitions = [layer for block in self.parts.blocks for layer in block.transitions]
         self.schedules = self._per_block(schedule)
         self._by_epoch = [self._by_name(kind, None, None) for kind in self.schedules]

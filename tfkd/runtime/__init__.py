@@ -2,6 +2,7 @@
 
 from tfkd.runtime.batch_normalization import (
     batch_normalization_of,
+    batch_statistics,
     set_fused_batch_normalization,
 )
 from tfkd.runtime.cluster import (
@@ -62,6 +63,7 @@ __all__ = [
     "assign_on_replicas",
     "assign_rows",
     "batch_normalization_of",
+    "batch_statistics",
     "check_accumulation",
     "check_samples",
     "check_scope",

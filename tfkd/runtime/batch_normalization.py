@@ -46,22 +46,12 @@ def batch_normalization_of(*models, jit_compile=False):
         logits = model(images, training=False)
     ```
     """
-    layers = [
-        layer
-        for model in models
-        if model is not None
-        for layer in all_layers(model)
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
+    layers = [layer for model in models if model is not None for layer in _layers_of(model)]
     # A layer that occurs twice, or in an outer context, keeps the first switch.
     switched = []
     synchronized = num_replicas() > 1
     for layer in layers:
-        fused = (
-            _FUSED[0]
-            and not jit_compile
-            and type(layer).call is keras.layers.BatchNormalization.call
-        )
+        fused = _FUSED[0] and not jit_compile and _is_keras_own(layer)
         for name, function, wanted in (
             ("call", _call, fused),
             # Not by its argument `synchronized`, which would be saved with the model.
@@ -77,30 +67,84 @@ def batch_normalization_of(*models, jit_compile=False):
             delattr(layer, name)
 
 
+@contextlib.contextmanager
+def batch_statistics(model):
+    """Normalizes by the statistics of the batch in a model that runs in inference mode.
+
+    As long as the context is open, its batch normalizations neither read nor update their moving
+    statistics; all else of the model is in inference mode. A subclass with a `call` of its own is
+    left as it is.
+
+    Args:
+        model: A `keras.Model` or layer.
+    """
+    layers = [layer for layer in _layers_of(model) if _is_keras_own(layer)]
+    outer = [vars(layer).get("call") for layer in layers]
+    for layer, call in zip(layers, outer):
+        layer.call = functools.partial(_call_by_batch, layer, call is not None)
+    try:
+        yield
+    finally:
+        for layer, call in zip(layers, outer):
+            if call is None:
+                del layer.call
+            else:
+                layer.call = call
+
+
+def _layers_of(model):
+    return [
+        layer for layer in all_layers(model) if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+
+
+def _is_keras_own(layer):
+    return type(layer).call is keras.layers.BatchNormalization.call
+
+
 def _call(layer, inputs, training=None, mask=None):
     """Computes a layer's outputs by the fused operation where it computes the same."""
     training = bool(training and layer.trainable)
     if mask is not None or not _can_fuse(layer, inputs, training):
         return type(layer).call(layer, inputs, training=training, mask=mask)
     inputs = tf.convert_to_tensor(inputs)
-    channels = layer.moving_mean.shape
     statistics = ([], []) if training else (layer.moving_mean, layer.moving_variance)
+    outputs, mean, variance = _fused(layer, inputs, *statistics)
+    if training:
+        # The operation divides by one less than the count; Keras' variance is the population's.
+        count = tf.cast(tf.size(inputs) // mean.shape[0], "float32")
+        variance *= tf.maximum(count - 1.0, 1.0) / count
+        for average, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+            average.assign(average * layer.momentum + value * (1.0 - layer.momentum))
+    return outputs
+
+
+def _call_by_batch(layer, fuse, inputs, training=None, mask=None):
+    """Computes a layer's outputs by the statistics of the batch, and leaves the moving ones."""
+    if fuse and mask is None and _can_fuse(layer, inputs, training=True):
+        return _fused(layer, tf.convert_to_tensor(inputs), [], [])[0]
+    inputs = tf.cast(inputs, "float32")
+    mean, variance = layer._moments(inputs, mask)
+    scale, offset = layer.gamma if layer.scale else None, layer.beta if layer.center else None
+    outputs = keras.ops.batch_normalization(
+        inputs, mean, variance, layer.axis, offset, scale, layer.epsilon
+    )
+    return tf.cast(outputs, layer.compute_dtype)
+
+
+def _fused(layer, inputs, mean, variance):
+    """Returns outputs, mean and variance; without given statistics those of the batch."""
+    channels = layer.moving_mean.shape
     outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
         x=inputs,
         scale=layer.gamma if layer.scale else tf.ones(channels),
         offset=layer.beta if layer.center else tf.zeros(channels),
-        mean=statistics[0],
-        variance=statistics[1],
+        mean=mean,
+        variance=variance,
         epsilon=layer.epsilon,
-        is_training=training,
+        is_training=isinstance(mean, list),
     )
-    if training:
-        # The operation divides by one less than the count; Keras' variance is the population's.
-        count = tf.cast(tf.size(inputs) // channels[0], "float32")
-        variance *= tf.maximum(count - 1.0, 1.0) / count
-        for average, value in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
-            average.assign(average * layer.momentum + value * (1.0 - layer.momentum))
-    return tf.cast(outputs, layer.compute_dtype)
+    return tf.cast(outputs, layer.compute_dtype), mean, variance
 
 
 def _can_fuse(layer, inputs, training):
