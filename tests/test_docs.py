@@ -216,11 +216,15 @@ SMOKE = (
 def test_commands_train(words, elsewhere):
     """Training commands run as they stand, but for the data and the number of epochs."""
     module, arguments = module_and_flags(words)
-    # A teacher that another line of the page trains.
-    teacher = re.search(r"teacher=([^,:]+\.keras)", " ".join(arguments))
+    # A teacher that another line of the page trains; named in the command, or else in its config.
+    of_config = re.search(r"--config=([\w/.]+\.py)", " ".join(arguments))
+    text = (ROOT / of_config[1]).read_text(encoding="utf-8") if of_config else ""
+    named = (re.search(r"""teacher="?([^",:\s]+\.keras)""", one) for one in (*arguments, text))
+    teacher = next(filter(None, named), None)
     for path in teacher[1].split("+") if teacher else ():
-        if not pathlib.Path(path).exists():
-            pathlib.Path(path).parent.mkdir(parents=True)
+        folder = pathlib.Path(path).parent
+        if not pathlib.Path(path).exists() and f"--workdir={folder}" not in arguments:
+            folder.mkdir(parents=True)
             tfkd.models.create("resnet20", 10, (8, 8, 1)).save(path)
     size = re.search(r"teacher\.image_size=(\d+)", " ".join(arguments))
     if size:
