@@ -22,7 +22,7 @@ import tfkd.config
 from tfkd import check, command_line, compare, evaluate, train
 from tfkd.errors import UsageError
 from tfkd.report import report
-from tfkd.runs import assemble, checkpoint, fitting, measure, studies, work_directory
+from tfkd.runs import assemble, checkpoint, fitting, guard, measure, studies, work_directory
 
 
 @pytest.fixture(scope="module")
@@ -630,6 +630,17 @@ def test_another_config_is_refused(finished, data_dir, capsys):
     )
     assert "precision 'float32' there, 'mixed_bfloat16' now" in line
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+
+
+def test_options_that_are_younger_than_a_run_are_no_other_config(tmp_path):
+    config = tfkd.config.default_config("kd", "resnet14", "resnet8")
+    stored = json.loads(guard.as_json(config))
+    del stored["optimizer"]["delta"], stored["profile"], stored["data"]["views"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    guard.check_same_config(config, tmp_path)
+    config.data.views = 4
+    with pytest.raises(UsageError, match=r"\(data.views None there, 4 now\)"):
+        guard.check_same_config(config, tmp_path)
 
 
 @pytest.fixture

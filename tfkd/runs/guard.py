@@ -7,8 +7,9 @@ import zlib
 import keras
 
 from tfkd import runtime
-from tfkd.config import flatten
+from tfkd.config import default_config, flatten
 from tfkd.errors import UsageError
+from tfkd.methods import ALONE
 
 # Values of the config that change nothing in training: a run may go on with others.
 NON_TRAINING_KEYS = ("diagnostics", "profile")
@@ -58,6 +59,9 @@ def check_same_config(config, workdir):
     except ValueError as error:
         raise UsageError(f"{path} is damaged: restore it, or choose another --workdir.") from error
     there, here = flatten(stored), flatten(json.loads(as_json(config)))
+    # Options that tfkd has got since, and that both leave alone.
+    defaults = flatten(json.loads(as_json(default_config(ALONE, "", ""))))
+    here = {key: here[key] for key in here if key in there or here[key] != defaults.get(key)}
     for name in NON_TRAINING_KEYS:
         there.pop(name, None)
         here.pop(name, None)
