@@ -33,7 +33,6 @@ class Row(typing.NamedTuple):
     pairwise: bool = False  # compares samples with each other and nothing else, so it needs two
     random: bool = False  # its connectors start at random
     selecting: bool = False  # its connectors see the selected samples only, in training too
-    large: bool = False  # its connectors take seconds to compile
     arguments: dict = {}
     shapes: list | None = None  # of its taps, where not those of its spots
 
@@ -75,9 +74,7 @@ LOSSES = {
         random=True,
         arguments={"num_examples": 12, "negatives": 7, "embedding_size": 8, "seed": 3},
     ),
-    "irg": Row(
-        1, "last_two_maps+pooled+logits", "relations", relational=True, selecting=True, large=True
-    ),
+    "irg": Row(1, "last_two_maps+pooled+logits", "relations", relational=True, selecting=True),
     "ofd": Row(1e-3, "before_relu", "classifiers", random=True, selecting=True),
     "srrl": Row(1, "before_pooling", "classifiers", random=True, selecting=True),
     "cat_kd": Row(15, "before_pooling", "classifiers", selecting=True),
@@ -87,9 +84,8 @@ LOSSES = {
         "large connectors",
         random=True,
         selecting=True,
-        large=True,
     ),
-    "mgd": Row(7e-5, "last_map", "large connectors", random=True, selecting=True, large=True),
+    "mgd": Row(7e-5, "last_map", "large connectors", random=True, selecting=True),
     "semckd": Row(
         400,
         "stages",
@@ -97,7 +93,6 @@ LOSSES = {
         relational=True,
         random=True,
         selecting=True,
-        large=True,
         arguments={"batch_size": 8},
     ),
     "ebkd": Row(1, "teachers", "teachers"),

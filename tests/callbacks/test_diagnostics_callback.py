@@ -214,6 +214,7 @@ def look_at(distiller, every=1, epochs=1, **arguments):
     return history
 
 
+@pytest.mark.slow
 def test_a_student_that_is_its_teacher():
     student, own_teacher = tiny.model(), tiny.model(name="teacher")
     own_teacher.set_weights(student.get_weights())
@@ -236,6 +237,7 @@ def test_without_a_teacher(tmp_path):
     assert (tmp_path / "diagnostics.png").exists()
 
 
+@pytest.mark.slow
 def test_classifiers_that_teach_each_other():
     students = [tiny.model(seed=seed, name=f"s{seed}", dropout=0.2) for seed in (1, 2)]
     distiller = tfkd.MutualDistiller(students)

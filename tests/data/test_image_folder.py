@@ -374,7 +374,7 @@ def by_number(dataset):
     return {round(float(image[..., 2].mean() / 20)): image for image in images}
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("format", ["PNG", pytest.param("JPEG", marks=pytest.mark.slow)])
 def test_a_resized_crop_is_a_box_of_the_original_image(tmp_path, format):
     root = photographs(tmp_path, format)
     data = resized_crops(root)

@@ -44,7 +44,7 @@ def pixels(data, images):
     return np.round((images * np.array(data.std) + np.array(data.mean)) * 255).astype("uint8")
 
 
-@BOTH_CACHES
+@pytest.mark.parametrize("cache", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_pass_is_a_function_of_seed_and_epoch(data_dir, cache):
     def make(seed):
         return load(seed=seed, augment=("crop", "flip"), data_dir=data_dir, cache=cache)
@@ -63,6 +63,7 @@ def test_a_pass_is_a_function_of_seed_and_epoch(data_dir, cache):
     assert_same(one_pass(resumed), epochs[1])
 
 
+@pytest.mark.slow
 def test_neither_batch_size_nor_cache_changes_what_is_done_to_an_example(data_dir):
     settings = {"train_examples": 320, "augment": ("crop", "flip"), "data_dir": data_dir}
     small, large = (one_pass(load(batch_size=size, **settings)) for size in (10, 160))

@@ -48,7 +48,7 @@ def same(one, other):
     return all(np.array_equal(one[i], other[i]) for i in one.keys() & other.keys())
 
 
-@pytest.mark.parametrize("cache", [True, False], ids=["memory", "streamed"])
+@pytest.mark.parametrize("cache", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_views_take_turns_and_are_those_of_every_seed(load, cache):
     data, other = (load(seed=seed, indices=True, cache=cache) for seed in (0, 1))
     first, second, third = (by_example(data) for _ in range(3))
@@ -59,8 +59,14 @@ def test_views_take_turns_and_are_those_of_every_seed(load, cache):
     assert orders[0] != orders[1] and orders[1] != orders[2] != orders[0]
 
 
-@pytest.mark.parametrize("cache", [True, False], ids=["memory", "streamed"])
-@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float16", 2e-3)])
+@pytest.mark.parametrize(
+    "dtype, tolerance, cache",
+    [
+        ("float32", 1e-5, False),
+        pytest.param("float32", 1e-5, True, marks=pytest.mark.slow),
+        pytest.param("float16", 2e-3, True, marks=pytest.mark.slow),
+    ],
+)
 def test_they_are_those_of_the_images_beside_them(load, teacher, cache, dtype, tolerance):
     data = load(cache=cache).cache_teacher(teacher, ("logits", "pooled"), dtype=dtype)
     observe = tfkd.taps.extractor(teacher, ["pooled"])
@@ -73,7 +79,14 @@ def test_they_are_those_of_the_images_beside_them(load, teacher, cache, dtype, t
                 np.testing.assert_allclose(found, expected, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("losses", [["kd"], ["kd", "rkd"], ["at"], ["cat_kd"]], ids=str)
+@pytest.mark.parametrize(
+    "losses",
+    [
+        ["kd", "rkd"],
+        *(pytest.param(losses, marks=pytest.mark.slow) for losses in (["kd"], ["at"], ["cat_kd"])),
+    ],
+    ids=str,
+)
 def test_training_is_that_with_the_teacher(load, teacher, losses, monkeypatch):
     """The teacher runs only for what is not there, maps; its classifier is read without."""
     runs, weights, cached = [], [], load().cache_teacher(teacher, ("logits", "pooled"))
@@ -93,7 +106,9 @@ def test_training_is_that_with_the_teacher(load, teacher, losses, monkeypatch):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda *models: tfkd.ACKD(*models, auxiliary_learners=1),
+        pytest.param(
+            lambda *models: tfkd.ACKD(*models, auxiliary_learners=1), marks=pytest.mark.slow
+        ),
         pytest.param(lambda *models: tfkd.SAKD(*models, ["rkd"]), marks=pytest.mark.slow),
         pytest.param(lambda *models: tfkd.IAKD(*models, kd_weight=1.0), marks=pytest.mark.slow),
     ],

@@ -48,9 +48,9 @@ def assert_close(expected, found, tolerance=1e-5):
 @pytest.mark.parametrize(
     "make, replicas",
     [
-        (knowledge, 2),
         (adversarial, 1),
-        (mutual, 1),
+        pytest.param(knowledge, 2, marks=pytest.mark.slow),
+        pytest.param(mutual, 1, marks=pytest.mark.slow),
         pytest.param(knowledge, 1, marks=pytest.mark.slow),
         pytest.param(adversarial, 2, marks=pytest.mark.slow),
     ],

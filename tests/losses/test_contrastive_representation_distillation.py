@@ -106,7 +106,9 @@ def test_mask_means_loss_on_the_selected_times_their_fraction(rows):
     np.testing.assert_allclose(normalizers, expected_normalizers, rtol=1e-5)
 
 
-@pytest.mark.parametrize("negatives", [2, 4, 16384])
+@pytest.mark.parametrize(
+    "negatives", [4, *(pytest.param(many, marks=pytest.mark.slow) for many in (2, 16384))]
+)
 def test_negatives_are_of_other_classes_and_all_equally_likely(negatives):
     loss, _, _ = sample(negatives=negatives)
     drawn = np.concatenate([loss.draw_negatives(INDICES) for _ in range(300)], axis=1)

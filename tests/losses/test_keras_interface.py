@@ -34,7 +34,9 @@ def tap(network, layer):
     return keras.Model(network.inputs, network.get_layer(layer or "logits").output)
 
 
-@pytest.mark.parametrize("name", ["kd", "at", "fitnet", "cc"])
+@pytest.mark.parametrize(
+    "name", ["at", *(pytest.param(name, marks=pytest.mark.slow) for name in ("kd", "fitnet", "cc"))]
+)
 def test_keras_distiller_computes_our_loss(name):
     loss = loss_for_keras(name)
     distilling = distiller(loss)

@@ -70,6 +70,7 @@ def test_distiller_reads_the_normalization_in_front_of_the_relu():
     assert not known & {id(variable) for variable in teacher.variables}
 
 
+@pytest.mark.slow
 def test_without_a_normalization_margins_come_from_the_global_batch():
     def model(width, name):
         inputs = keras.Input(tiny.SHAPE)

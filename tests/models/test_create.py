@@ -77,7 +77,7 @@ def _equal(first, second):
     return all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@pytest.mark.parametrize("identifier", ["resnet8", "vgg8", "shufflenet_v1"])
+@pytest.mark.parametrize("identifier", ["resnet8", "vgg8"])
 def test_seed_fixes_the_weights(identifier):
     first = _kernels(identifier, seed=3)
     keras.utils.set_random_seed(99)

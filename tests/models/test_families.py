@@ -11,9 +11,15 @@ import zoo
 from tfkd import models
 
 PUBLISHED = zoo.published()
+#: Networks that take seconds to make.
+LARGE = ("resnet50", "resnet110", "shufflenet_v1", "shufflenet_v2", "mobilenet_v2")
 
 
-@pytest.mark.parametrize("identifier", PUBLISHED)
+def identifiers(names):
+    return [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in names]
+
+
+@pytest.mark.parametrize("identifier", identifiers(PUBLISHED))
 def test_published_sizes(identifier):
     record = PUBLISHED[identifier]
     model = models.create(identifier, num_classes=record["classes"])
@@ -57,7 +63,7 @@ def test_there_are_golden_outputs():
     assert zoo.FORWARD_FILES
 
 
-@pytest.mark.parametrize("identifier", zoo.FAMILY_IDS)
+@pytest.mark.parametrize("identifier", identifiers(zoo.FAMILY_IDS))
 @pytest.mark.parametrize("shape", [(8, 8, 1), (29, 15, 4)])
 def test_any_size_and_channels(identifier, shape):
     model = models.create(identifier, num_classes=5, input_shape=shape, seed=1)
@@ -67,7 +73,7 @@ def test_any_size_and_channels(identifier, shape):
     assert np.all(logits[0] != logits[1])
 
 
-@pytest.mark.parametrize("identifier", zoo.FAMILY_IDS)
+@pytest.mark.parametrize("identifier", identifiers(zoo.FAMILY_IDS))
 def test_training_reaches_every_variable(identifier):
     model = zoo.model(identifier)
     statistics = [np.array(weight) for weight in model.non_trainable_weights]
@@ -89,7 +95,7 @@ def test_training_reaches_every_variable(identifier):
         variable.assign(before)
 
 
-@pytest.mark.parametrize("identifier", zoo.FAMILY_IDS)
+@pytest.mark.parametrize("identifier", identifiers(zoo.FAMILY_IDS))
 def test_keras_file_roundtrip(identifier, tmp_path):
     model = zoo.model(identifier)
     model.save(tmp_path / "model.keras")
@@ -105,7 +111,7 @@ def test_keras_file_roundtrip(identifier, tmp_path):
     assert "Lambda" not in config
 
 
-@pytest.mark.parametrize("identifier", zoo.FAMILY_IDS)
+@pytest.mark.parametrize("identifier", identifiers(zoo.FAMILY_IDS))
 def test_segments_chain_to_the_whole(identifier):
     model = zoo.model(identifier)
     names = {layer.name for layer in model.layers}

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import pathlib
+import random
 import shlex
 import signal
 import socket
@@ -82,13 +83,26 @@ def run(command, workers=2):
     return codes[failed] if codes[failed] > 0 else 128 - codes[failed]
 
 
+def _free_port():
+    """Returns a socket at a port that is free, below those of outgoing connections.
+
+    The system may give one of the latter to another process before the worker has started.
+    """
+    while True:
+        taken = socket.socket()
+        try:
+            taken.bind(("localhost", random.randrange(20_000, 32_768)))
+        except OSError:
+            taken.close()
+        else:
+            return taken
+
+
 def _environments(workers):
     """Returns the environment of each worker."""
     with contextlib.ExitStack() as stack:
         # All ports are taken at once, so that none is given twice.
-        sockets = [stack.enter_context(socket.socket()) for _ in range(workers)]
-        for each in sockets:
-            each.bind(("localhost", 0))
+        sockets = [stack.enter_context(_free_port()) for _ in range(workers)]
         addresses = [f"localhost:{each.getsockname()[1]}" for each in sockets]
     gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
     share = len(gpus) // workers
