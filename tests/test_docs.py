@@ -25,6 +25,20 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 #: Pages whose Python is run with the fast tests; that of the others takes minutes in sum.
 FAST = ("README.md",)
 
+#: Where losses distil by default, in the words of their page.
+PLACES = {
+    "logits": "logits",
+    "teachers": "logits of all teachers",
+    "pooled": "pooled vector",
+    "last_map": "last map",
+    "before_pooling": "map before pooling",
+    "hint": "second stage",
+    "stages": "all stages",
+    "before_relu": "all stages, before their last ReLU",
+    "after_relu+pooled": "all stages and the pooled vector",
+    "last_two_maps+pooled+logits": "last two maps, pooled vector, logits",
+}
+
 
 def blocks(name, language):
     return [body for kind, body in BLOCK.findall(TEXTS[name]) if kind == language]
@@ -163,6 +177,20 @@ def _of_tuning(page, _):
     assert page["student"].count_params() == page["teacher"].count_params()
     assert 1 <= page["best"].method.losses.kd.temperature <= 8
     assert pathlib.Path("search/trial_0/student.keras").exists()
+
+
+def test_the_page_of_losses_tells_where_each_distils():
+    for name in tfkd.losses.available():
+        place = PLACES[tfkd.losses.get(name).spots]
+        (row,) = [line for line in TEXTS["losses.md"].splitlines() if line.startswith(f"| {place} |")]
+        assert f"`{name}`" in row, name
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_short(name):
+    assert len(re.findall(r"\S*\w\S*", TEXTS[name])) < 1500, "Split it."
+    if name == "README.md":
+        assert len(TEXTS[name].splitlines()) <= 150
 
 
 def test_the_page_of_iakd_tells_every_option_and_its_default():
