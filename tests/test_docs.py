@@ -83,6 +83,8 @@ def module_and_flags(words):
     program, *rest = words
     if program == "make":
         return None, rest
+    if rest[0].endswith(".py"):
+        return rest[0], rest[1:]
     if program == "tfkd":
         return f"tfkd.{rest[0]}", rest[1:]
     module, arguments = rest[1], rest[2:]
@@ -182,13 +184,16 @@ def _of_tuning(page, _):
 def test_the_page_of_losses_tells_where_each_distils():
     for name in tfkd.losses.available():
         place = PLACES[tfkd.losses.get(name).spots]
-        (row,) = [line for line in TEXTS["losses.md"].splitlines() if line.startswith(f"| {place} |")]
+        (row,) = [
+            line for line in TEXTS["losses.md"].splitlines() if line.startswith(f"| {place} |")
+        ]
         assert f"`{name}`" in row, name
 
 
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_is_short(name):
-    assert len(re.findall(r"\S*\w\S*", TEXTS[name])) < 1500, "Split it."
+    written = re.sub("<!-- study .*?<!-- end of study", "", TEXTS[name], flags=re.DOTALL)
+    assert len(re.findall(r"\S*\w\S*", written)) < 1500, "Split it."
     if name == "README.md":
         assert len(TEXTS[name].splitlines()) <= 150
 
@@ -211,6 +216,11 @@ def test_commands_are_taken(words, monkeypatch):
     arguments = [re.sub("=runs/.*best_config.json", "=configs/digits.py", one) for one in arguments]
     if module is None:
         assert f"\n{arguments[0]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+        return
+    if module.endswith(".py"):
+        # A benchmark, whose flags would stay defined in this process.
+        known = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', (ROOT / module).read_text("utf-8"))
+        assert {argument.lstrip("-").partition("=")[0] for argument in arguments} <= set(known)
         return
     importlib.import_module(module)
     if module in TRAINS or module == "tfkd.tune":
