@@ -198,6 +198,34 @@ def test_a_page_is_short(name):
         assert len(TEXTS[name].splitlines()) <= 150
 
 
+NAVIGATION = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+METHOD_PAGES = re.findall(r"(\w+\.md)", NAVIGATION.split("- Methods:")[1].split("- Results:")[0])
+
+
+def test_the_site_shows_every_page():
+    assert set(re.findall(r": (\w+\.md)", NAVIGATION)) == PAGES.keys() - {"README.md"}
+
+
+@pytest.mark.parametrize("name", METHOD_PAGES)
+def test_a_page_of_a_method_has_the_form_of_all(name):
+    """Idea and picture come first."""
+    head, *_ = TEXTS[name].partition("\n## ")
+    assert "```mermaid" in head
+    headings = re.findall(r"^## (.+)$", BLOCK.sub("", TEXTS[name]), flags=re.MULTILINE)
+    form = ["Equations", "Use", "Options", "Results", "Cost", "Deviations", "References"]
+    assert [one for one in headings if one in form] == form
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_lists_follow_an_empty_line(name):
+    """The site would show another as a part of the paragraph before it."""
+    item = re.compile(r"(- |\d+\. )")
+    for paragraph in re.split(r"\n\s*\n", BLOCK.sub("", TEXTS[name])):
+        first, *others = paragraph.strip("\n").splitlines() or [""]
+        if not item.match(first) and not first.startswith("<!--"):
+            assert not any(map(item.match, others)), f"{name}: {paragraph}"
+
+
 def test_the_page_of_iakd_tells_every_option_and_its_default():
     for name, parameter in list(inspect.signature(tfkd.IAKD).parameters.items())[2:-2]:
         default = str(parameter.default).replace("'", '"')
