@@ -6,7 +6,7 @@ import zlib
 
 import keras
 
-from tfkd import runtime
+from tfkd import files, runtime
 from tfkd.config import flatten
 from tfkd.errors import UsageError
 
@@ -54,10 +54,10 @@ def check_same_config(config, workdir):
             )
         return
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        there = flatten(files.read_json(path))
+    except (AttributeError, ValueError) as error:
         raise UsageError(f"{path} is damaged: restore it, or choose another --workdir.") from error
-    there, here = flatten(stored), flatten(json.loads(as_json(config)))
+    here = flatten(json.loads(as_json(config)))
     for name in NON_TRAINING_KEYS:
         there.pop(name, None)
         here.pop(name, None)

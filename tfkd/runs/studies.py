@@ -34,13 +34,13 @@ def read(path):
     if not path.exists():
         raise UsageError(f"There is no study {path}.")
     try:
-        study = json.loads(path.read_text(encoding="utf-8"))
+        study = files.read_json(path)
         study["name"], study["title"]
-        if "rows" in study:
-            study["columns"]
-        else:
-            study["baselines"], study["teachers"], study["runs"]
-    except (KeyError, TypeError, ValueError) as error:
+        if "rows" not in study:
+            study["baselines"], study["runs"]
+        # What it lacks else, or has of another kind, cannot be shown.
+        render(study)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"{path} is no study: it needs to be JSON with name, title, baselines, teachers and "
             "runs."
