@@ -308,7 +308,7 @@ def test_prepared_data_sets(tmp_path, name):
         return [images for images, _ in data.pixels("test").as_numpy_iterator()]
 
     content = path.read_bytes()
-    changes = [bytes_of_any_kind(content, 12)]
+    changes = [bytes_of_any_kind(content, 3)]
     if name.endswith(".json"):
         changes.append(itertools.islice(documents(content, 0), 0, None, 9))
     tried(path, load, itertools.chain(*changes))
