@@ -24,10 +24,15 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# The pages of docs/ as a web site in build/docs; a broken link is an error.
+# The pages of docs/ as a web site in build/docs, which needs no network; a broken link is an error.
+# npm fetches the scripts of diagrams and equations.
 docs: $(INSTALLED)
 	$(RUN) -m pip install --quiet --editable ".[docs]"
-	$(RUN) -m mkdocs build
+	rm -rf build/npm && mkdir -p build/npm
+	cd build/npm && npm pack --silent @mermaid-js/tiny@11.17.2 katex@0.19.1
+	$(RUN) -m zensical build --clean --strict
+	tar -xzf build/npm/mermaid-js-tiny-*.tgz -C build/docs/assets --strip-components=2 package/dist
+	tar -xzf build/npm/katex-*.tgz -C build/docs/assets --strip-components=2 package/dist
 
 $(INSTALLED): setup.py
 	$(PYTHON) -m venv $(VENV)

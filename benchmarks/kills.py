@@ -1,6 +1,7 @@
 """Kills training runs at random moments, resumes them and compares all weights.
 
     python benchmarks/kills.py [--kills=20] [--methods=alone,kd,...] [--seed=0] [--workdir=DIR]
+        [--output=FILE.json]
 
 Each method is trained once without interruption, by `python -m tfkd.train` with tiny models on
 digits. Further runs of the same command are then killed with SIGKILL, two or three times each,
@@ -9,7 +10,8 @@ random epoch, or as soon as a file is being written in one. What must be equal, 
 saved model, and every array of the last checkpoints, which are the weights of all networks, the
 state of all optimizers and of all random generators.
 
-Prints a table, and ends with exit code 1 where anything differs.
+Prints a table, and ends with exit code 1 where anything differs. `--output` keeps the table as
+data, from which `tfkd studies` writes that of the page.
 """
 
 import dataclasses
@@ -37,6 +39,7 @@ flags.DEFINE_string(
     None,
     "Where runs are kept, for the next call to use; a temporary directory if not given.",
 )
+flags.DEFINE_string("output", None, "JSON file for the results, such as docs/results/kills.json.")
 
 FLAGS = flags.FLAGS
 ROOT = pathlib.Path(__file__).parents[1]
@@ -277,6 +280,12 @@ def main(_):
         kills = kill_all(FLAGS.methods.split(","), FLAGS.kills, FLAGS.seed, workdir)
     equal = sum(kill.equal for kill in kills)
     print(f"\n{table(kills)}\n\n{equal} of {len(kills)} equal")
+    if FLAGS.output:
+        from tfkd.runs import measurements
+
+        title = f"{equal} of {len(kills)} killed runs end as those left alone"
+        columns = dict.fromkeys(HEADER, "")
+        measurements.write(FLAGS.output, title, columns, [list(_cells(kill)) for kill in kills])
     sys.exit(equal < len(kills))
 
 

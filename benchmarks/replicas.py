@@ -1,11 +1,12 @@
 """Whether several replicas give the update of one device, for every method and loss.
 
-    python benchmarks/replicas.py [--losses=all] [--methods=kd,ackd]
+    python benchmarks/replicas.py [--losses=all] [--methods=kd,ackd] [--output=FILE.json]
 
 Trains each method from the same weights on 1, 2 and 4 logical CPUs, for a few steps on digits
 whose last batch divides unequally. Prints how far the
 networks are from those of one device then, the student and all that is trained with it: per
-variable the largest difference over the largest value, and of these the largest.
+variable the largest difference over the largest value, and of these the largest. `--output` keeps
+them as data, from which `tfkd studies` writes the page's table.
 """
 
 import os
@@ -22,7 +23,7 @@ import tfkd
 from tfkd import config as tfkd_config
 from tfkd import methods
 from tfkd.errors import UsageError
-from tfkd.runs import assemble
+from tfkd.runs import assemble, measurements
 
 #: Every distiller, by the methods that the command line knows.
 METHODS = {
@@ -47,6 +48,9 @@ REPLICAS = (1, 2, 4)
 
 flags.DEFINE_list("methods", list(METHODS), "Methods, as in configs.")
 flags.DEFINE_enum("losses", "kd", ["kd", "all"], "all: every loss by itself too.")
+flags.DEFINE_string(
+    "output", None, "JSON file for the results, such as docs/results/replicas.json."
+)
 flags.DEFINE_float("learning_rate", 0.01, "Of every optimizer of a student.")
 
 FLAGS = flags.FLAGS
@@ -77,6 +81,8 @@ def train(method, replicas, learning_rate=0.01, **compile_arguments):
 
         others = [create(name, 2 + i) for i, name in enumerate(methods.peers(config))]
         teacher = create("resnet14", 1) if methods.needs_teacher(config.method) else None
+        if methods.weighs_teachers(config):
+            teacher = tfkd.models.ensemble([teacher, create("resnet14", 9)])
         distiller = assemble.make_distiller(config, data, create("resnet8", 0), teacher, others)
         for loss in getattr(distiller, "distillation_losses", ()):
             # The step is compared; factors and boundaries need no training for that.
@@ -116,7 +122,7 @@ def main(arguments):
         methods += [name for name in tfkd.losses.available() if name not in methods]
     columns = " | ".join(f"{replicas} replicas" for replicas in REPLICAS[1:])
     print(f"| method | {columns} |\n| --- |{' --- |' * (len(REPLICAS) - 1)}")
-    worst = 0.0
+    worst, rows = 0.0, []
     for method in methods:
         expected, _ = train(method, REPLICAS[0], FLAGS.learning_rate)
         found = [
@@ -124,8 +130,17 @@ def main(arguments):
             for replicas in REPLICAS[1:]
         ]
         worst = max(worst, *found)
+        rows.append([method, *found])
         print(f"| `{method}` | {' | '.join(f'{value:.1e}' for value in found)} |", flush=True)
     print(f"\nlargest: {worst:.1e}")
+    if FLAGS.output:
+        title = (
+            f"An epoch on {EXAMPLES} digits in batches of {BATCH_SIZE}, learning rate "
+            f"{FLAGS.learning_rate}: largest difference from one device, of the largest value of "
+            "a variable"
+        )
+        numbers = {f"{replicas} replicas": ".1e" for replicas in REPLICAS[1:]}
+        measurements.write(FLAGS.output, title, {"method": "", **numbers}, rows)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ alike; what is printed are medians and ratios of medians. The first line compare
 training step by tfkd with that of `keras.Model.fit`. The floor is the student's training step by
 tfkd plus the teacher's inference on the same batch. A method that computes something else is
 compared with the sum of its parts too, each measured by itself (`PARTS`). `--method` takes ids as
-configs do, several separated by commas, or `all` losses; of ACN the step after the warm-up is
-`acn:warm_up=0`. With `--memory` each step is taken in a process of its own too, whose peak memory
-is printed: that of the GPU, or else what is resident.
+configs do, several separated by commas, of which `all` is every loss; of ACN the step after the
+warm-up is `acn:warm_up=0`. Losses that weigh several teachers get two, and a floor of both. With
+`--memory` each step is taken in a process of its own too, whose peak memory is printed: that of the
+GPU, or else what is resident. `--output` keeps the results as data, from which `tfkd studies`
+writes the page's table.
 """
 
+import functools
 import itertools
 import subprocess
 import sys
@@ -26,8 +29,8 @@ from absl import app, flags
 import tfkd
 from tfkd import config as tfkd_config
 from tfkd.errors import UsageError
-from tfkd.methods import needs_indices, needs_teacher, peers
-from tfkd.runs import assemble
+from tfkd.methods import needs_indices, needs_teacher, peers, weighs_teachers
+from tfkd.runs import assemble, measurements
 from tfkd.runs import measure as measures
 
 flags.DEFINE_string("method", "kd", "Methods, as in configs: kd, at, kd+at; or all.")
@@ -38,9 +41,23 @@ flags.DEFINE_integer("rounds", 30, "How often each step is measured.", 3)
 flags.DEFINE_integer("classes", 100, "Number of classes.", 2)
 flags.DEFINE_boolean("keras", True, "Whether to measure keras.distillation.Distiller too.")
 flags.DEFINE_boolean("memory", False, "Whether to measure the memory of each step, too.")
+flags.DEFINE_string(
+    "output", None, "JSON file for the results, such as docs/results/step-time.json."
+)
 flags.DEFINE_string("peak", None, "Prints the peak memory of this step alone; for --memory.")
 
 FLAGS = flags.FLAGS
+
+#: Of the table of results.
+COLUMNS = {
+    "step": "",
+    "ms": ".1f",
+    "10 %": ".1f",
+    "90 %": ".1f",
+    "images/s": ".0f",
+    "over its floor": ".3f",
+    "peak memory, MiB": ".0f",
+}
 
 
 def compiled(model):
@@ -289,9 +306,9 @@ def peak_memory(name):
 def main(arguments):
     """Measures and prints."""
     del arguments
-    methods = FLAGS.method.split(",")
-    if methods == ["all"]:
-        methods = list(tfkd.losses.available())
+    methods = []
+    for name in FLAGS.method.split(","):
+        methods += tfkd.losses.available() if name == "all" else [name]
     shape = (32, 32, 3)
 
     def create(name):
@@ -307,6 +324,11 @@ def main(arguments):
     indexed = tf.data.Dataset.from_tensors((images, {"label": labels, "index": index})).repeat()
     source = types.SimpleNamespace(train_labels=lambda: all_labels, mean=0.0, std=1.0)
     teacher = create(FLAGS.teacher)
+
+    @functools.cache
+    def two_teachers():
+        return tfkd.models.ensemble([teacher, create(FLAGS.teacher)])
+
     makers = {
         "keras step": lambda: training_step(compiled(create(FLAGS.student)), data),
         "student step": lambda: training_step(
@@ -314,7 +336,7 @@ def main(arguments):
         ),
         "teacher inference": lambda: inference(teacher, images),
     }
-    taught, parts_of = [], {}
+    taught, parts_of = {}, {}
     for method in methods:
         settings = tfkd_config.default_config(method, FLAGS.teacher, FLAGS.student)
 
@@ -322,10 +344,13 @@ def main(arguments):
             settings = settings.copy_and_resolve_references()
             settings.method.arguments.update(arguments)
             others = [create(name) for name in peers(settings)]
-            return assemble.make_distiller(settings, source, create(FLAGS.student), teacher, others)
+            teachers = two_teachers() if weighs_teachers(settings) else teacher
+            return assemble.make_distiller(
+                settings, source, create(FLAGS.student), teachers, others
+            )
 
         if needs_teacher(settings.method):
-            taught.append(method)
+            taught[method] = 2 if weighs_teachers(settings) else 1
         batches = indexed if needs_indices(settings) else data
         makers[method] = lambda make=make, batches=batches: training_step(compiled(make()), batches)
         if settings.method.distiller in PARTS:
@@ -359,10 +384,14 @@ def main(arguments):
 
     seconds = measure(steps, FLAGS.rounds)
     medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    floor = medians["student step"] + medians["teacher inference"]
+    floors = {
+        method: medians["student step"] + teachers * medians["teacher inference"]
+        for method, teachers in {**taught, "keras.distillation": 1}.items()
+        if method in medians
+    }
     over_keras = medians["student step"] / medians["keras step"]
     print(f"training step over Keras: {over_keras:.3f}")
-    for method in [*taught, *(["keras.distillation"] if FLAGS.keras else [])]:
+    for method, floor in floors.items():
         print(f"{method}: step over floor {medians[method] / floor:.3f}")
     if "kd" in methods:
         ratio = medians["kd cached"] / medians["student step"]
@@ -371,19 +400,31 @@ def main(arguments):
     for method, (distiller, parts, ratio) in expected.items():
         typical, word = (means, "mean") if distiller in DRAWN else (medians, "median")
         alone = {part: typical[f"{method}: {part}"] for part in parts}
-        found = ratio(typical[method], alone, floor)
+        found = ratio(typical[method], alone, floors.get(method))
         print(f"{method}: {word} step over its parts measured alone {found:.3f}")
     print(
         f"\n{FLAGS.teacher} -> {FLAGS.student}, batch {FLAGS.batch_size}, "
         f"{FLAGS.rounds} rounds, milliseconds:"
     )
+    rows = []
     for name, values in seconds.items():
         low, middle, high = np.percentile(values, [10, 50, 90]) * 1000
+        memory = peak_memory(name) if FLAGS.memory and name in makers else None
         line = f"{name:20s} median {middle:8.1f}   10..90 % {low:8.1f} .. {high:8.1f}"
         line += f"   {FLAGS.batch_size / medians[name]:8.0f} images/s"
-        if FLAGS.memory and name in makers:
-            line += f"   {peak_memory(name):8.0f} MiB"
+        if memory is not None:
+            line += f"   {memory:8.0f} MiB"
         print(line, flush=True)
+        if name in makers:
+            over = medians[name] / floors[name] if name in floors else None
+            numbers = [middle, low, high, FLAGS.batch_size / medians[name], over, memory]
+            rows.append([name, *(number and round(number, 4) for number in numbers)])
+    if FLAGS.output:
+        title = (
+            f"{FLAGS.teacher} teaches {FLAGS.student}, {FLAGS.batch_size} images of 32x32 a step, "
+            f"{FLAGS.rounds} rounds: median, 10th and 90th percentile"
+        )
+        measurements.write(FLAGS.output, title, COLUMNS, rows)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,20 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 #: Pages whose Python is run with the fast tests; that of the others takes minutes in sum.
 FAST = ("README.md",)
 
+#: Where losses distil by default, in the words of their page.
+PLACES = {
+    "logits": "logits",
+    "teachers": "logits of all teachers",
+    "pooled": "pooled vector",
+    "last_map": "last map",
+    "before_pooling": "map before pooling",
+    "hint": "second stage",
+    "stages": "all stages",
+    "before_relu": "all stages, before their last ReLU",
+    "after_relu+pooled": "all stages and the pooled vector",
+    "last_two_maps+pooled+logits": "last two maps, pooled vector, logits",
+}
+
 
 def blocks(name, language):
     return [body for kind, body in BLOCK.findall(TEXTS[name]) if kind == language]
@@ -69,6 +83,8 @@ def module_and_flags(words):
     program, *rest = words
     if program == "make":
         return None, rest
+    if rest[0].endswith(".py"):
+        return rest[0], rest[1:]
     if program == "tfkd":
         return f"tfkd.{rest[0]}", rest[1:]
     module, arguments = rest[1], rest[2:]
@@ -165,6 +181,51 @@ def _of_tuning(page, _):
     assert pathlib.Path("search/trial_0/student.keras").exists()
 
 
+def test_the_page_of_losses_tells_where_each_distils():
+    for name in tfkd.losses.available():
+        place = PLACES[tfkd.losses.get(name).spots]
+        (row,) = [
+            line for line in TEXTS["losses.md"].splitlines() if line.startswith(f"| {place} |")
+        ]
+        assert f"`{name}`" in row, name
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_short(name):
+    written = re.sub("<!-- study .*?<!-- end of study", "", TEXTS[name], flags=re.DOTALL)
+    assert len(re.findall(r"\S*\w\S*", written)) < 1500, "Split it."
+    if name == "README.md":
+        assert len(TEXTS[name].splitlines()) <= 150
+
+
+NAVIGATION = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+METHOD_PAGES = re.findall(r"(\w+\.md)", NAVIGATION.split("- Methods:")[1].split("- Results:")[0])
+
+
+def test_the_site_shows_every_page():
+    assert set(re.findall(r": (\w+\.md)", NAVIGATION)) == PAGES.keys() - {"README.md"}
+
+
+@pytest.mark.parametrize("name", METHOD_PAGES)
+def test_a_page_of_a_method_has_the_form_of_all(name):
+    """Idea and picture come first."""
+    head, *_ = TEXTS[name].partition("\n## ")
+    assert "```mermaid" in head
+    headings = re.findall(r"^## (.+)$", BLOCK.sub("", TEXTS[name]), flags=re.MULTILINE)
+    form = ["Equations", "Use", "Options", "Results", "Cost", "Deviations", "References"]
+    assert [one for one in headings if one in form] == form
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_lists_follow_an_empty_line(name):
+    """The site would show another as a part of the paragraph before it."""
+    item = re.compile(r"(- |\d+\. )")
+    for paragraph in re.split(r"\n\s*\n", BLOCK.sub("", TEXTS[name])):
+        first, *others = paragraph.strip("\n").splitlines() or [""]
+        if not item.match(first) and not first.startswith("<!--"):
+            assert not any(map(item.match, others)), f"{name}: {paragraph}"
+
+
 def test_the_page_of_iakd_tells_every_option_and_its_default():
     for name, parameter in list(inspect.signature(tfkd.IAKD).parameters.items())[2:-2]:
         default = str(parameter.default).replace("'", '"')
@@ -183,6 +244,11 @@ def test_commands_are_taken(words, monkeypatch):
     arguments = [re.sub("=runs/.*best_config.json", "=configs/digits.py", one) for one in arguments]
     if module is None:
         assert f"\n{arguments[0]}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+        return
+    if module.endswith(".py"):
+        # A benchmark, whose flags would stay defined in this process.
+        known = re.findall(r'flags\.DEFINE_\w+\(\s*"(\w+)"', (ROOT / module).read_text("utf-8"))
+        assert {argument.lstrip("-").partition("=")[0] for argument in arguments} <= set(known)
         return
     importlib.import_module(module)
     if module in TRAINS or module == "tfkd.tune":

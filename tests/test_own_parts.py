@@ -27,11 +27,10 @@ def get_config(arguments=""):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["kd+cosine", "trusted"])
-def test_runs_of_readmes_loss_and_method_are_evaluated_exported_and_reported(tmp_path, method):
+def test_runs_of_the_pages_loss_and_method_are_evaluated_exported_and_reported(tmp_path, method):
     """The commands after training know nothing of the module that defines them."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    start = text.index("## Your own loss or method")
-    loss, method_class, *_ = re.findall(r"```python\n(.*?)```", text[start:], re.DOTALL)
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    loss, method_class, *_ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "mine.py").write_text(loss + method_class)
     (tmp_path / "my_config.py").write_text(CONFIG)
     environment = {

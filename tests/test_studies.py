@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from tfkd.errors import UsageError
-from tfkd.runs import studies
+from tfkd.runs import measurements, studies
 
 ROOT = pathlib.Path(__file__).parents[1]
 STUDIES = sorted((ROOT / "docs" / "results").glob("*.json"))
@@ -79,7 +79,24 @@ def test_a_study_is_read_as_it_was_written_one_run_per_line(study, tmp_path):
     assert studies.render(studies.read(path)) == "No run yet.\n"
 
 
-@pytest.mark.parametrize("text", [None, "{", "{}", "[]"])
+def test_what_a_benchmark_measured_is_read_and_shown_like_a_study(tmp_path):
+    path, page = tmp_path / "steps.json", tmp_path / "page.md"
+    columns = {"step": "", "ms": ".1f", "MiB": ".0f"}
+    measurements.write(path, "Two steps", columns, [["kd", 2.04, None], ["at", 30, 12.6]])
+    steps = studies.read(path)
+    assert (steps["name"], studies.students(steps)) == ("steps", [])
+    assert {"command", "commit", "machine"} < steps.keys() and "keras" in steps["versions"]
+    page.write_text("<!-- study steps -->\n<!-- end of study steps -->\n")
+    assert studies.write_pages([page], steps) == [page]
+    mark, head, blank, *table, end = page.read_text().splitlines()
+    assert head.startswith("Two steps (`python ") and blank == ""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert rows[2:] == [["`kd`", "2.0", ""], ["`at`", "30.0", "13"]]
+    with pytest.raises(UsageError, match="steps is no study but a benchmark"):
+        studies.add(steps, tmp_path, "abc")
+
+
+@pytest.mark.parametrize("text", [None, "{", "{}", "[]", '{"name": 1, "title": 2, "rows": []}'])
 def test_what_is_no_study_is_told_in_a_line(tmp_path, text):
     path = tmp_path / "study.json"
     if text is not None:

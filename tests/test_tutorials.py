@@ -11,11 +11,11 @@ from commands import REPOSITORY, ROOT
 import tfkd
 
 NOTEBOOKS = sorted((ROOT / "colab").glob("*.ipynb"))
-BADGE = (
-    "[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
-    "(https://colab.research.google.com/github/"
-    f"{REPOSITORY.removeprefix('https://github.com/')}/blob/main/{{path}})"
+COLAB = (
+    "https://colab.research.google.com/github/"
+    f"{REPOSITORY.removeprefix('https://github.com/')}/blob/main/{{path}}"
 )
+BADGE = f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({COLAB})"
 INSTALL = f"""\
 try:
     import tfkd
@@ -92,11 +92,11 @@ def test_the_links_of_a_notebook_lead_somewhere(path):
         assert (ROOT / link).exists(), link
 
 
-def test_the_readme_shows_all_of_them():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_a_page_shows_all_of_them():
+    page = (ROOT / "docs" / "tutorials.md").read_text(encoding="utf-8")
     for path in NOTEBOOKS:
-        assert BADGE.format(path=f"colab/{path.name}") in readme
-        assert f"(colab/{path.name})" in readme
+        assert f"[open in Colab]({COLAB.format(path=f'colab/{path.name}')})" in page
+        assert f"({REPOSITORY}/blob/main/colab/{path.name})" in page
 
 
 @pytest.mark.slow

@@ -1,14 +1,13 @@
 """The config of a run, and helpers for the files in `configs/`."""
 
 import importlib
-import json
 import math
 import pathlib
 import re
 
 from ml_collections import ConfigDict, config_dict
 
-from tfkd import optimizers, runtime
+from tfkd import files, optimizers, runtime
 from tfkd.errors import UsageError, check_one_of, unknown
 from tfkd.methods import (
     ALONE,
@@ -261,11 +260,15 @@ def from_json(path):
     """
     path = pathlib.Path(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = files.read_json(path)
         values = found.get("config", found)
         method, student, teacher = values["method"]["name"], values["student"], values["teacher"]
         teacher = teacher.get("path") or teacher.get("model", "")
         student = student["model"]
+        imports = found.get("imports", [])
+        named = [method, student, teacher, *imports]
+        if not isinstance(imports, list) or not all(isinstance(name, str) for name in named):
+            raise TypeError("names that are no text")
     except OSError as error:
         raise UsageError(f"Config {path} cannot be read: {error.strerror}.") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -274,7 +277,7 @@ def from_json(path):
             "best_config.json of a search."
         ) from error
     remedy = f"import it in a Python config that returns tfkd.config.from_json({str(path)!r})"
-    for module in found.get("imports", ()):
+    for module in imports:
         try:
             importlib.import_module(module)
         except ImportError as error:
@@ -290,12 +293,11 @@ def from_json(path):
         values["teacher"]["path"] = str(beside)
     try:
         config = default_config(method, teacher, student, values.get("settings"))
+        config.update(values)
     except UsageError as error:
         raise UsageError(f"{path}: {error} If a module of yours defines it, {remedy}.") from error
-    try:
-        config.update(values)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{path}: {error}") from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
     return config
 
 

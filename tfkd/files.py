@@ -1,10 +1,13 @@
 """Atomic writes: a path always holds the old file or the new one."""
 
 import errno
+import json
 import os
 import pathlib
 import re
 import shutil
+
+import numpy as np
 
 from tfkd.errors import UsageError
 
@@ -115,6 +118,44 @@ def _lives(process):
         # It belongs to another user.
         return True
     return True
+
+
+def read_json(path):
+    """Returns what a JSON file holds.
+
+    Args:
+        path: Path of the file.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is not JSON in UTF-8, or nested deeper than Python reads.
+    """
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply") from error
+
+
+def read_arrays(path):
+    """Returns the arrays of an `.npz` file, `{name: array}`; objects in it are not unpickled.
+
+    Args:
+        path: Path of the file.
+
+    Raises:
+        ValueError: If it is damaged, or holds something else. The checksum of each is read.
+    """
+    try:
+        with np.load(path) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        other = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+        if other:
+            raise ValueError(f"{other[0]} is no array")
+    except Exception as error:
+        # The readers of zip files and arrays raise many kinds of exceptions.
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(reason) from error
+    return arrays
 
 
 def write_text(path, text):

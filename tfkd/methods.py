@@ -199,10 +199,18 @@ TEACHER_IMAGES = (
 
 def needs_indices(config):
     """Whether a loss of the config must know which training example a sample is."""
+    return any(loss.needs_indices for loss in _losses_of(config))
+
+
+def weighs_teachers(config):
+    """Whether a loss of the config weighs several teachers."""
+    return any("teachers" in str(loss.teacher_spots or loss.spots) for loss in _losses_of(config))
+
+
+def _losses_of(config):
     # A user's own loss is not known where a finished run is read, which trains nothing.
     known = losses.available()
-    chosen = [known[identifier] for identifier in config.method.losses if identifier in known]
-    return any(loss.needs_indices for loss in chosen)
+    return [known[identifier] for identifier in config.method.losses if identifier in known]
 
 
 def needs_teacher(method):

@@ -223,5 +223,5 @@ def test_damaged_files_are_named(tmp_path):
     source = Source("tiny", tmp_path)
     record = next((tmp_path / "tiny" / "1.0.0").glob("*train.tfrecord*"))
     record.write_bytes(record.read_bytes()[:-20])
-    with pytest.raises(UsageError, match=f"'tiny' in {tmp_path}.* cannot be read.*delete"):
+    with pytest.raises(UsageError, match=f"data set in {tmp_path}.* cannot be read.*delete"):
         source.into_memory("train", 0, 30)

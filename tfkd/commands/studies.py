@@ -5,18 +5,19 @@
 adds the finished runs of a comparison (or, of a directory of `tfkd.train`, a teacher) to the study,
 draws a picture of each student beside it, and writes the tables into the Markdown files of
 `--pages` between `<!-- study NAME -->` and `<!-- end of study NAME -->`. Without `--workdir` it
-writes tables and pictures again.
+writes tables and pictures again, of studies and of what benchmarks have measured:
+
+    python -m tfkd.studies docs/results/*.json
 """
 
 import functools
 import pathlib
-import subprocess
 
 from absl import flags
 
 from tfkd import command_line, files
 from tfkd.errors import UsageError
-from tfkd.runs import studies
+from tfkd.runs import measurements, studies
 
 
 def _define_flags():
@@ -59,11 +60,10 @@ def _markdown(path):
 
 
 def _commit():
-    try:
-        git = ["git", "rev-parse", "--short", "HEAD"]
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise UsageError("--commit is missing: this directory is no Git repository.") from error
+    commit = measurements.commit()
+    if commit is None:
+        raise UsageError("--commit is missing: this directory is no Git repository.")
+    return commit
 
 
 if __name__ == "__main__":

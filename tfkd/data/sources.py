@@ -298,11 +298,7 @@ class Source:
                 raise usage_error from None
             if VARYING in str(error):
                 raise UsageError(f"Data set {self.name!r}: {VARYING}") from None
-            raise UsageError(
-                f"Data set {self.name!r} in {self._reader.directory} cannot be read: "
-                f"{_describe(error)} If its files are damaged, delete that directory to have it "
-                "prepared anew."
-            ) from error
+            raise _unreadable(self._reader.directory, error) from error
 
 
 class _Prepared:
@@ -339,11 +335,15 @@ class _Prepared:
         return np.fromiter(labels.as_numpy_iterator(), np.int32, stop - start)
 
     def references(self, split, start, stop):
-        dataset = self._builder.as_dataset(
-            split=f"{split}[{start}:{stop}]",
-            decoders={"image": tfds.decode.SkipDecoding()},
-            read_config=tfds.ReadConfig(try_autocache=False, skip_prefetch=True),
-        )
+        try:
+            dataset = self._builder.as_dataset(
+                split=f"{split}[{start}:{stop}]",
+                decoders={"image": tfds.decode.SkipDecoding()},
+                read_config=tfds.ReadConfig(try_autocache=False, skip_prefetch=True),
+            )
+        except Exception as error:
+            # Of what its dataset_info.json says of splits and files.
+            raise _unreadable(self.directory, error) from error
         return dataset.map(lambda example: {name: example[name] for name in ("image", "label")})
 
     def reference_bytes(self, split):
@@ -415,11 +415,13 @@ def _find(name, data_dir):
         others = ["any other image classification data set of TFDS", "a path"]
         known = [*available(), *_REGISTERED, *others]
         raise unknown("data set", text, known) from None
-    except (AssertionError, ImportError, ValueError) as error:
+    except UsageError:
+        raise
+    except Exception as error:
         if os.path.isdir(text):
             return _find_folder(pathlib.Path(text))
-        # So TFDS answers a version or configuration that does not exist, or a malformed name.
-        # It puts the arguments in front of the reason.
+        # TFDS answers so where a version or configuration does not exist, or a name is malformed,
+        # and where prepared files are damaged. It puts the arguments in front of the reason.
         reason = _short(str(error).rpartition('}": ')[-1])
         raise UsageError(f"Data set {text!r} cannot be opened: {reason}") from None
 
@@ -430,8 +432,25 @@ def _find_folder(path):
         raise UsageError(f"There is no directory {str(path)!r} to read a data set from.")
     if (path / "dataset_info.json").exists():
         _check_features(path)
-        return tfds.builder_from_directory(path)
+        return _open(path)
     return path
+
+
+def _open(directory):
+    """Returns the builder of a prepared data set; a `UsageError` says that it is damaged."""
+    try:
+        return tfds.builder_from_directory(directory)
+    except Exception as error:
+        # The readers of its JSON, and the features made of it, raise many kinds of exceptions.
+        raise _unreadable(directory, error) from error
+
+
+def _unreadable(directory, error):
+    """Returns a `UsageError` that says why a prepared data set cannot be read."""
+    return UsageError(
+        f"The data set in {directory} cannot be read: {_describe(error)} If its files are "
+        "damaged, delete that directory to have it prepared anew."
+    )
 
 
 def _check_features(folder):
@@ -479,7 +498,7 @@ def _prepare(builder):
     """
     if builder.is_prepared():
         # A builder made before that does not know which files it can read.
-        return builder if builder.info.splits else tfds.builder_from_directory(builder.data_dir)
+        return builder if builder.info.splits else _open(builder.data_dir)
     # TFDS prepares in a temporary directory beside the final one and renames it at the end. It
     # takes that directory's name from the global generator, and two processes that were given the
     # same seed would write into one.
@@ -492,7 +511,7 @@ def _prepare(builder):
     except Exception as error:
         # If another process was faster, the rename fails, and its result is equal.
         if builder.is_prepared():
-            return tfds.builder_from_directory(builder.data_dir)
+            return _open(builder.data_dir)
         _remove_empty(builder.data_path.parent, builder.data_dir_root)
         raise UsageError(
             f"Data set {builder.name!r} is not prepared in {builder.data_dir_root} and could not "

@@ -2,8 +2,6 @@
 
 import hashlib
 import pathlib
-import zipfile
-import zlib
 
 import numpy as np
 import tensorflow as tf
@@ -94,11 +92,13 @@ def _arrays(outputs):
             loaded = np.load(outputs)
             if isinstance(loaded, np.ndarray):
                 return {taps.LOGITS: loaded}
-            with loaded:
-                return dict(loaded)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            loaded.close()
+            return files.read_arrays(outputs)
+        except Exception as error:
+            # The reader of arrays raises many kinds of exceptions.
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UsageError(
-                f"Teacher outputs {outputs} cannot be read as an .npz file of arrays ({error})."
+                f"Teacher outputs {outputs} cannot be read as an .npz file of arrays ({reason})."
             ) from error
     if not isinstance(outputs, dict):
         outputs = {taps.LOGITS: outputs}
@@ -194,7 +194,7 @@ def compute(teacher, names, views, examples, path, dtype, limit, prepare, labels
             arrays[name].shape == shape and arrays[name].dtype == dtype
             for name, shape in shapes.items()
         )
-    except (OSError, ValueError):
+    except Exception:  # Damaged files fail in many ways.
         right = False
     if not right:
         raise UsageError(f"{folder} is damaged: remove it, and the same call writes it again.")

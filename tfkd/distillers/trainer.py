@@ -392,7 +392,7 @@ class Trainer(keras.Model):
         student that was saved is then `distiller.student`.
 
         Raises:
-            UsageError: If the file holds the weights of something else.
+            UsageError: If the file holds the weights of something else, or cannot be read.
         """
         self.ensure_built()
         if self.compiled:
@@ -400,9 +400,11 @@ class Trainer(keras.Model):
             self.build_optimizers()
         try:
             super().load_weights(filepath, **kwargs)
-        except ValueError as error:
+        except Exception as error:
             if "could not be loaded" not in str(error):
-                raise
+                # Keras passes on the exceptions of the archive, HDF5 and JSON readers.
+                reason = " ".join(str(error).split())[:200] or type(error).__name__
+                raise UsageError(f"{filepath} cannot be read as weights ({reason}).") from error
             raise UsageError(
                 f"{filepath} holds no weights of a {type(self).__name__} of these models and "
                 "losses: make the distiller as the one that saved it; weights that a student saved "

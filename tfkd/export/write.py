@@ -207,7 +207,7 @@ def _read_report(path):
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return files.read_json(path)
     except ValueError as error:
         raise UsageError(f"{path} is damaged: remove it.") from error
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import zipfile
 
 import numpy as np
 from sklearn.metrics import confusion_matrix
@@ -144,12 +143,14 @@ class Predictions:
 def _read(path, digest):
     """Returns the predictions of a model, or None where the file is not of it or not whole."""
     try:
-        with np.load(path) as archive:
-            if str(archive["model"]) == digest:
-                return {name: archive[name] for name in ("predicted", "labels")}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        pass
-    return None
+        arrays = files.read_arrays(path)
+        if str(arrays["model"]) != digest:
+            return None
+        kept = {name: arrays[name] for name in ("predicted", "labels")}
+    except (KeyError, ValueError):  # What a damaged file held is computed again.
+        return None
+    whole = all(one.ndim == 1 and one.dtype.kind in "iu" for one in kept.values())
+    return kept if whole and len(kept["predicted"]) == len(kept["labels"]) else None
 
 
 def changes(before, after, labels, num_classes):

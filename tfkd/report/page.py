@@ -8,7 +8,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from tfkd import describe, export
+from tfkd import describe, export, files
 from tfkd.config import default_config, flatten
 from tfkd.errors import UsageError
 from tfkd.methods import ALONE, method_config
@@ -223,7 +223,7 @@ def _export(run):
     if not path.exists():
         return None
     try:
-        exported = json.loads(path.read_text(encoding="utf-8"))
+        exported = files.read_json(path)
         rows = {
             f"{model}, {name}": found
             for model, formats in exported.items()

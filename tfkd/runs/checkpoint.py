@@ -13,8 +13,8 @@ import re
 
 import numpy as np
 
+from tfkd import files
 from tfkd.errors import UsageError
-from tfkd.files import write
 
 
 def variables_of(distiller):
@@ -85,7 +85,7 @@ def save(path, distiller, state, extra=None, run="", pairs=None):
     arrays |= {f"extra/{name}": array for name, array in (extra or {}).items()}
     header = {"run": run, "state": state, "names": [variable.path for variable, _ in pairs]}
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    write(path, lambda temporary: np.savez(temporary, **arrays), keep=previous(path))
+    files.write(path, lambda temporary: np.savez(temporary, **arrays), keep=previous(path))
 
 
 @dataclasses.dataclass
@@ -204,14 +204,13 @@ def _load(path, variables, run):
         UsageError: If it is damaged, or of other variables or another run.
     """
     try:
-        with np.load(path) as archive:
-            # Reading each member checks its checksum.
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = files.read_arrays(path)
         header = json.loads(arrays.pop("header").tobytes())
         stored = [arrays.pop(f"variable/{i}") for i in range(len(header["names"]))]
-        state, found = header["state"], header["run"]
-    except Exception as error:
-        # The readers of zip files, arrays and JSON raise many kinds of exceptions.
+        state, found = dict(header["state"]), header["run"]
+        if not all(isinstance(name, str) for name in header["names"]):
+            raise ValueError("names that are no text")
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise UsageError(f"Checkpoint {path} is damaged ({reason})") from error
     difference = _difference(header["names"], stored, variables)

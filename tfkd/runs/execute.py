@@ -53,7 +53,7 @@ def run(config, workdir, command=None):
     if finished.exists():
         say(f"{workdir} holds this run, complete.")
         try:
-            return json.loads(finished.read_text(encoding="utf-8"))
+            return files.read_json(finished)
         except ValueError as error:
             raise UsageError(
                 f"{finished} is damaged: remove it, and the same command writes it again."

@@ -6,7 +6,7 @@ import zlib
 
 import keras
 
-from tfkd import runtime
+from tfkd import files, runtime
 from tfkd.config import default_config, flatten
 from tfkd.errors import UsageError
 from tfkd.methods import ALONE
@@ -55,10 +55,10 @@ def check_same_config(config, workdir):
             )
         return
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        there = flatten(files.read_json(path))
+    except (AttributeError, ValueError) as error:
         raise UsageError(f"{path} is damaged: restore it, or choose another --workdir.") from error
-    there, here = flatten(stored), flatten(json.loads(as_json(config)))
+    here = flatten(json.loads(as_json(config)))
     # Options that tfkd has got since, and that both leave alone.
     defaults = flatten(json.loads(as_json(default_config(ALONE, "", ""))))
     here = {key: here[key] for key in here if key in there or here[key] != defaults.get(key)}

@@ -4,7 +4,8 @@ A study is a JSON file: `{"name", "title", "baselines": [method, ...], "teachers
 "runs": [entry, ...]}`. An entry is a finished run: `student`, `method`, `seed`, `test_accuracy` and
 `validation_accuracy` of the last epoch (of classifiers that teach each other the mean),
 `best_epoch` by validation accuracy, `epochs`, `seconds`, `images_per_second` of training,
-`command`, `commit` and `versions`.
+`command`, `commit` and `versions`. What a benchmark has measured is read and shown like a study;
+`tfkd.runs.measurements` has its form.
 """
 
 import json
@@ -16,7 +17,7 @@ import numpy as np
 from tfkd import files, plots, tables
 from tfkd.errors import UsageError
 from tfkd.methods import split_at_commas
-from tfkd.runs import results
+from tfkd.runs import measurements, results
 from tfkd.runs.comparison import folder_of
 from tfkd.runs.work_directory import WorkDirectory
 
@@ -24,18 +25,22 @@ _KEY = ("student", "method", "seed", "commit")
 
 
 def read(path):
-    """Returns a study.
+    """Returns a study, or what a benchmark has measured.
 
     Raises:
-        UsageError: If there is no such file, or it holds no study.
+        UsageError: If there is no such file, or it holds neither.
     """
     path = pathlib.Path(path)
     if not path.exists():
         raise UsageError(f"There is no study {path}.")
     try:
-        study = json.loads(path.read_text(encoding="utf-8"))
-        study["name"], study["title"], study["baselines"], study["teachers"], study["runs"]
-    except (KeyError, TypeError, ValueError) as error:
+        study = files.read_json(path)
+        study["name"], study["title"]
+        if "rows" not in study:
+            study["baselines"], study["runs"]
+        # What it lacks else, or has of another kind, cannot be shown.
+        render(study)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"{path} is no study: it needs to be JSON with name, title, baselines, teachers and "
             "runs."
@@ -116,6 +121,8 @@ def add(study, workdir, commit, speeds=True):
         UsageError: If the directory holds no finished run.
     """
     workdir = pathlib.Path(workdir)
+    if "rows" in study:
+        raise UsageError(f"{study['name']} is no study but a benchmark, to which no run belongs.")
     if (workdir / "summary.json").exists():
         return _merge(study["teachers"], [entry(WorkDirectory(workdir), "alone", commit, speeds)])
     found = []
@@ -149,8 +156,8 @@ def of_student(study, student):
 
 
 def students(study):
-    """Returns the students of a study."""
-    return sorted({run["student"] for run in study["runs"]})
+    """Returns the students of a study; of a benchmark, none."""
+    return sorted({run["student"] for run in study.get("runs", ())})
 
 
 def paired(accuracies, baseline):
@@ -195,6 +202,8 @@ def _percent(mean, spread, sign=False):
 
 def render(study):
     """Returns all tables of a study as Markdown: teachers, then the methods of each student."""
+    if "rows" in study:
+        return measurements.render(study)
     teachers = ", ".join(
         f"{one['student']} {100 * one['test_accuracy']:.2f} % ({one['epochs']} epochs, seed "
         f"{one['seed']})"

@@ -1,7 +1,6 @@
 """Reads a finished run's artifacts."""
 
 import csv
-import json
 import pathlib
 import zipfile
 
@@ -104,9 +103,12 @@ class WorkDirectory:
                 "not ended; the command that began it goes on."
             )
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            found = files.read_json(path)
+            if not isinstance(found, dict):
+                raise ValueError(f"{path} holds no dictionary")
         except ValueError as error:
             raise UsageError(f"{path} is damaged: remove it, and run the run's command.") from error
+        return found
 
 
 def history(path):
@@ -157,12 +159,15 @@ def check_class_names(workdir, data):
         data: A `tfkd.data.Data`.
 
     Raises:
-        UsageError: If `class_names.txt` is there and has others.
+        UsageError: If `class_names.txt` is there and has others, or is damaged.
     """
     path = pathlib.Path(workdir) / "class_names.txt"
     if not path.exists():
         return
-    there = tuple(path.read_text(encoding="utf-8").split("\n")[:-1])
+    try:
+        there = tuple(path.read_text(encoding="utf-8").split("\n")[:-1])
+    except ValueError as error:
+        raise UsageError(f"{path} is damaged: restore it, or choose another --workdir.") from error
     if there != tuple(data.class_names):
         changed = sorted(set(there) ^ set(data.class_names)) or ["their order"]
         raise UsageError(

@@ -61,7 +61,10 @@ def create(
             project_name=folder.name,
             executions_per_trial=executions_per_trial,
         )
-    except (json.JSONDecodeError, KeyError, FileNotFoundError) as error:
+    except (
+        *(json.JSONDecodeError, UnicodeDecodeError, RecursionError),
+        *(AttributeError, KeyError, TypeError, FileNotFoundError),
+    ) as error:
         raise UsageError(
             f"{folder} holds a search that cannot be resumed ({' '.join(str(error).split())}): "
             "restore its .json files, or remove it to search anew."
