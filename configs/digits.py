@@ -14,7 +14,7 @@ from tfkd import config as tfkd_config
 # normalised map, so that on maps with a 16th of the positions a difference counts 16 times in its
 # square (at), or 4 times (ft): with 1000 and 200 the students end at 45 % and 72 %.
 # The learning rate falls along a cosine here, without drops at which iakd would review.
-# A run of 10 epochs leaves no time for a ramp of 10 (ackd).
+# A run of 10 epochs leaves no time for a ramp of 10 (ackd) or 80 (one, okddip, pcl).
 SETTINGS = {
     "at": {"weight": 1000 / 16},
     "ft": {"weight": 200 / 4},
@@ -22,6 +22,7 @@ SETTINGS = {
     # The values for CIFAR-100; not tuned here.
     **tfkd_config.SPOT_ADAPTIVE_STUDY,
     "iakd": {"milestones": (0.5, 0.75)},
+    **tfkd_config.branches_ramp(epochs=10),
     **tfkd_config.SMALL_ADVERSARY,
 }
 

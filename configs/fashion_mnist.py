@@ -9,7 +9,11 @@ Result: not run in full here; docs/results.md has small runs.
 from tfkd import config as tfkd_config
 
 # The first are the values for CIFAR-100; not tuned here.
-SETTINGS = {**tfkd_config.SPOT_ADAPTIVE_STUDY, **tfkd_config.SMALL_ADVERSARY}
+SETTINGS = {
+    **tfkd_config.SPOT_ADAPTIVE_STUDY,
+    **tfkd_config.SMALL_ADVERSARY,
+    **tfkd_config.branches_ramp(epochs=30),
+}
 
 
 def get_config(arguments=""):

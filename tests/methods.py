@@ -67,6 +67,11 @@ METHODS = {
     "iakd, per sample": lambda *models: tfkd.IAKD(*models, sampling="sample"),
     "teacher_free": lambda student, _: tfkd.TeacherFree(student, multiplier=5.0),
     "mutual": lambda *models: tfkd.MutualDistiller(models, temperature=2.0),
+    "kdcl": lambda *models: tfkd.KDCL(models),
+    "kdcl, linear": lambda *models: tfkd.KDCL(models, targets="linear"),
+    "one": lambda student, _: tfkd.ONE(student, branches=2, ramp=0),
+    "okddip": lambda student, _: tfkd.OKDDip(student, branches=3, ramp=0, reduction=2),
+    "pcl": lambda student, _: tfkd.PCL(student, branches=2, ramp=0),
     "acn": lambda *models: tfkd.ACN(
         models, **SMALL_GAN, divergent_mean="accepted", generator_clip_norm=0.2
     ),
@@ -81,6 +86,8 @@ LOSSES = {
     )
     for group in dict.fromkeys(row.group for row in loss_samples.LOSSES.values())
 } | {"prepared losses": by_losses("ft", "ab", prepared=True)}
+#: What the names of the methods of several students begin with.
+OF_STUDENTS = ("mutual", "kdcl", "acn")
 #: One variant of each method.
 PLAIN = [name for name in METHODS if "," not in name]
 

@@ -12,6 +12,7 @@ from tfkd.schedules import (
     Constant,
     Cosine,
     CurriculumTemperature,
+    GaussianWarmUp,
     LinearRestarts,
     LinearWarmUp,
     OfKeras,
@@ -26,6 +27,10 @@ BY_HAND = {
     "cosine": (
         Cosine(8, 2, epochs=4),
         {0: 8, 1: 5 + 3 / 2**0.5, 2: 5, 3: 5 - 3 / 2**0.5, 4: 2, 9: 2},
+    ),
+    "gaussian": (
+        GaussianWarmUp(0, 2, epochs=4),
+        {0: 2 * np.exp(-5), 1: 2 * np.exp(-45 / 16), 2: 2 * np.exp(-5 / 4), 4: 2, 9: 2},
     ),
     "restarts": (
         LinearRestarts(0.5, 1.0, milestones=(4, 6), epochs=10),

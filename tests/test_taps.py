@@ -128,6 +128,54 @@ def test_segments_that_cannot_be_cut_say_why():
         taps.segment(model, inside_a_branch, "stage2")
 
 
+@pytest.mark.parametrize("seed", [0, None])
+def test_copies_differ_from_the_model_and_each_other_and_leave_it_as_it_is(seed):
+    keras.utils.set_random_seed(0)
+    model = models.create("resnet8", 5, (8, 8, 3), seed=seed)
+    config, before = model.get_config(), tiny.values(model.variables)
+    rest = taps.segment(model, "stage2")
+    found = taps.copies(model, "stage2", 2, taps=["pooled"])
+    again = taps.copies(model, "stage2", 2, taps=["pooled"])
+    assert [copy.name for copy in found] == ["branch2", "branch3"]
+    features = np.random.default_rng(0).normal(size=rest.input.shape[1:])[None].astype("float32")
+    outputs = [copy(features) for copy in found]
+    assert [list(one) for one in outputs] == [["pooled", "logits"]] * 2
+    kernels = [one.get_weights()[0] for one in (rest, *found)]
+    assert len({kernel.tobytes() for kernel in kernels}) == 3
+    spreads = [kernel.std() for kernel in kernels]
+    np.testing.assert_allclose(spreads, spreads[0], rtol=0.1)
+    for one, other in zip(found, again):
+        assert one.count_params() == rest.count_params()
+        # Without a seed of its own a layer draws anew.
+        equal = np.array_equal(one.get_weights()[0], other.get_weights()[0])
+        assert equal == (seed is not None)
+    # A copy with the model's weights computes what it does.
+    found[0].set_weights(rest.get_weights())
+    np.testing.assert_allclose(found[0](features)["logits"], rest(features), rtol=1e-5, atol=1e-6)
+    assert model.get_config() == config
+    tiny.assert_equal(tiny.values(model.variables), before)
+
+
+def test_copies_reach_into_nested_models_and_say_what_cannot_be_copied():
+    (copy,) = taps.copies(nested(), "backbone/stage1")
+    rest = taps.segment(nested(), "backbone/stage1")
+    assert copy.count_params() == rest.count_params()
+    inputs = keras.Input(tiny.SHAPE)
+
+    class Secret(layers.Layer):
+        def __init__(self, key):
+            super().__init__()
+            self.key = key
+
+        def call(self, x):
+            return self.key * x
+
+    x = layers.Flatten()(layers.ReLU(name="cut")(layers.Conv2D(4, 3)(inputs)))
+    model = keras.Model(inputs, layers.Dense(5)(Secret(2.0)(x)))
+    with pytest.raises(UsageError, match=r"a layer that cannot be made again from its own get_con"):
+        taps.copies(model, "cut")
+
+
 def test_suggest_finds_the_last_bottleneck_of_each_resolution():
     model = keras.applications.MobileNetV2(
         input_shape=(64, 64, 3), weights=None, classes=10, classifier_activation=None

@@ -215,6 +215,8 @@ PEERS = ("student", "student2", "ensemble")
         ("iakd", "run", ("teacher", "student")),
         ("sakd+at", "run", ("teacher", "student")),
         ("mutual", "run", PEERS),
+        ("kdcl:targets=general", "run", PEERS),
+        ("pcl", "run", ("student", "averaged", "ensemble")),
         # Of both the last epoch, the one that is resumed, comes after the warm-up.
         (f"acn:warm_up=0:{TINY_GAME}", "run", PEERS),
         (f"acn:warm_up=1:{TINY_GAME}", "run", PEERS),

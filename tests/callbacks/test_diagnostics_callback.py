@@ -274,6 +274,7 @@ METHODS = {
         discriminator_width=4,
     ),
     "mutual": lambda student, own: tfkd.MutualDistiller([student, tiny.model(seed=3)]),
+    "pcl": lambda student, own: tfkd.PCL(student, branches=2, ramp=0),
     "crd": lambda student, own: tfkd.KnowledgeDistiller(student, own, losses=[remembering()]),
 }
 PARTS = {
@@ -283,6 +284,8 @@ PARTS = {
     # Of the last epoch; the first is a warm-up, the second trains the adversary alone.
     "acn": {"student", "mutual", "divergent", "divergent_mutual"},
     "mutual": {"student", "mutual"},
+    # All branches end in the student's trunk.
+    "pcl": {"student", "branches", "ensemble", "ensemble_kd", "averages_kd"},
     "crd": {"student", "crd"},
 }
 
@@ -313,7 +316,7 @@ def test_every_method_is_measured_and_left_as_it_is(method):
     assert_equal(values(variables_of(distiller)), values(variables_of(plain)))
     found = {name for name in logs[-1] if name.startswith("gradient_share/")}
     assert found == {f"gradient_share/{part}_loss" for part in PARTS[method]}
-    assert ("teacher_kl" in logs[-1]) == (method not in ("acn", "mutual"))
+    assert ("teacher_kl" in logs[-1]) == (distiller.teacher is not None)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tiny
 from keras import layers, ops
-from methods import LOSSES, METHODS, PLAIN, make
+from methods import LOSSES, METHODS, OF_STUDENTS, PLAIN, make
 from tiny import assert_equal, values
 
 import tfkd
@@ -154,7 +154,7 @@ def test_saved_models_need_no_tfkd(trained, tmp_path):
     x, _ = tiny.data(8)
     np.save(tmp_path / "images.npy", x)
     models = {}
-    for method in ("ackd", "mutual"):
+    for method in ("ackd", "mutual", "one"):
         distiller, _ = trained(method)
         models |= {"student": distiller.student, **distiller.learners()}
     for name, model in models.items():
@@ -219,7 +219,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(method, tmp_path):
         student, second = methods.models(method, (seed, seed + 1), dropout=0.3)
         # A teacher is no part of a checkpoint.
         teacher = methods.models(method)[1]
-        students = method.startswith(("mutual", "acn"))
+        students = method.startswith(OF_STUDENTS)
         return make(method, student, second if students else teacher, **EAGER)
 
     whole, resumed = start(3), start(5)
@@ -269,7 +269,14 @@ def test_fused_batch_normalization_changes_rounding_alone(method):
 
 
 #: How often student (or students) and teacher run in a step of training.
-RUNS = {"alone": (1, 0), "kd+at": (1, 1), "ackd": (1, 1), "teacher_free": (1, 0), "mutual": (1, 1)}
+RUNS = {
+    "alone": (1, 0),
+    "kd+at": (1, 1),
+    "ackd": (1, 1),
+    "teacher_free": (1, 0),
+    "mutual": (1, 1),
+    "pcl": (1, 0),
+}
 
 
 @pytest.mark.parametrize("method", RUNS)
@@ -353,6 +360,8 @@ PASSES = {
     "iakd, swapped": 1,
     "teacher_free": 2,
     "mutual": 4,
+    # The copies begin behind them.
+    "pcl": 2,
     "acn, warming up": 4,
     # Real and divergent images.
     "acn": 8,
@@ -365,7 +374,7 @@ def test_activity_regularizers_count_once_for_each_pass_that_trains(method):
         loss_with_activity(method, value, 1) for value in (0.0, 1.0)
     )
     assert found - plain == pytest.approx(PASSES[method], abs=1e-4)
-    students = 2 if method.startswith(("mutual", "acn")) else 1
+    students = 2 if method.startswith(OF_STUDENTS) else 1
     difference = np.ravel(evaluation)[0] - np.ravel(plain_evaluation)[0]
     assert difference == pytest.approx(2 * students, abs=1e-4)
 

@@ -15,3 +15,6 @@ def test_by_hand():
     np.testing.assert_allclose(attention, expected, rtol=1e-4)
     np.testing.assert_allclose(mixed, expected @ logits.numpy(), rtol=1e-4, atol=1e-5)
     assert layer.compute_output_shape([(4, 3, 16), (4, 3, 5)]) == ((4, 3, 5), (4, 3, 3))
+    again = LogitAttention.from_config(LogitAttention(reduction=2).get_config())
+    again.build([(None, 3, 16), (None, 3, 5)])
+    assert again.query.units == 8

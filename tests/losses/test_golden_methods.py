@@ -21,6 +21,7 @@ from tfkd.losses.confidence_weighted_teachers import confidences
 from tfkd.losses.instance_relationship_graph import edge_distance, transformation_distance
 from tfkd.losses.multi_level_logit_distillation import correlation_differences
 from tfkd.losses.numerics import selection
+from tfkd.training.batch import Batch
 
 FILE = "methods.npz"
 
@@ -438,6 +439,112 @@ def oriented(case):
     return Setup(values)
 
 
+def branched(cls, case, **arguments):
+    """Returns a method of branches for a case, and a batch of its labels.
+
+    The student is only as wide as what the case gives in its place.
+    """
+    given = case.under("input")
+    if "shared" in given:
+        image = keras.Input(given["shared"].shape[1:])
+        features, classes = case.under("param")["classifier/0/kernel"].shape
+    else:
+        image = keras.Input((4, 4, 1))
+        features, classes = 1, given["ensemble"].shape[-1]
+    x = keras.layers.Conv2D(image.shape[-1], 1, name="trunk")(image)
+    x = keras.layers.GlobalAveragePooling2D(name="pooled")(keras.layers.Conv2D(features, 1)(x))
+    student = keras.Model(image, keras.layers.Dense(classes)(x))
+    weight = case.arguments.get("ramp", 1.0)
+    distiller = cls(student, branch_at="trunk", distillation_weight=weight, ramp=0, **arguments)
+    distiller.compile("sgd")
+
+    def objective(inputs, mask, branches, *further):
+        labels = inputs["labels"]
+        batch = Batch(image, labels, mask, None, len(labels), 1.0)
+        terms = distiller.teach(batch, branches, *further)
+        return sum(weight * value for weight, value in terms.values()), terms
+
+    return distiller, objective
+
+
+def of_branches(inputs, classifiers):
+    """Returns what branches make of slices of the shared channels."""
+    vectors = tf.split(tf.reduce_mean(inputs["shared"], (1, 2)), len(classifiers), axis=-1)
+    logits = [x @ kernel.value + bias.value for x, (kernel, bias) in zip(vectors, classifiers)]
+    return {"trunk": inputs["shared"], "pooled": vectors, "logits": logits}
+
+
+def classifiers_of(case):
+    """Returns `([(kernel, bias), ...], {name: variable})` of the branches' classifiers."""
+    params = {
+        name: keras.Variable(array)
+        for name, array in case.under("param").items()
+        if name.startswith("classifier/")
+    }
+    found = range(len(params) // 2)
+    names = [(f"classifier/{one}/kernel", f"classifier/{one}/bias") for one in found]
+    return [tuple(params[name] for name in pair) for pair in names], params
+
+
+def native_ensemble(case):
+    classifiers, params = classifiers_of(case)
+    distiller, objective = branched(tfkd.ONE, case, branches=len(classifiers))
+
+    def values(inputs, mask):
+        branches = of_branches(inputs, classifiers)
+        branches |= distiller.join(branches, training=True)
+        loss, terms = objective(inputs, mask, branches)
+        hard = sum(terms[name][1] for name in distiller.label_terms)
+        soft = terms["kd_loss"][1]
+        return {"loss": loss, "ensemble": branches["ensemble"], "hard": hard, "soft": soft}
+
+    dense, normalization, _ = distiller.gate.layers
+    params |= of_dense(dense, "gate")
+    return Setup(
+        values, params | {"gate_bn/gamma": normalization.gamma, "gate_bn/beta": normalization.beta}
+    )
+
+
+def diverse_peers(case):
+    """The leader is the last of the case, and the first of ours."""
+    classifiers, params = classifiers_of(case)
+    kernel = case.under("param")["query/kernel"]
+    reduction = kernel.shape[0] / kernel.shape[1]
+    distiller, objective = branched(
+        tfkd.OKDDip, case, branches=len(classifiers), reduction=reduction
+    )
+
+    def values(inputs, mask):
+        branches = of_branches(inputs, classifiers)
+        for name in ("pooled", "logits"):
+            *peers, leader = branches[name]
+            branches[name] = [leader, *peers]
+        branches |= distiller.join(branches, training=True)
+        loss, terms = objective(inputs, mask, branches)
+        return {
+            "loss": loss,
+            "hard": terms["student_loss"][1] + terms["branches_loss"][1],
+            "peers": terms["peers_kd_loss"][1],
+            "leader": terms["leader_kd_loss"][1],
+            "targets": distiller.mixtures(branches)[0],
+        }
+
+    layer = distiller.attention
+    return Setup(
+        values, params | {"query/kernel": layer.query.kernel, "key/kernel": layer.key.kernel}
+    )
+
+
+def peer_collaboration(case):
+    distiller, objective = branched(tfkd.PCL, case, branches=len(case.series("input/peer")))
+
+    def values(inputs, mask):
+        branches = {"logits": series(inputs, "peer/"), "ensemble": inputs["ensemble"]}
+        return {"loss": objective(inputs, mask, branches, series(inputs, "mean_peer/"))[0]}
+
+    return Setup(values)
+
+
 def nested(tensors):
     """Returns `[{rest: tensor}, ...]` of `{"0/rest": tensor, ...}`."""
     found = {}
@@ -470,6 +577,9 @@ MAKERS = {
     "ebkd": mean_of_teachers,
     "aekd": agreement,
     "dot": oriented,
+    "one": native_ensemble,
+    "okddip": diverse_peers,
+    "pcl": peer_collaboration,
 }
 
 

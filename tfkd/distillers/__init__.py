@@ -4,8 +4,12 @@ from tfkd.distillers.ackd import ACKD
 from tfkd.distillers.acn import ACN
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.iakd import IAKD
+from tfkd.distillers.kdcl import KDCL
 from tfkd.distillers.knowledge import KnowledgeDistiller
 from tfkd.distillers.mutual import MutualDistiller
+from tfkd.distillers.okddip import OKDDip
+from tfkd.distillers.one import ONE
+from tfkd.distillers.pcl import PCL
 from tfkd.distillers.sakd import SAKD
 from tfkd.distillers.teacher_free import TeacherFree
 
@@ -26,10 +30,14 @@ __all__ = [
     "ACKD",
     "ACN",
     "IAKD",
+    "KDCL",
+    "ONE",
+    "PCL",
     "SAKD",
     "Distiller",
     "KnowledgeDistiller",
     "MutualDistiller",
+    "OKDDip",
     "TeacherFree",
     "available",
 ]

@@ -9,8 +9,6 @@ from tfkd.distillers.trainer import Untracked
 from tfkd.errors import UsageError, check_one_of
 from tfkd.models import mean_prediction
 
-TARGETS = ("mean", "pairwise")
-
 #: The learner whose prediction is the mean of all classifiers' predictions.
 ENSEMBLE = "ensemble"
 
@@ -75,11 +73,13 @@ class MutualDistiller(Distiller):
     takes_students = True
     needs_classes = True
     label_terms = ("student_loss", "peers_loss")
+    #: The choices of `targets`.
+    known_targets = ("mean", "pairwise")
 
     def __init__(self, students, temperature=1.0, mutual_weight=1.0, targets="mean", name=None):
         students = checks.models.check_students(students)
         super().__init__(students[0], name=name)
-        check_one_of("targets", targets, TARGETS)
+        check_one_of("targets", targets, self.known_targets)
         self.targets = targets
         self.peers = students[1:]
         self.peer_optimizers = None
@@ -204,17 +204,27 @@ class MutualDistiller(Distiller):
         Returns:
             A float32 scalar: a mean over the samples, by `temperature²`.
         """
-        temperature = self.mutual.value_of(self.mutual.temperature)
-        pupils, teachers = [], []
-        for position, own in enumerate(logits):
-            others = logits[:position] + logits[position + 1 :]
-            if self.targets == "mean":
-                others = [mean_prediction(others, temperature)]
-            pupils += [own] * len(others)
-            teachers += others
+        teachers = self.targets_of(batch, logits)
+        pupils = [own for own, theirs in zip(logits, teachers) for _ in theirs]
         masks = None if sample_mask is None else [sample_mask] * len(pupils)
-        value = self.distillation_loss(self.mutual, batch, pupils, teachers, masks)
+        value = self.distillation_loss(self.mutual, batch, pupils, sum(teachers, start=[]), masks)
         return value * len(logits) / len(pupils)
+
+    def targets_of(self, batch, logits):
+        """Returns what the classifiers learn from each other.
+
+        Args:
+            batch: The `Batch`.
+            logits: List of the classifiers' logits `(batch, classes)`.
+
+        Returns:
+            A list of lists of logits, the targets of each classifier, all as many.
+        """
+        others = [logits[:own] + logits[own + 1 :] for own in range(len(logits))]
+        if self.targets == "pairwise":
+            return others
+        temperature = self.mutual.value_of(self.mutual.temperature)
+        return [[mean_prediction(theirs, temperature)] for theirs in others]
 
     def track_accuracies(self, batch, logits):
         """Logs the accuracies of all classifiers but the first, the mean and the ensemble's."""

@@ -3,15 +3,19 @@
 import keras
 from keras import layers, ops
 
+from tfkd.errors import check_positive
+
 
 @keras.saving.register_keras_serializable(package="tfkd")
 class LogitAttention(layers.Layer):
     """Mixes the logits of several learners by the similarity of their features.
 
     `attention = softmax(query(h) · key(h)ᵀ)` over the last axis, without scaling, where query
-    and key are dense layers without bias to an eighth of the features' width.
+    and key are dense layers without bias.
 
     Args:
+        reduction: Positive number; query and key have `max(features / reduction, 1)` units.
+            Defaults to 8, as published.
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input: a list `(vectors, logits)` of shapes `(batch, learners, features)` and
@@ -29,10 +33,15 @@ class LogitAttention(layers.Layer):
         - Online Knowledge Distillation with Diverse Peers, https://arxiv.org/abs/1912.00350
     """
 
+    def __init__(self, reduction=8, **kwargs):
+        super().__init__(**kwargs)
+        check_positive("LogitAttention: reduction", reduction)
+        self.reduction = reduction
+
     def build(self, input_shape):
         """Creates the weights for inputs of these shapes."""
         features = input_shape[0][-1]
-        width = max(1, features // 8)
+        width = max(1, int(features / self.reduction))
         self.query = layers.Dense(width, use_bias=False, dtype=self.dtype_policy)
         self.key = layers.Dense(width, use_bias=False, dtype=self.dtype_policy)
         for layer in (self.query, self.key):
@@ -49,3 +58,7 @@ class LogitAttention(layers.Layer):
         """Returns the shapes of mixed logits and attention."""
         batch, learners, _ = input_shape[0]
         return tuple(input_shape[1]), (batch, learners, learners)
+
+    def get_config(self):
+        """Returns what `from_config()` needs to make an equal layer."""
+        return {**super().get_config(), "reduction": self.reduction}

@@ -65,6 +65,8 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         compares_classes: Whether both taps are logits `(batch, classes)` of the same classes.
         relational: Whether samples are compared with each other, so that the value depends on
             which samples share a batch. Distillers then pass the global batch of all replicas.
+        teacher_gradient: Whether gradients reach the teacher's taps. Distillers of students that
+            teach each other set it where a target is to learn, too.
         preparation: None, or a dictionary with the defaults of the stage before training:
             `epochs`, and `learning_rate`, `momentum` and `weight_decay` of its SGD.
         prepares_student: Whether that stage trains the student too.
@@ -80,6 +82,7 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
     tap_rank = None
     compares_classes = False
     relational = False
+    teacher_gradient = False
     preparation = None
     prepares_student = False
 
@@ -271,7 +274,7 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         Args:
             student_taps: List of channels-last tensors `(batch, ...)`, one per spot.
             teacher_taps: List of the teacher's tensors at the same spots. No gradient reaches
-                them.
+                them, unless `teacher_gradient` is set.
             labels: Integer tensor `(batch,)`, or None where the loss needs none.
             sample_mask: None, a `(batch,)` tensor, or a list of one per spot. With zeros and ones
                 it means the loss on the selected samples times the selected fraction. Losses
@@ -293,7 +296,8 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
                 student, teacher = (
                     keep_selected(logits, selection(mask, logits)) for logits in (student, teacher)
                 )
-            teacher = ops.stop_gradient(teacher)
+            if not self.teacher_gradient:
+                teacher = ops.stop_gradient(teacher)
             values.append(self.compare(spot, student, teacher, labels, mask, training))
         return sum(values[1:], values[0])
 

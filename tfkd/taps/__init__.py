@@ -5,7 +5,7 @@ A *tap* is a named place in a model whose tensor can be read. In the model zoo t
 models with slashes: `backbone/conv4_block6_out`.
 """
 
-from tfkd.taps.cut import segment
+from tfkd.taps.cut import copies, segment
 from tfkd.taps.find import (
     Classifier,
     Normalization,
@@ -33,6 +33,7 @@ __all__ = [
     "boundaries",
     "check",
     "classifier",
+    "copies",
     "entrance",
     "extractor",
     "in_order",

@@ -52,6 +52,14 @@ def check_models(student, teacher=None, teacher_preprocessing=None, same_classes
         _check_inputs(student, teacher, teacher_preprocessing, inputs, teacher_inputs)
 
 
+def refuse_teacher(method, teacher):
+    """Raises a `UsageError` where a method without a teacher, a class, is given one."""
+    if teacher is not None:
+        raise UsageError(
+            f"{method.__name__} takes no teacher: leave it out, or take tfkd.KnowledgeDistiller."
+        )
+
+
 def joined(student, teachers, preprocessing):
     """Joins several teachers in one.
 
