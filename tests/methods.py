@@ -77,7 +77,7 @@ LOSSES = {
     "relational losses": by_losses("sp", "cc", "rkd", "pkt", "irg", "crd", "dist", "mlkd"),
     "losses that read the models": by_losses("ofd", "srrl", "cat_kd"),
     "losses with large connectors": by_losses("reviewkd", "mgd", "semckd"),
-    "losses of teachers": by_losses("ebkd", "camkd", "camkd_features", "aekd", teachers=2),
+    "losses of teachers": by_losses("ebkd", "camkd", "camkd_features", "aekd", "dgkd", teachers=2),
     "prepared losses": by_losses("ft", "ab", prepared=True),
 }
 #: One variant of each method.

@@ -36,7 +36,7 @@ IDS = (
     *("rkd", "pkt", "ft", "fsp", "nst", "ab", "crd"),
     *("dist", "nkd", "wsld", "ttm", "wttm", "mlkd"),
     *("irg", "ofd", "srrl", "cat_kd", "reviewkd", "mgd", "semckd"),
-    *("camkd", "camkd_features", "ebkd", "aekd"),
+    *("camkd", "camkd_features", "ebkd", "aekd", "dgkd"),
 )
 #: Options of losses that change their arithmetic.
 VARIANTS = ("kd, standardized", "dkd, standardized", "mlkd, selecting", "aekd, normalized")

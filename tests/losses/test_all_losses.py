@@ -47,6 +47,7 @@ PUBLISHED_WEIGHTS = {
     "camkd_features": 50,
     "ebkd": 1,
     "aekd": 0.9,
+    "dgkd": 1,
 }
 SPOTS = {
     "kd": "logits",
@@ -80,6 +81,7 @@ SPOTS = {
     "camkd_features": "before_pooling",
     "ebkd": "teachers",
     "aekd": "teachers",
+    "dgkd": "teachers",
 }
 
 
