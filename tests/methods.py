@@ -42,6 +42,19 @@ def by_losses(*ids, prepared=False, teachers=1):
     return build
 
 
+def task_oriented(prepared=False):
+    """TOFD, its teacher's learners as they are made, or trained for an epoch."""
+
+    def build(*models):
+        made = tfkd.TOFD(*models)
+        made.ensure_built()
+        settings = made.teacher_learners.preparation
+        made.teacher_learners.preparation = {**settings, "epochs": 1} if prepared else None
+        return made
+
+    return build
+
+
 #: `{name: function of two models}`: student and teacher, or two students.
 METHODS = {
     "alone": lambda student, _: tfkd.KnowledgeDistiller(student),
@@ -61,6 +74,10 @@ METHODS = {
     "iakd, kept": lambda *models: tfkd.IAKD(*models, schedule="uniform", start=1.0),
     "iakd, swapped": lambda *models: tfkd.IAKD(*models, schedule="uniform", start=0.0),
     "iakd, per sample": lambda *models: tfkd.IAKD(*models, sampling="sample"),
+    "byot": lambda student, _: tfkd.BYOT(student, feature_weight=0.1),
+    "dks": lambda student, _: tfkd.DKS(student),
+    "tofd": task_oriented(),
+    "tofd, prepared": task_oriented(prepared=True),
     "teacher_free": lambda student, _: tfkd.TeacherFree(student, multiplier=5.0),
     "mutual": lambda *models: tfkd.MutualDistiller(models, temperature=2.0),
     "acn": lambda *models: tfkd.ACN(

@@ -24,8 +24,11 @@ from tfkd import (  # noqa: E402
 from tfkd.distillers import (  # noqa: E402
     ACKD,
     ACN,
+    BYOT,
+    DKS,
     IAKD,
     SAKD,
+    TOFD,
     Distiller,
     KnowledgeDistiller,
     MutualDistiller,
@@ -36,8 +39,11 @@ from tfkd_cli import VERSION as __version__  # noqa: E402
 __all__ = [
     "ACKD",
     "ACN",
+    "BYOT",
+    "DKS",
     "IAKD",
     "SAKD",
+    "TOFD",
     "Distiller",
     "KnowledgeDistiller",
     "MutualDistiller",

@@ -271,7 +271,10 @@ def test_fused_batch_normalization_changes_rounding_alone(method):
 
 
 #: How often student (or students) and teacher run in a step of training.
-RUNS = {"alone": (1, 0), "kd+at": (1, 1), "ackd": (1, 1), "teacher_free": (1, 0), "mutual": (1, 1)}
+RUNS = {
+    **{"alone": (1, 0), "kd+at": (1, 1), "ackd": (1, 1), "teacher_free": (1, 0), "mutual": (1, 1)},
+    **{"byot": (1, 0), "dks": (1, 0), "tofd": (1, 1)},
+}
 
 
 @pytest.mark.parametrize("method", RUNS)
@@ -305,7 +308,7 @@ def test_training_needs_labels(method):
         make(method).fit(tiny.data()[0], verbose=0)
 
 
-@pytest.mark.parametrize("method", ["ackd", "sakd", "iakd"])
+@pytest.mark.parametrize("method", ["ackd", "sakd", "iakd", "tofd"])
 def test_a_method_that_needs_a_teacher_says_so(method):
     with pytest.raises(UsageError, match=f"{method.upper()} needs a teacher"):
         make(method, tiny.model(), None)
@@ -350,6 +353,7 @@ PASSES = {
     "iakd, kept": 2,
     "iakd, swapped": 1,
     "teacher_free": 2,
+    **{"byot": 2, "dks": 2, "tofd": 2},
     "mutual": 4,
     "acn, warming up": 4,
     # Real and divergent images.

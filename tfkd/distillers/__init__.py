@@ -2,12 +2,15 @@
 
 from tfkd.distillers.ackd import ACKD
 from tfkd.distillers.acn import ACN
+from tfkd.distillers.byot import BYOT
 from tfkd.distillers.distiller import Distiller
+from tfkd.distillers.dks import DKS
 from tfkd.distillers.iakd import IAKD
 from tfkd.distillers.knowledge import KnowledgeDistiller
 from tfkd.distillers.mutual import MutualDistiller
 from tfkd.distillers.sakd import SAKD
 from tfkd.distillers.teacher_free import TeacherFree
+from tfkd.distillers.tofd import TOFD
 
 
 def available():
@@ -25,8 +28,11 @@ def available():
 __all__ = [
     "ACKD",
     "ACN",
+    "BYOT",
+    "DKS",
     "IAKD",
     "SAKD",
+    "TOFD",
     "Distiller",
     "KnowledgeDistiller",
     "MutualDistiller",

@@ -3,6 +3,7 @@
 from keras import ops
 
 from tfkd import losses, taps
+from tfkd.distillers.checks import arguments
 from tfkd.distillers.distiller import Distiller
 from tfkd.errors import UsageError, check_nonnegative, check_positive, check_share
 
@@ -85,10 +86,7 @@ class TeacherFree(Distiller):
         multiplier=1.0,
         name=None,
     ):
-        if teacher is not None:
-            raise UsageError(
-                "TeacherFree takes no teacher: leave it out, or take tfkd.KnowledgeDistiller."
-            )
+        arguments.check_no_teacher(type(self), teacher)
         super().__init__(student, name=name)
         check_share("alpha", alpha)
         check_positive("temperature", temperature)

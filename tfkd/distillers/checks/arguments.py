@@ -22,6 +22,14 @@ def check_constructor_arguments(cls, given):
             raise unknown_argument(cls, what, name, value, known, given.get("losses"))
 
 
+def check_no_teacher(cls, teacher):
+    """Raises a `UsageError` where a method without a teacher, `cls`, is given one."""
+    if teacher is not None:
+        raise UsageError(
+            f"{cls.__name__} takes no teacher: leave it out, or take tfkd.KnowledgeDistiller."
+        )
+
+
 def _constructor_arguments(cls):
     """Returns the arguments of a constructor, including those that it passes on."""
     known = {}
