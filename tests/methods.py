@@ -78,6 +78,8 @@ METHODS = {
     "dks": lambda student, _: tfkd.DKS(student),
     "tofd": task_oriented(),
     "tofd, prepared": task_oriented(prepared=True),
+    "dafl": lambda *models: tfkd.DAFL(*models, noise_size=8, generator_width=4),
+    "dfad": lambda *models: tfkd.DFAD(*models, student_steps=2, noise_size=8, generator_width=4),
     "teacher_free": lambda student, _: tfkd.TeacherFree(student, multiplier=5.0),
     "mutual": lambda *models: tfkd.MutualDistiller(models, temperature=2.0),
     "acn": lambda *models: tfkd.ACN(
@@ -97,6 +99,8 @@ LOSSES = {
     "losses of teachers": by_losses("ebkd", "camkd", "camkd_features", "aekd", "dgkd", teachers=2),
     "prepared losses": by_losses("ft", "ab", prepared=True),
 }
+#: Methods that look at neither images nor labels.
+DATA_FREE = ("dafl", "dfad")
 #: One variant of each method.
 PLAIN = [name for name in METHODS if "," not in name]
 

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tiny
 from keras import layers, ops
-from methods import LOSSES, METHODS, PLAIN, make
+from methods import DATA_FREE, LOSSES, METHODS, PLAIN, make
 from tiny import assert_equal, values
 
 import tfkd
@@ -89,7 +89,7 @@ def with_fixed_draws(distiller):
     if isinstance(distiller, tfkd.SAKD) and distiller.policy is not None:
         noise = random.gumbel(size=(64, len(distiller.spots), 2)).astype("float32")
         distiller.policy.noise = lambda size: tf.constant(noise)[:size]
-    if isinstance(distiller, tfkd.ACN):
+    if isinstance(distiller, (tfkd.ACN, tfkd.DAFL, tfkd.DFAD)):
         noise = random.normal(size=(64, distiller.noise_size)).astype("float32")
         distiller.draw_noise = lambda size: tf.constant(noise)[:size]
     kept = (random.uniform(size=(64, 1, 1, 64)) >= 0.15).astype("float32")
@@ -302,13 +302,13 @@ def test_one_forward_pass_of_each_model(method):
     assert tuple(runs) == (2, 2 if method == "mutual" else RUNS[method][1])
 
 
-@pytest.mark.parametrize("method", PLAIN)
+@pytest.mark.parametrize("method", [name for name in PLAIN if name not in DATA_FREE])
 def test_training_needs_labels(method):
     with pytest.raises(UsageError, match="Training and evaluation need labels"):
         make(method).fit(tiny.data()[0], verbose=0)
 
 
-@pytest.mark.parametrize("method", ["ackd", "sakd", "iakd", "tofd"])
+@pytest.mark.parametrize("method", ["ackd", "sakd", "iakd", "tofd", "dafl", "dfad"])
 def test_a_method_that_needs_a_teacher_says_so(method):
     with pytest.raises(UsageError, match=f"{method.upper()} needs a teacher"):
         make(method, tiny.model(), None)

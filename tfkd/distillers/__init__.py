@@ -3,6 +3,8 @@
 from tfkd.distillers.ackd import ACKD
 from tfkd.distillers.acn import ACN
 from tfkd.distillers.byot import BYOT
+from tfkd.distillers.dafl import DAFL
+from tfkd.distillers.dfad import DFAD
 from tfkd.distillers.distiller import Distiller
 from tfkd.distillers.dks import DKS
 from tfkd.distillers.iakd import IAKD
@@ -29,6 +31,8 @@ __all__ = [
     "ACKD",
     "ACN",
     "BYOT",
+    "DAFL",
+    "DFAD",
     "DKS",
     "IAKD",
     "SAKD",

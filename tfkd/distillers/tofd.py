@@ -202,7 +202,7 @@ class TOFD(LearnersDistiller):
         self.orthogonal_weight = orthogonal_weight
         self.temperature = temperature
         # The temperature of an epoch is applied to its logits here.
-        self.divergence = losses.KnowledgeDistillation(1.0, activation="softmax")
+        self.divergence = losses.KnowledgeDistillation(1.0, weight=1.0, activation="softmax")
         self.feature_loss = FrobeniusDistance(name="feature")
         self._epochs = 1
         self.current_temperature = self.add_weight(

@@ -164,9 +164,10 @@ def cache_teacher(config, data, distiller, workdir):
 
 def compile_distiller(distiller, config, data, epochs, learning_rate):
     """Compiles a distiller with the optimizers, the schedule and the loss of a config."""
+    steps = epochs * data.steps_per_epoch * distiller.student_steps
     rate = optimizers.schedule(
         learning_rate=learning_rate,
-        steps=max(1, epochs * data.steps_per_epoch // config.accumulation_steps),
+        steps=max(1, steps // config.accumulation_steps),
         **config.schedule.to_dict(),
     )
     settings = {**config.optimizer.to_dict(), "learning_rate": rate}

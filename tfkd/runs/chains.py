@@ -182,7 +182,7 @@ def _student(config, number, model, kinds, paths):
     one = copy.deepcopy(config)
     one.seed = config.seed + SEEDS_APART * (number - 1)
     if model != config.student.model:
-        one.student.model, one.student.arguments = model, {}
+        one.student.model, one.student.arguments, one.student.weights = model, {}, None
     given = config.teacher.path in paths
     one.teacher.model, one.teacher.path = "+".join(kinds), "+".join(paths)
     own = [name for name in TEACHER_IMAGE_KEYS if config.teacher[name] is not None]
