@@ -213,6 +213,20 @@ def test_a_chain_of_several_teachers_goes_on_from_a_shorter_one(tmp_path, data_d
 
 
 @pytest.mark.slow
+def test_a_given_teacher_has_its_row(tmp_path, data_dir):
+    teacher = tfkd.models.create("resnet14", 10, (8, 8, 1), seed=3)
+    teacher.save(tmp_path / "teacher.keras")
+    flags = [*SMALL, data_dir, f"--chain={tmp_path / 'teacher.keras'},resnet8"]
+    call(chain.main, *flags, "--config.epochs=1", f"--workdir={tmp_path / 'run'}")
+    summary = json.loads((tmp_path / "run/stage2-resnet8/summary.json").read_text())
+    first, second = json.loads((tmp_path / "run/table.json").read_text())
+    assert (first["role"], first["method"]) == ("1", "given")
+    assert first["accuracy"] == summary["teacher"]["test_accuracy"]
+    assert first["parameters"] == teacher.count_params()
+    assert (second["role"], second["model"]) == ("2, taught by 1", "resnet8")
+
+
+@pytest.mark.slow
 def test_anchors_are_the_teacher_on_its_way(tmp_path, data_dir):
     flags = [*SMALL, data_dir, "--chain=resnet14,resnet8", "--protocol=rco", "--anchors=2"]
     call(chain.main, *flags, f"--workdir={tmp_path / 'chain'}")
