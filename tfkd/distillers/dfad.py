@@ -1,4 +1,4 @@
-"""DFAD: no data; images on which student and teacher differ are made (Fang et al., 2019)."""
+"""DFAD: no data; images on which both models differ are made (Fang et al., 2019)."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""TOFD: learners on the stages of teacher and student compare features (Zhang et al., 2020)."""
+"""TOFD: learners on stages of both models compare features (Zhang et al., 2020)."""
 
 import keras
 from keras import layers, ops

@@ -1,4 +1,4 @@
-"""DGKD: a teacher and all assistants guide, some left out at random (Son et al., 2021)."""
+"""DGKD: teacher and assistants, some left out at random (Son et al., 2021)."""
 
 import keras
 from keras import ops
