@@ -12,6 +12,7 @@ VERSION = "0.2.0"
 COMMANDS = {
     "train": "train a teacher and distil a student, or go on with a run that was interrupted",
     "compare": "run several methods over several seeds, and write one table",
+    "chain": "train models one after the other, each taught by those before it",
     "tune": "search temperatures, weights and learning rates of a method",
     "check": "say what would spoil a run, before it is begun",
     "evaluate": "measure the models of a finished run again",

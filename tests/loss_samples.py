@@ -104,6 +104,7 @@ LOSSES = {
         random=True,
         shapes=[((4, 4, 6), (8, 8, 9)), ((4, 4, 6), (2, 2, 8)), ((4, 4, 6), (4, 4, 9))],
     ),
+    "dgkd": Row(1, "teachers", "teachers"),
     "aekd": Row(0.9, "teachers", "teachers", relational=True),
 }
 IDS = tuple(LOSSES)

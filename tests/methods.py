@@ -43,6 +43,19 @@ def by_losses(*ids, prepared=False, teachers=1):
     return build
 
 
+def task_oriented(prepared=False):
+    """TOFD, its teacher's learners as they are made, or trained for an epoch."""
+
+    def build(*models):
+        made = tfkd.TOFD(*models)
+        made.ensure_built()
+        settings = made.teacher_learners.preparation
+        made.teacher_learners.preparation = {**settings, "epochs": 1} if prepared else None
+        return made
+
+    return build
+
+
 #: `{name: function of two models}`: student and teacher, or two students.
 METHODS = {
     "alone": lambda student, _: tfkd.KnowledgeDistiller(student),
@@ -65,6 +78,12 @@ METHODS = {
         *models, schedule="uniform", start=0.2, teacher_statistics="batch"
     ),
     "iakd, per sample": lambda *models: tfkd.IAKD(*models, sampling="sample"),
+    "byot": lambda student, _: tfkd.BYOT(student, feature_weight=0.1),
+    "dks": lambda student, _: tfkd.DKS(student),
+    "tofd": task_oriented(),
+    "tofd, prepared": task_oriented(prepared=True),
+    "dafl": lambda *models: tfkd.DAFL(*models, noise_size=8, generator_width=4),
+    "dfad": lambda *models: tfkd.DFAD(*models, student_steps=2, noise_size=8, generator_width=4),
     "teacher_free": lambda student, _: tfkd.TeacherFree(student, multiplier=5.0),
     "mutual": lambda *models: tfkd.MutualDistiller(models, temperature=2.0),
     "kdcl": lambda *models: tfkd.KDCL(models),
@@ -88,6 +107,8 @@ LOSSES = {
 } | {"prepared losses": by_losses("ft", "ab", prepared=True)}
 #: What the names of the methods of several students begin with.
 OF_STUDENTS = ("mutual", "kdcl", "acn")
+#: Methods that look at neither images nor labels.
+DATA_FREE = ("dafl", "dfad")
 #: One variant of each method.
 PLAIN = [name for name in METHODS if "," not in name]
 

@@ -17,6 +17,7 @@ from commands import ROOT, call
 import tfkd
 import tfkd_cli
 from tfkd import compare, config, methods, train
+from tfkd.runs import chains
 
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in PAGES.items()}
@@ -75,7 +76,7 @@ def commands():
 
 COMMANDS = list(commands())
 #: Commands that take a config and train.
-TRAINS = ("tfkd.train", "tfkd.compare", "tfkd.check")
+TRAINS = ("tfkd.train", "tfkd.compare", "tfkd.chain", "tfkd.check")
 
 
 def module_and_flags(words):
@@ -258,6 +259,10 @@ def test_commands_are_taken(words, monkeypatch):
             if module == "tfkd.compare":
                 names = methods.split_at_commas(flags.FLAGS.methods)
                 assert [methods.method_variant(chosen, name).name for name in names] == names
+            if module == "tfkd.chain":
+                models = methods.split_at_commas(flags.FLAGS.chain)
+                rest = [flags.FLAGS[name].value for name in ("protocol", "anchors", "stop")]
+                assert chains.stages_of(chosen, pathlib.Path("runs"), models, *rest)
 
         call(take, *arguments, needs_workdir=False)
     else:
@@ -300,6 +305,8 @@ def test_commands_train(words, elsewhere):
         named = next(a for a in arguments if a.startswith("--methods=")).partition("=")[2]
         # One of each kind: that all arguments are taken has been tested without training.
         more += ["--seeds=1", f"--methods={','.join(methods.split_at_commas(named)[:3])}"]
+    if "--protocol=rco" in arguments:
+        more += ["--anchors=1"]
     (elsewhere / "configs").symlink_to(ROOT / "configs")
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments, *more],

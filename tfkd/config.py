@@ -1,5 +1,6 @@
 """The config of a run, and helpers for the files in `configs/`."""
 
+import copy
 import importlib
 import math
 import pathlib
@@ -203,7 +204,12 @@ def default_config(method, teacher, student, settings=None):
                 "scale": config_dict.placeholder(float),
             },
             # Arguments as tfkd.models.create takes them, such as the width of mobilenet_v2.
-            "student": {"model": student, "arguments": {}},
+            "student": {
+                "model": student,
+                "arguments": {},
+                # A saved model of the same kind, whose weights it begins with.
+                "weights": config_dict.placeholder(str),
+            },
             "method": method_config(method, settings),
             "settings": settings or {},
             "optimizer": {
@@ -226,6 +232,8 @@ def default_config(method, teacher, student, settings=None):
             # Batches whose gradients make one step of the optimizers.
             "accumulation_steps": 1,
             "select": "last",
+            # After every so many epochs the student of that moment is kept, too.
+            "keep_every": config_dict.placeholder(int),
             "check": True,
             # What tfkd.callbacks.Diagnostics measures after every epoch.
             "diagnostics": False,
@@ -244,6 +252,24 @@ def teacher_paths(config):
     """
     found = re.split(r"(?<=\.keras)\+", config.teacher.path) if config.teacher.path else []
     return [pathlib.Path(path) for path in found]
+
+
+def of_teacher(config):
+    """Returns the config of the run that trains the teacher of others, on its labels alone.
+
+    Args:
+        config: `ConfigDict` of a run whose teacher is none that is given.
+
+    Returns:
+        A `ConfigDict`, whose student is that teacher.
+    """
+    one = copy.deepcopy(config)
+    one.method = method_config(ALONE)
+    one.student.model, one.student.arguments = config.teacher.model, {}
+    one.student.weights = None
+    one.epochs = config.teacher.epochs
+    one.optimizer.learning_rate = config.teacher.learning_rate
+    return one
 
 
 def from_json(path):
@@ -387,6 +413,11 @@ def check(config):
             "at least 0 and finite",
         ),
         "accumulation_steps": (config.accumulation_steps, lambda x: x >= 1, "at least 1"),
+        "keep_every": (
+            1 if config.keep_every is None else config.keep_every,
+            lambda x: x >= 1,
+            "at least 1",
+        ),
         # What NumPy and Python take alike; peers' seeds lie 1000 apart.
         "seed": (config.seed, lambda x: 0 <= x < 2**31, "at least 0, and below 2147483648"),
     }

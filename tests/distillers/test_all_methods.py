@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 import tiny
 from keras import layers, ops
-from methods import LOSSES, METHODS, OF_STUDENTS, PLAIN, make
+from methods import DATA_FREE, LOSSES, METHODS, OF_STUDENTS, PLAIN, make
 from tiny import assert_equal, values
 
 import tfkd
@@ -89,13 +89,15 @@ def with_fixed_draws(distiller):
     if isinstance(distiller, tfkd.SAKD) and distiller.policy is not None:
         noise = random.gumbel(size=(64, len(distiller.spots), 2)).astype("float32")
         distiller.policy.noise = lambda size: tf.constant(noise)[:size]
-    if isinstance(distiller, tfkd.ACN):
+    if isinstance(distiller, (tfkd.ACN, tfkd.DAFL, tfkd.DFAD)):
         noise = random.normal(size=(64, distiller.noise_size)).astype("float32")
         distiller.draw_noise = lambda size: tf.constant(noise)[:size]
     kept = (random.uniform(size=(64, 1, 1, 64)) >= 0.15).astype("float32")
     for loss, _ in distiller.distillation_parts():
         if loss.id == "mgd":
             loss.draw_kept = lambda shape: tf.constant(kept)[: shape[0], ..., : shape[-1]]
+        if loss.id == "dgkd":
+            loss.draw_kept = lambda teachers: tf.one_hot(0, teachers)
     return distiller
 
 
@@ -276,6 +278,7 @@ RUNS = {
     "teacher_free": (1, 0),
     "mutual": (1, 1),
     "pcl": (1, 0),
+    **{"byot": (1, 0), "dks": (1, 0), "tofd": (1, 1)},
 }
 
 
@@ -304,7 +307,7 @@ def test_one_forward_pass_of_each_model(method):
     assert tuple(runs) == (2, 2 if method == "mutual" else RUNS[method][1])
 
 
-@pytest.mark.parametrize("method", PLAIN)
+@pytest.mark.parametrize("method", [name for name in PLAIN if name not in DATA_FREE])
 def test_training_needs_labels(method):
     with pytest.raises(UsageError, match="Training and evaluation need labels"):
         make(method).fit(tiny.data()[0], verbose=0)
@@ -314,7 +317,9 @@ class OwnMethod(tfkd.Distiller):
     id = "own_method"
 
 
-@pytest.mark.parametrize("method", [tfkd.ACKD, tfkd.SAKD, tfkd.IAKD, OwnMethod])
+@pytest.mark.parametrize(
+    "method", [tfkd.ACKD, tfkd.SAKD, tfkd.IAKD, tfkd.TOFD, tfkd.DAFL, tfkd.DFAD, OwnMethod]
+)
 def test_a_method_that_needs_a_teacher_says_so(method):
     with pytest.raises(UsageError, match=f"{method.__name__} needs a teacher"):
         method(tiny.model(), None)
@@ -359,6 +364,7 @@ PASSES = {
     "iakd, kept": 2,
     "iakd, swapped": 1,
     "teacher_free": 2,
+    **{"byot": 2, "dks": 2, "tofd": 2},
     "mutual": 4,
     # The copies begin behind them.
     "pcl": 2,

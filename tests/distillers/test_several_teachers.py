@@ -136,6 +136,22 @@ def test_a_tolerance_as_published_leaves_weights_where_they_start():
     np.testing.assert_allclose(minimum_norm_weights(gram, 0.6), [1 / 3] * 3, atol=1e-4)
 
 
+def test_dgkd_leaves_some_teachers_out_of_each_batch():
+    random = np.random.default_rng(0)
+    student, *teacher_logits = tf.constant(random.normal(size=(4, 6, 5)), "float32")
+    one = tfkd.losses.get("kd", temperature=2.0)
+    each = [float(one([student], [logits])) for logits in teacher_logits]
+    loss = tfkd.losses.get("dgkd", temperature=2.0, drop=2, seed=1)
+    given = [student] * 3, teacher_logits
+    # Outside of training it is the sum.
+    assert float(loss(*given)) == pytest.approx(sum(each), rel=1e-5)
+    drawn = [float(loss(*given, training=True)) for _ in range(12)]
+    found = {number for value in drawn for number in range(3) if abs(value - each[number]) < 1e-5}
+    assert found == {0, 1, 2} and len(set(np.round(drawn, 4))) == 3
+    # One remains, however few there are.
+    assert float(loss([student], teacher_logits[:1], training=True)) == pytest.approx(each[0])
+
+
 def test_teachers_that_are_certain_beyond_rounding_count_alike():
     certain = tf.constant(np.eye(5)[:4] * 1e4, "float32")
     weights = tfkd.losses.get("ebkd").teacher_weights([certain] * 2, [certain, certain], None, None)

@@ -3,6 +3,7 @@
 To add an id, write a function that makes a `Setup` from a `Case`, and name it in `MAKERS`.
 """
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +16,10 @@ import tensorflow as tf
 
 import tfkd
 from tfkd import losses, taps
+from tfkd.distillers.byot import ActiveFeatures
+from tfkd.distillers.dafl import imbalance, uncertainty
 from tfkd.distillers.teacher_free import virtual_teacher
+from tfkd.distillers.tofd import FrobeniusDistance, orthogonality
 from tfkd.losses.confidence_weighted_features import confidence_weighted_distances
 from tfkd.losses.confidence_weighted_teachers import confidences
 from tfkd.losses.instance_relationship_graph import edge_distance, transformation_distance
@@ -554,6 +558,78 @@ def nested(tensors):
     return [found[index] for index in sorted(found)]
 
 
+def entropy(logits, temperature, mask):
+    """Returns by how much a cross-entropy with soft targets is above the divergence."""
+    logs = tf.nn.log_softmax(logits / temperature)
+    return -losses.masked_mean(tf.reduce_sum(tf.exp(logs) * logs, -1), mask)
+
+
+def own_end(case):
+    """The published values are a cross-entropy, and a sum over the batch."""
+    if case.name == "feature":
+        loss = ActiveFeatures()
+        return Setup(
+            lambda inputs, mask: {
+                "loss": len(inputs["student"]) * loss([inputs["student"]], [inputs["teacher"]])
+            }
+        )
+    temperature = case.arguments["T"]
+    setup = of_logits(losses.get("kd", temperature=temperature))
+
+    def values(inputs, mask):
+        constant = entropy(inputs["teacher"], temperature, mask)
+        return {"loss": setup.values(inputs, mask)["loss"] + temperature**2 * constant}
+
+    return Setup(values)
+
+
+def synergy(case):
+    def values(inputs, mask):
+        peers = series(inputs, "peer/")
+        pupils, targets = zip(*itertools.permutations(peers, 2))
+        value = losses.get("kd", temperature=1.0)(list(pupils), list(targets), sample_mask=mask)
+        labels = [cross_entropy(inputs["labels"], logits, mask) for logits in peers]
+        return {"loss": sum(labels) + value}
+
+    return Setup(values)
+
+
+def task_oriented(case):
+    """One learner, at the temperature after 100 of 250 epochs."""
+    kernel, temperature = keras.Variable(case.under("param")["link/kernel"]), 2.2
+
+    def values(inputs, mask):
+        linked = tf.matmul(inputs["student"], kernel)
+        soft = [[inputs[f"{side}_logits"] / temperature] for side in ("student", "teacher")]
+        parts = {
+            "feature": 0.05 * FrobeniusDistance()([linked], [inputs["teacher"]]),
+            "soft": losses.get("kd", temperature=1.0)(*soft)
+            + entropy(inputs["teacher_logits"], temperature, None),
+            "orthogonal": 0.03 * orthogonality(kernel),
+            "hard": cross_entropy(inputs["labels"], inputs["student_logits"]),
+        }
+        return {"loss": sum(parts.values()), **parts}
+
+    return Setup(values, {"link/kernel": kernel})
+
+
+def attractive(case):
+    """The parts of the generator's objective, of the selected samples."""
+
+    def values(inputs, mask):
+        (features,) = inputs.values()
+        if case.name == "one_hot":
+            return {"loss": losses.masked_mean(uncertainty(features), mask)}
+        if case.name == "activation":
+            strength = tf.reduce_mean(tf.abs(features), -1)
+            return {"loss": -losses.masked_mean(strength, mask)}
+        share = tf.reduce_mean(selection(mask, features))
+        prediction = tf.nn.softmax(features) * selection(mask, features)[:, None]
+        return {"loss": share * imbalance(tf.reduce_mean(prediction, 0) / share)}
+
+    return Setup(values)
+
+
 MAKERS = {
     "ls_kd": standardized,
     "ls_dkd": standardized,
@@ -580,6 +656,10 @@ MAKERS = {
     "one": native_ensemble,
     "okddip": diverse_peers,
     "pcl": peer_collaboration,
+    "byot": own_end,
+    "dks": synergy,
+    "tofd": task_oriented,
+    "dafl": attractive,
 }
 
 

@@ -2,7 +2,11 @@
 
 from tfkd.distillers.ackd import ACKD
 from tfkd.distillers.acn import ACN
+from tfkd.distillers.byot import BYOT
+from tfkd.distillers.dafl import DAFL
+from tfkd.distillers.dfad import DFAD
 from tfkd.distillers.distiller import Distiller
+from tfkd.distillers.dks import DKS
 from tfkd.distillers.iakd import IAKD
 from tfkd.distillers.kdcl import KDCL
 from tfkd.distillers.knowledge import KnowledgeDistiller
@@ -12,6 +16,7 @@ from tfkd.distillers.one import ONE
 from tfkd.distillers.pcl import PCL
 from tfkd.distillers.sakd import SAKD
 from tfkd.distillers.teacher_free import TeacherFree
+from tfkd.distillers.tofd import TOFD
 
 
 def available():
@@ -29,11 +34,16 @@ def available():
 __all__ = [
     "ACKD",
     "ACN",
+    "BYOT",
+    "DAFL",
+    "DFAD",
+    "DKS",
     "IAKD",
     "KDCL",
     "ONE",
     "PCL",
     "SAKD",
+    "TOFD",
     "Distiller",
     "KnowledgeDistiller",
     "MutualDistiller",

@@ -1,24 +1,22 @@
 """ACKD: auxiliary learners collaborate against a discriminator (Liu et al., 2021)."""
 
-import keras
 import tensorflow as tf
 from keras import layers, ops
 
 from tfkd import losses, pictures, schedules, taps
-from tfkd.distillers.distiller import Distiller
-from tfkd.distillers.trainer import Untracked
+from tfkd.distillers.learners_distiller import MAIN, LearnersDistiller, pooled, runner
 from tfkd.errors import UsageError, check_nonnegative, check_one_of
-from tfkd.layers import AttentionFusion, AuxiliaryLearner, Discriminator, LogitAttention
+from tfkd.layers import AttentionFusion, Discriminator, LogitAttention
 from tfkd.losses import masked_mean
 
 ATTENTIONS = ("channel", "logit", "uniform")
 TARGETS = ("teacher", "ensemble")
 
-#: The names of the student as a learner, and of the fused learner.
-MAIN, FUSED = "main", "fused"
+#: The name of the fused learner.
+FUSED = "fused"
 
 
-class ACKD(Distiller):
+class ACKD(LearnersDistiller):
     """Adversarial collaborative knowledge distillation.
 
     While it is trained, the student is more than one classifier: auxiliary learners read its
@@ -98,6 +96,7 @@ class ACKD(Distiller):
     """
 
     id = "ackd"
+    fewest_learners = 0
     extra_optimizers = {
         "discriminator_optimizer": {"name": "adam", "learning_rate": 1e-4, "beta_1": 0.5}
     }
@@ -122,14 +121,20 @@ class ACKD(Distiller):
         relational_scope="global",
         name=None,
     ):
-        super().__init__(student, teacher, relational_scope, teacher_preprocessing, name=name)
+        super().__init__(
+            student,
+            teacher,
+            stages,
+            auxiliary_learners,
+            auxiliary_design,
+            relational_scope,
+            teacher_preprocessing,
+            name,
+        )
         check_one_of("attention", attention, ATTENTIONS)
         check_one_of("adversarial_target", adversarial_target, TARGETS)
         self.attention = attention
         self.adversarial_target = adversarial_target
-        self.auxiliary_design = auxiliary_design
-        self.stages = self._find_stages(stages)
-        self.auxiliary_stages = self._auxiliary_stages(auxiliary_learners)
         self.collaborates = bool(self.auxiliary_stages)
         self.adversarial_weight = _ramp(adversarial_weight, adversarial_ramp)
         self.is_adversarial = self.collaborates and adversarial_weight != 0
@@ -148,68 +153,17 @@ class ACKD(Distiller):
         self.auxiliary_weight = schedules.number_or_schedule(
             "auxiliary_weight", auxiliary_weight, nonnegative=True
         )
-        self._fused_student = Untracked(model=None)
-        self.watch(self.stages, [self.teacher_features] if self.is_adversarial else [])
-
-    def _find_stages(self, stages):
-        """Returns the taps at the ends of the student's stages."""
-        if stages is None:
-            return taps.at_spots(self.student, "stages")
-        names = list(stages) if isinstance(stages, (list, tuple)) else []
-        if not names or not all(isinstance(name, str) for name in names):
-            raise UsageError(
-                "stages must be a list of taps of the student, its last feature map at the end; "
-                f"received {stages!r}."
-            )
-        taps.check(self.student, names)
-        in_order = len(set(names)) == len(names)
-        if taps.output(self.student) is not None:
-            in_order = in_order and names == taps.in_order(self.student, names)
-        if not in_order:
-            raise UsageError(
-                "stages must be different taps in the order in which the student computes them; "
-                f"received {', '.join(names)}."
-            )
-        return names
-
-    def _auxiliary_stages(self, number):
-        """Returns `{learner's name: position of its stage}`."""
-        intermediate = len(self.stages) - 1
-        if number != 0 and intermediate < 1:
-            raise UsageError(
-                f"Student {self.student.name!r} has one stage ({', '.join(self.stages)}), and "
-                "auxiliary learners need an intermediate one: name at least two taps, stages=[...]."
-            )
-        if type(number) is not int or not -1 <= number <= intermediate:
-            raise UsageError(
-                f"auxiliary_learners must be -1 (all) or 0 to {intermediate}, the number of the "
-                f"student's intermediate stages; received {number!r}."
-            )
-        first = 0 if number == -1 else intermediate - number
-        return {f"auxiliary{stage + 1}": stage for stage in range(first, intermediate)}
+        self.watch(teacher=[self.teacher_features] if self.is_adversarial else [])
 
     def build(self, input_shape):
         """Creates auxiliary learners, fusion and discriminator for inputs of this shape."""
+        super().build(input_shape)
         student, teacher = self.tap_shapes(input_shape)
-        shapes = [student[stage] for stage in self.stages]
-        for stage, shape in zip(self.stages, shapes):
-            if len(shape) != 4:
-                raise UsageError(
-                    f"stages must be maps (batch, height, width, channels); {stage!r} has shape "
-                    f"{shape}."
-                )
-        logits, channels = student[taps.LOGITS], shapes[-1][-1]
+        logits, last_map = student[taps.LOGITS], student[self.stages[-1]]
+        channels = last_map[-1]
         dtype = self.student.dtype_policy
         names = [*self.auxiliary_stages, MAIN, *([FUSED] if self.collaborates else [])]
         self.kd_loss.build([logits] * len(names), [teacher[taps.LOGITS]] * len(names))
-        self.auxiliary = {}
-        for learner, stage in self.auxiliary_stages.items():
-            following = [shape[1:] for shape in shapes[stage + 1 :]]
-            layer = AuxiliaryLearner(
-                following, logits[-1], self.auxiliary_design, name=learner, dtype=dtype
-            )
-            layer.build(shapes[stage])
-            self.auxiliary[learner] = layer
         if self.collaborates:
             peers = names[:-1]
             self.collaboration_loss.build([logits] * len(peers), [logits] * len(peers))
@@ -218,7 +172,7 @@ class ACKD(Distiller):
                 self.fusion.build([(None, len(peers), channels), (None, len(peers), logits[-1])])
             else:
                 self.fusion = AttentionFusion(uniform=self.attention == "uniform", dtype=dtype)
-                self.fusion.build([shapes[-1]] * len(peers))
+                self.fusion.build([last_map] * len(peers))
                 self.fused_classifier = layers.Dense(logits[-1], dtype=dtype)
                 self.fused_classifier.build((None, channels))
         if self.is_adversarial:
@@ -307,13 +261,8 @@ class ACKD(Distiller):
             `{learner: logits}`, the fused learner's last, and the logits from which each of the
             others learns, `{learner: logits}`.
         """
-        maps, logits = {}, {}
-        for learner, stage in self.auxiliary_stages.items():
-            layer, features = self.auxiliary[learner], student[self.stages[stage]]
-            run = _runner(layer, features)
-            maps[learner], logits[learner] = run(features, training=training)
-        maps[MAIN], logits[MAIN] = student[self.stages[-1]], student[taps.LOGITS]
-        vectors = {learner: ops.mean(tensor, axis=(1, 2)) for learner, tensor in maps.items()}
+        maps, logits = self.run_learners(student, training)
+        vectors = pooled(maps)
         if not self.collaborates:
             return vectors, logits, {}
         if self.attention == "logit":
@@ -321,9 +270,7 @@ class ACKD(Distiller):
         else:
             targets, attention = self._fuse(maps, vectors, logits, training)
         if batch is not None:
-            for learner, tensor in logits.items():
-                if learner != MAIN:  # Its accuracy is the student's.
-                    self.track_accuracy(f"{learner}_accuracy", tensor, batch)
+            self.track_learners(batch, logits)
             for position, learner in enumerate(maps):
                 self.track(f"{learner}_attention", ops.mean(attention[:, position]), batch)
         return vectors, logits, targets
@@ -331,7 +278,7 @@ class ACKD(Distiller):
     def _fuse(self, maps, vectors, logits, training):
         """Adds the fused learner, whose features are a weighted sum of the learners' maps."""
         tensors = list(maps.values())
-        run = _runner(self.fusion, tensors[0])
+        run = runner(self.fusion, tensors[0])
         fused, attention = run(tensors, training=training)
         vectors[FUSED] = ops.mean(fused, axis=(1, 2))
         logits[FUSED] = self.fused_classifier(vectors[FUSED])
@@ -341,7 +288,7 @@ class ACKD(Distiller):
         """Adds the fused learner, whose logits are the mean of the learners' targets."""
         stacked = ops.stack(list(vectors.values()), axis=1)
         tensors = ops.stack(list(logits.values()), axis=1)
-        mixed, attention = _runner(self.fusion, stacked)([stacked, tensors])
+        mixed, attention = runner(self.fusion, stacked)([stacked, tensors])
         shares = ops.mean(attention, axis=1)
         targets = {learner: mixed[:, position] for position, learner in enumerate(logits)}
         logits[FUSED] = ops.mean(mixed, axis=1)
@@ -351,23 +298,17 @@ class ACKD(Distiller):
 
     def teach(self, batch, logits, targets, teacher):
         """Returns the terms of labels, teacher and fused learner."""
-        others = [tensor for learner, tensor in logits.items() if learner != MAIN]
+        own, others = self.learn_labels(batch, logits)
         weight = self.value_of(self.auxiliary_weight)
-
-        def kd(learners):
-            of_teacher = [teacher[taps.LOGITS]] * len(learners)
-            return self.distillation_loss(self.kd_loss, batch, learners, of_teacher)
-
         terms = {
-            "student_loss": (1.0, self.student_loss(batch, logits[MAIN])),
+            "student_loss": (1.0, own),
             "kd_loss": (
                 self.kd_loss.value_of(self.kd_loss.weight),
-                kd([logits[MAIN]]) + (weight * kd(others) if others else 0.0),
+                self.learn_teacher(batch, logits, teacher[taps.LOGITS], weight),
             ),
         }
         if self.collaborates:
-            labels = sum(self.student_loss(batch, tensor) for tensor in others)
-            terms["learners_loss"] = (weight, labels)
+            terms["learners_loss"] = (weight, others)
             peers = [logits[learner] for learner in targets]
             value = self.distillation_loss(
                 self.collaboration_loss, batch, peers, list(targets.values())
@@ -375,6 +316,15 @@ class ACKD(Distiller):
             weight = self.collaboration_loss.value_of(self.collaboration_loss.weight)
             terms["collaboration_loss"] = (weight, value)
         return terms
+
+    def learn_teacher(self, batch, logits, target, weight):
+        """Returns the divergence of the student from the teacher, and by a weight the others'."""
+        own = self.distillation_loss(self.kd_loss, batch, [logits[MAIN]], [target])
+        others = [tensor for learner, tensor in logits.items() if learner != MAIN]
+        if not others:
+            return own
+        targets = [target] * len(others)
+        return own + weight * self.distillation_loss(self.kd_loss, batch, others, targets)
 
     def judge(self, vectors, teacher):
         """Runs the discriminator on all features at once.
@@ -398,12 +348,12 @@ class ACKD(Distiller):
     def test_step(self, data):
         """Evaluates the student, and the fused one beside it; called by `evaluate`."""
         batch = self.unpack(data)
-        logits = self.run_student(batch, self.student, self._all_logits, training=False)
+        logits = self.run_student(batch, self.student, self.all_logits, training=False)
         if self.collaborates:
             self.track_accuracy(f"{FUSED}_accuracy", logits[FUSED], batch)
         return self.evaluated(batch, logits[MAIN])
 
-    def _all_logits(self, inputs, training):
+    def all_logits(self, inputs, training):
         """Returns `{learner: logits}` of the student and the learners for some inputs."""
         student = self._observers.student(inputs, training=training)
         return self.collaborate(student, training=training)[1]
@@ -447,26 +397,11 @@ class ACKD(Distiller):
         """
         if not self.collaborates:
             raise UsageError("There is no fused student without auxiliary learners.")
-        self.ensure_built()
-        if self._fused_student.model is None:
-            observer = self._observers.student
-            if not isinstance(observer, keras.Model):
-                raise UsageError(
-                    f"Student {self.student.name!r} is subclassed, so it cannot be joined with "
-                    "the learners in one Keras model; a functional model can."
-                )
-            _, logits, _ = self.collaborate(observer.output, training=None)
-            name = f"{self.student.name}_fused"
-            self._fused_student.model = keras.Model(observer.input, logits[FUSED], name=name)
-        return self._fused_student.model
 
+        def fuse(student):
+            return self.collaborate(student, training=None)[1][FUSED]
 
-def _runner(layer, tensor):
-    """Returns the layer, or its `call` for symbolic tensors.
-
-    So a functional model of it consists of Keras' layers, which load without tfkd.
-    """
-    return layer.call if keras.utils.is_keras_tensor(tensor) else layer
+        return self.joined(FUSED, fuse)
 
 
 def _ramp(weight, epochs):

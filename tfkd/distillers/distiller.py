@@ -75,6 +75,8 @@ class Distiller(Trainer):
     needs_classes = False
     #: The kind of training step in this epoch; None for methods with one kind.
     phase = None
+    #: How many steps of the student's optimizer a training step takes.
+    student_steps = 1
     #: The gradient of variables on which the objective does not depend; see `update`.
     unconnected = "none"
 

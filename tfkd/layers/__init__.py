@@ -6,6 +6,7 @@ from tfkd.layers.auxiliary_learner import AuxiliaryLearner
 from tfkd.layers.discriminator import Discriminator
 from tfkd.layers.image_generator import ImageGenerator
 from tfkd.layers.logit_attention import LogitAttention
+from tfkd.layers.noise_generator import NoiseGenerator
 from tfkd.layers.normalized_convolution import NormalizedConvolution
 from tfkd.layers.patch_discriminator import PatchDiscriminator
 from tfkd.layers.review_fusion import ReviewFusion
@@ -20,6 +21,7 @@ __all__ = [
     "Discriminator",
     "ImageGenerator",
     "LogitAttention",
+    "NoiseGenerator",
     "NormalizedConvolution",
     "PatchDiscriminator",
     "ReviewFusion",

@@ -14,6 +14,7 @@ from tfkd.losses.contrastive_representation_distillation import (
 )
 from tfkd.losses.correlation_congruence import CorrelationCongruence
 from tfkd.losses.decoupled_knowledge_distillation import DecoupledKnowledgeDistillation
+from tfkd.losses.densely_guided_distillation import DenselyGuidedDistillation
 from tfkd.losses.distillation_from_a_stronger_teacher import DistillationFromAStrongerTeacher
 from tfkd.losses.distillation_loss import DistillationLoss, masked_mean
 from tfkd.losses.entropy_weighted_teachers import EntropyWeightedTeachers
@@ -108,6 +109,7 @@ __all__ = [
     "ContrastiveRepresentationDistillation",
     "CorrelationCongruence",
     "DecoupledKnowledgeDistillation",
+    "DenselyGuidedDistillation",
     "DistillationFromAStrongerTeacher",
     "DistillationLoss",
     "EntropyWeightedTeachers",

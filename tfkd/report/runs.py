@@ -13,8 +13,8 @@ from tfkd.methods import ALONE
 from tfkd.runs import work_directory
 from tfkd.runs.work_directory import WorkDirectory
 
-#: What `tfkd.compare` calls the work directory of a run.
-_OF_COMPARISON = re.compile(r".*-seed\d+")
+#: What `tfkd.compare` and `tfkd.chain` call the work directory of a run.
+_OF_SEVERAL_RUNS = re.compile(r".*-seed\d+|stage\d+-.*")
 
 #: Without them a directory is of no run, or of one of another version.
 _NEEDED = {
@@ -178,7 +178,7 @@ def find(paths):
     """Finds the runs in some directories.
 
     Args:
-        paths: Paths of work directories, and of directories of `tfkd.compare`.
+        paths: Paths of work directories, and of directories of `tfkd.compare` and `tfkd.chain`.
 
     Returns:
         The tuple `(runs, left_out)`: a list of `Run`, and a list of lines that say why a
@@ -211,11 +211,11 @@ def find(paths):
 
 
 def _runs_in(path):
-    """Returns the work directories that a directory stands for: its own, or a comparison's."""
+    """Returns the work directories that a directory stands for: its own, or those in it."""
     if (path / "config.json").exists():
         return [path]
     children = [
-        one for one in path.iterdir() if one.is_dir() and _OF_COMPARISON.fullmatch(one.name)
+        one for one in path.iterdir() if one.is_dir() and _OF_SEVERAL_RUNS.fullmatch(one.name)
     ]
     # Younger ones last, as the methods were named: the folders' names alone would sort them.
     return sorted(children, key=_begun) or [path]

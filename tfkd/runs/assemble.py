@@ -1,6 +1,7 @@
 """Builds the data, the models and the distiller that a config describes."""
 
 import contextlib
+import pathlib
 
 import keras
 
@@ -31,6 +32,8 @@ def build(config, data, teacher):
         _create(kind, data, config.seed + 1000 * position, **kinds.get(kind, {}))
         for position, kind in enumerate([config.student.model, *peers(config)])
     )
+    if config.student.weights:
+        begin_with(student, config.student.weights)
     distiller = make_distiller(config, data, student, teacher, others)
     compile_distiller(distiller, config, data, config.epochs, config.optimizer.learning_rate)
     return distiller
@@ -46,6 +49,28 @@ def _create(model, data, seed, **arguments):
     return models.create(
         model, num_classes=data.num_classes, input_shape=data.input_shape, seed=seed, **arguments
     )
+
+
+def begin_with(student, path):
+    """Gives a new student the weights of a saved one.
+
+    Args:
+        student: `keras.Model`.
+        path: String, the path of a `.keras` file.
+
+    Raises:
+        UsageError: If there is no such file, or it holds a model of another kind.
+    """
+    if not pathlib.Path(path).exists():
+        raise UsageError(f"--config.student.weights={path}: there is no such file.")
+    saved = work_directory.load_model(path).get_weights()
+    shapes = [[array.shape for array in arrays] for arrays in (saved, student.get_weights())]
+    if shapes[0] != shapes[1]:
+        raise UsageError(
+            f"--config.student.weights={path} is no {student.name!r} of these images and classes: "
+            "it must be a saved model of the student's own kind."
+        )
+    student.set_weights(saved)
 
 
 def get_teacher(config, data, workdir):
@@ -139,9 +164,10 @@ def cache_teacher(config, data, distiller, workdir):
 
 def compile_distiller(distiller, config, data, epochs, learning_rate):
     """Compiles a distiller with the optimizers, the schedule and the loss of a config."""
+    steps = epochs * data.steps_per_epoch * distiller.student_steps
     rate = optimizers.schedule(
         learning_rate=learning_rate,
-        steps=max(1, epochs * data.steps_per_epoch // config.accumulation_steps),
+        steps=max(1, steps // config.accumulation_steps),
         **config.schedule.to_dict(),
     )
     settings = {**config.optimizer.to_dict(), "learning_rate": rate}

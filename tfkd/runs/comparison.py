@@ -1,12 +1,11 @@
 """Runs of several methods over several seeds, with one teacher and one schedule for all."""
 
 import copy
-import json
 import pathlib
 
-from tfkd import files, plots
+from tfkd.config import of_teacher
 from tfkd.errors import UsageError
-from tfkd.methods import ALONE, method_config, method_variant, needs_teacher
+from tfkd.methods import method_variant, needs_teacher
 from tfkd.runs import execute, results, work_directory
 
 
@@ -31,13 +30,8 @@ def compare(config, workdir, methods, seeds, command=None):
     workdir = pathlib.Path(workdir)
     runs, histories = _run_all(config, workdir, methods, seeds, command)
     rows = [row for name, found in runs.items() for row in results.table_rows(name, config, found)]
-    table = results.table(rows)
-    heading = f"# {config.student.model} on {config.data.name}\n\n"
-    text = heading + (f"`{command}`\n\n" if command else "") + table
-    files.write_text(workdir / "table.md", text)
-    files.write_text(workdir / "table.json", json.dumps(rows, indent=2) + "\n")
-    files.write(workdir / "curves.png", lambda path: plots.curves(path, histories))
-    print(f"\n{table}\nWritten: table.md, table.json and curves.png in {workdir}", flush=True)
+    title = f"{config.student.model} on {config.data.name}"
+    results.write(workdir, title, rows, histories, command)
     return rows
 
 
@@ -57,14 +51,8 @@ def _run_all(config, workdir, methods, seeds, command):
     runs, histories = {}, {}
     teacher = config.teacher.path
     if not teacher and any(map(needs_teacher, variants.values())):
-        # A teacher is a model that is trained on its labels alone.
-        trained = copy.deepcopy(config)
-        trained.method = method_config(ALONE)
-        trained.student.model, trained.student.arguments = config.teacher.model, {}
-        trained.epochs = config.teacher.epochs
-        trained.optimizer.learning_rate = config.teacher.learning_rate
         teacher = workdir / "teacher" / "student.keras"
-        runs["teacher"] = [_run(trained, teacher.parent, command)]
+        runs["teacher"] = [_run(of_teacher(config), teacher.parent, command)]
     for method, variant in variants.items():
         runs[method] = []
         for seed in range(config.seed, config.seed + seeds):

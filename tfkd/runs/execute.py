@@ -98,6 +98,7 @@ def run(config, workdir, command=None):
         workdir,
         config.method.preparation_epochs,
         measuring=measuring,
+        keep_every=config.keep_every,
     )
     history = progress.history
     summary["training_seconds"] = round(progress.seconds, 1)

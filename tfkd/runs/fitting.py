@@ -55,6 +55,7 @@ def fit(
     preparation_epochs=None,
     measuring=(),
     further=(),
+    keep_every=None,
 ):
     """Trains in `folder`, from its checkpoint where there is one.
 
@@ -69,6 +70,8 @@ def fit(
         measuring: List of callbacks that add to the logs of the epochs.
         further: Callbacks in addition to those for the checkpoint, the metrics and the pictures;
             not for the preparations.
+        keep_every: Integer, after how many epochs each the student of that moment is saved at
+            `kept`; None for never.
 
     Returns:
         A `Progress`, with the `history` of logs, the `best` epoch and weights of the student,
@@ -76,7 +79,8 @@ def fit(
     """
     # Which run and which of its stages a checkpoint belongs to; models alone can be alike.
     digest = hashlib.sha256(as_json(config, NON_TRAINING_KEYS).encode()).hexdigest()[:12]
-    progress = Progress(data, folder, f"{type(distiller).__name__} of config {digest}")
+    run = f"{type(distiller).__name__} of config {digest}"
+    progress = Progress(data, folder, run, keep_every)
     restored = progress.restore(distiller)
     if restored is not None:
         if restored.warning:
@@ -120,6 +124,11 @@ def fit(
     return progress
 
 
+def kept(folder, epoch):
+    """Returns the path of the student as it was after an epoch, counted from 1."""
+    return folder / f"student-epoch{epoch:03d}.keras"
+
+
 def diagnostics_callback(config, data):
     """Returns the callback that looks at student and teacher after every epoch."""
     gradient_data = data.train if needs_indices(config) else None
@@ -146,11 +155,12 @@ def _duration(seconds):
 class Progress(keras.callbacks.Callback):
     """Keeps the checkpoint, the metrics and the best weights of a run up to date."""
 
-    def __init__(self, data, folder, run):
+    def __init__(self, data, folder, run, keep_every=None):
         super().__init__()
         self.data = data
         self.folder = folder
         self.run = run
+        self.keep_every = keep_every
         self.path = folder / "checkpoint.npz"
         self.history = []
         self.best = None
@@ -213,6 +223,9 @@ class Progress(keras.callbacks.Callback):
             arrays = {id(variable): array for variable, array in pairs}
             weights = [arrays[id(variable)] for variable in _variables(self.model)]
             self.best = {"epoch": epoch, "weights": weights}
+        if self.keep_every and (epoch + 1) % self.keep_every == 0:
+            # Before the checkpoint, after which the epoch is not repeated.
+            files.write(kept(self.folder, epoch + 1), self.model.student.save)
         checkpoint.save(
             self.path,
             self.model,

@@ -1,10 +1,11 @@
 """Turns the summaries of runs into results: what each model reaches and costs, over the seeds."""
 
 import dataclasses
+import json
 
 import numpy as np
 
-from tfkd import tables
+from tfkd import files, plots, tables
 from tfkd.methods import ALONE
 
 _MEASURED = (
@@ -157,3 +158,21 @@ def table(rows):
     return tables.markdown(
         [list(columns), *([show(row) for show in columns.values()] for row in rows)]
     )
+
+
+def write(workdir, title, rows, histories, command=None):
+    """Writes `table.md`, `table.json` and `curves.png`, and prints the table.
+
+    Args:
+        workdir: Path of the directory of several runs.
+        title: String, the heading of the table.
+        rows: List of dictionaries, as `table_rows` returns them.
+        histories: `{label: [logs of each epoch of a run, ...]}`.
+        command: String, the command that was run, or None.
+    """
+    text = table(rows)
+    told = f"`{command}`\n\n" if command else ""
+    files.write_text(workdir / "table.md", f"# {title}\n\n{told}{text}")
+    files.write_text(workdir / "table.json", json.dumps(rows, indent=2) + "\n")
+    files.write(workdir / "curves.png", lambda path: plots.curves(path, histories))
+    print(f"\n{text}\nWritten: table.md, table.json and curves.png in {workdir}", flush=True)

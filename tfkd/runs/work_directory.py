@@ -15,7 +15,7 @@ from tfkd.runs.teacher_images import teacher_preprocessing
 
 #: Files that mark a directory of several runs, and the remedy for each.
 _OF_SEVERAL_RUNS = {
-    "table.json": "a comparison: name the directory of one of its runs, METHOD-seed0.",
+    "table.json": "several runs: name the directory of one of them, such as METHOD-seed0.",
     "tuner.json": "a search: train its best_config.json, and name the directory of that run.",
 }
 
