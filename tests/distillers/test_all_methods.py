@@ -27,6 +27,10 @@ def chosen(names, *fast):
     return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
 
 
+#: Every method; those slow whose base class another one tests.
+MOST = chosen(PLAIN, *(name for name in PLAIN if name not in ("byot", "dks", "dafl")))
+
+
 def train(method, replicas=1, **compile_arguments):
     """Trains for an epoch; returns the distiller, and its logs."""
     with tfkd.runtime.strategy("mirrored", replicas).scope():
@@ -122,7 +126,7 @@ def test_compiled_with_xla_it_is_the_same_step(method):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * max(1.0, np.abs(a).max()))
 
 
-@pytest.mark.parametrize("method", PLAIN)
+@pytest.mark.parametrize("method", MOST)
 def test_all_of_a_student_is_trained_and_nothing_of_its_teacher(method, trained):
     distiller, _ = trained(method)
     of_optimizers = [id(v) for _, own in distiller.optimizers().values() for v in own]
@@ -138,7 +142,7 @@ def test_all_of_a_student_is_trained_and_nothing_of_its_teacher(method, trained)
         assert not tracked & {id(variable) for variable in distiller.teacher.variables}
 
 
-@pytest.mark.parametrize("method", PLAIN)
+@pytest.mark.parametrize("method", MOST)
 def test_students_are_saved_as_ordinary_models(method, trained, tmp_path):
     distiller, _ = trained(method)
     x, _ = tiny.data(8)
@@ -173,7 +177,7 @@ def test_saved_models_need_no_tfkd(trained, tmp_path):
         np.testing.assert_allclose(found, model(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", PLAIN)
+@pytest.mark.parametrize("method", MOST)
 def test_weight_files_hold_what_is_trained_and_no_teacher(method, trained, tmp_path):
     distiller, _ = trained(method)
     path = tmp_path / "state.weights.h5"
@@ -195,7 +199,7 @@ def test_weight_files_hold_what_is_trained_and_no_teacher(method, trained, tmp_p
     assert sum(numbers) <= most
 
 
-@pytest.mark.parametrize("method", PLAIN)
+@pytest.mark.parametrize("method", MOST)
 def test_evaluation_is_that_of_the_students_and_changes_nothing(method, trained):
     distiller, _ = trained(method)
     x, y = tiny.data(23, seed=1)
@@ -211,7 +215,7 @@ def test_evaluation_is_that_of_the_students_and_changes_nothing(method, trained)
         assert logs[name] == pytest.approx(np.mean(np.argmax(model(x), -1) == y)), name
 
 
-RESUMED = [*PLAIN, "kd, curriculum", "kd+at, dot", *chosen(["sakd, random", "iakd, per sample"])]
+RESUMED = [*MOST, "kd, curriculum", "kd+at, dot", *chosen(["sakd, random", "iakd, per sample"])]
 
 
 @pytest.mark.parametrize("method", RESUMED)
@@ -237,7 +241,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(method, tmp_path):
     assert_equal(*(values(checkpoint.variables_of(made)) for made in (whole, resumed)))
 
 
-@pytest.mark.parametrize("method", PLAIN)
+@pytest.mark.parametrize("method", MOST)
 def test_samples_of_weight_0_train_nothing(method):
     """Batch normalization apart, whose statistics are those of all images."""
     x, y = tiny.data(16)

@@ -40,15 +40,15 @@ def generated(distiller, size):
     return images, np.array(distiller.student(images, training=True), "float64"), teacher
 
 
-@pytest.mark.parametrize("kind", [tfkd.DAFL, tfkd.DFAD])
-def test_neither_images_nor_labels_are_looked_at(kind):
+@pytest.mark.parametrize("kind, more", [(tfkd.DAFL, {}), (tfkd.DFAD, {"student_steps": 1})])
+def test_neither_images_nor_labels_are_looked_at(kind, more):
     x, y = tiny.data(8)
     found = []
     for images, labels, weights in (
         (x, y, None),
         (np.full_like(x, np.nan), y * 0, np.zeros(len(y))),
     ):
-        distiller = make(kind, rate=0.1, generator_rate=0.1)
+        distiller = make(kind, rate=0.1, generator_rate=0.1, **more)
         teacher = tiny.values(distiller.teacher.variables)
         logs = distiller.train_on_batch(images, labels, sample_weight=weights, return_dict=True)
         found.append((logs, tiny.values(distiller.variables)))
@@ -95,7 +95,7 @@ def test_the_generator_of_dafl_goes_where_its_objective_is_smaller():
 @pytest.mark.parametrize("rates, sign", [((0.02, 0.0), -1), ((0.0, 0.5), 1)])
 def test_student_and_generator_of_dfad_play_against_each_other(rates, sign):
     distiller = make(tfkd.DFAD, *rates, student_steps=1)
-    logs = [distiller.train_on_batch(*tiny.data(12), return_dict=True) for _ in range(5)]
+    logs = [distiller.train_on_batch(*tiny.data(12), return_dict=True) for _ in range(3)]
     assert sign * (logs[-1]["difference"] - logs[0]["difference"]) > 0
 
 
