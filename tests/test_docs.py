@@ -183,8 +183,10 @@ def _of_tuning(page, _):
 
 
 def test_the_page_of_losses_tells_where_each_distils():
-    for name in tfkd.losses.available():
-        place = PLACES[tfkd.losses.get(name).spots]
+    for name, loss in tfkd.losses.available().items():
+        if not loss.__module__.startswith("tfkd."):
+            continue  # Other tests make some.
+        place = PLACES[loss.spots]
         (row,) = [
             line for line in TEXTS["losses.md"].splitlines() if line.startswith(f"| {place} |")
         ]
