@@ -7,8 +7,9 @@ import zlib
 import keras
 
 from tfkd import runtime
-from tfkd.config import flatten
+from tfkd.config import default_config, flatten
 from tfkd.errors import UsageError
+from tfkd.methods import ALONE
 
 # Values of the config that change nothing in training: a run may go on with others.
 NON_TRAINING_KEYS = ("diagnostics", "profile")
@@ -61,6 +62,10 @@ def check_same_config(config, workdir):
     for name in NON_TRAINING_KEYS:
         there.pop(name, None)
         here.pop(name, None)
+    # A value that a run of an earlier version lacks had the effect of today's default.
+    fresh = default_config(ALONE, config.teacher.model, config.student.model).to_dict()
+    fresh = flatten(json.loads(json.dumps(fresh)))
+    there = {key: fresh[key] for key in here.keys() & fresh.keys()} | there
     changed = [
         f"{key} {there.get(key)!r} there, {here.get(key)!r} now"
         for key in sorted(there.keys() | here.keys())
