@@ -58,6 +58,7 @@ setup(
     extras_require={
         # Earlier ones can be made to run code by the files that they load.
         "torch": ["torch>=2.10", "safetensors>=0.4"],
+        "hub": ["keras-hub>=0.32"],
         "docs": ["zensical==0.0.73", "mkdocstrings[python]>=1.0"],
         "onnx": ONNX,
         "dev": [

@@ -175,17 +175,30 @@ def _strike(process, seconds, moments):
 _STAGES = {"4": "teacher", "3": "preparation", "5": "student"}
 
 
+#: What is printed where a stage begins.
+_BEGIN = {"training the teacher": "4", "preparing loss": "3", "training the student": "5"}
+
+
+def _begun(lines):
+    """Returns `(epoch, epochs of its stage)` of those that have begun, the latter a string."""
+    found = []
+    for line in lines:
+        ended = re.match(r"(?:resuming after )?epoch (\d+)(?:/| of )(\d+)", line)
+        if ended and int(ended[1]) < int(ended[2]):
+            found.append((int(ended[1]) + 1, ended[2]))
+        found += [(1, epochs) for begin, epochs in _BEGIN.items() if line.startswith(begin)]
+    return found
+
+
 def _epochs(lines):
     """Returns the epochs of the student's that have begun."""
-    found = [re.match(r"Epoch (\d+)/5", line) for line in lines]
-    return [int(match[1]) for match in found if match]
+    return [epoch for epoch, epochs in _begun(lines) if epochs == _BEGIN["training the student"]]
 
 
 def _last(lines):
     """Says in which epoch of which stage a run was."""
-    found = [re.match(r"Epoch (\d+)/(\d+)", line) for line in lines]
-    found = [match for match in found if match]
-    return f"{_STAGES[found[-1][2]]} epoch {found[-1][1]}" if found else "before any epoch"
+    found = _begun(lines)
+    return f"{_STAGES[found[-1][1]]} epoch {found[-1][0]}" if found else "before any epoch"
 
 
 def _resumed(lines):

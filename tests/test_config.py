@@ -6,6 +6,7 @@ import sys
 import pytest
 import tiny
 
+import tfkd_cli
 from tfkd import config, distillers, methods
 from tfkd.errors import UsageError
 from tfkd.runs import assemble, guard
@@ -212,7 +213,7 @@ def test_every_config_file_takes_the_same_arguments(path):
 def test_configs_of_tfkd_have_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # Anywhere.
     names = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in CONFIGS}
-    assert set(config.shipped()) == names
+    assert set(tfkd_cli.configs()) == names
     assert pathlib.Path(config.find("digits")) == FOLDER / "digits.py"
     assert pathlib.Path(config.find("studies/cifar100_10k")).is_file()
     assert config.find("my/config.py") == "my/config.py"

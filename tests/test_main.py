@@ -1,12 +1,17 @@
 """The command `tfkd` finds every command."""
 
 import importlib
+import re
 import subprocess
 import sys
 
 import pytest
+from absl import flags
 
 import tfkd_cli
+from tfkd import command_line, runtime
+from tfkd.export.formats import FORMATS, QUANTIZATIONS
+from tfkd.runs.evaluation import SPLITS
 
 
 def run(*arguments):
@@ -26,10 +31,6 @@ def test_a_command_runs_with_its_arguments_and_help():
     described = run("describe", "at")
     assert described.returncode == 0, described.stderr
     assert "AttentionTransfer" in described.stdout
-    # Its own docstring and flags, not those of the tfkd_cli.
-    shown = run("train", "--help").stdout
-    assert "Trains a teacher and distils a student." in shown
-    assert "--workdir" in shown and "--config" in shown and "--attention" not in shown
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])
@@ -39,22 +40,81 @@ def test_without_a_command_it_lists_them(arguments, monkeypatch, capsys):
     assert capsys.readouterr().out == tfkd_cli.usage() + "\n"
 
 
-@pytest.mark.parametrize("argument", ["--help", "--version"])
-def test_help_and_version_do_not_wait_for_tensorflow(argument):
+@pytest.mark.parametrize(
+    "arguments, begin",
+    [
+        (["--help"], "tfkd: "),
+        (["--version"], "tfkd "),
+        (["train", "--help"], "Trains a teacher and distils a student."),
+        (["init", "photos"], "Written: photos"),
+    ],
+)
+def test_what_needs_no_tensorflow_does_not_wait_for_it(arguments, begin, tmp_path):
     code = (
-        f"import sys, tfkd_cli; sys.argv = ['tfkd', {argument!r}]; tfkd_cli.main(); "
-        "assert not {'tensorflow', 'keras', 'tfkd', 'numpy'} & set(sys.modules)"
+        "import atexit, sys; sys.path.insert(0, sys.argv.pop()); import tfkd_cli; "
+        "there = lambda: {'tensorflow', 'keras', 'tfkd', 'numpy'} & set(sys.modules); "
+        "atexit.register(lambda: print('loaded', there())); tfkd_cli.main()"
     )
     answer = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, *arguments, str(tfkd_cli._HERE)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
     )
-    assert answer.stdout.startswith("tfkd")
+    assert answer.stdout.startswith(begin) and answer.stdout.endswith("loaded set()\n")
+
+
+@pytest.mark.parametrize("name", tfkd_cli.COMMANDS)
+def test_the_help_of_a_command_tells_the_flags_that_it_has(name):
+    text = tfkd_cli.help_of(name)
+    shown = re.findall(r"^  --(?:\[no\])?(\w+)$", text, re.MULTILINE)
+    module = importlib.import_module(f"tfkd.{name}")
+    flat = re.sub(r"\s+", " ", text)
+    if name not in ("describe", "evaluate", "export", "init", "report", "studies"):
+        # Those that do not define their flags before they run.
+        key = flags.FLAGS.get_key_flags_for_module(module.__name__)
+        assert {flag.name for flag in key} == set(shown)
+        for flag in key:
+            # Of an enum absl tells the values first.
+            assert re.sub(r"\s+", " ", re.sub("^<.*?>: ", "", flag.help)) in flat
+    choices = {
+        "train": [*runtime.STRATEGIES, *runtime.PRECISIONS],
+        "export": [*FORMATS, *QUANTIZATIONS],
+        "evaluate": SPLITS,
+    }
+    assert all(choice in flat for choice in choices.get(name, ()))
+
+
+def test_a_module_answers_for_its_help_as_the_command_does(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["commands/describe.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        command_line.main_without_config(None)
+    assert not stop.value.code
+    assert capsys.readouterr().out == tfkd_cli.help_of("describe") + "\n"
+
+
+def test_a_config_of_ones_own_begins_as_a_copy(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert tfkd_cli.init(["mine", "digits"]) == 0
+    assert (tmp_path / "mine" / "config.py").read_text() == tfkd_cli.configs()["digits"].read_text()
+    assert "tfkd train --config=mine/config.py --workdir=mine/run" in capsys.readouterr().out
+    for arguments, message in (
+        ([], "takes a directory"),
+        (["a", "digits", "c"], "takes a directory"),
+        (["a", "digit"], "Unknown config 'digit': .*; did you mean 'digits'"),
+        (["mine"], "mine/config.py is there already: choose another directory"),
+        (["mine/config.py"], "mine/config.py/config.py cannot be written"),
+    ):
+        assert tfkd_cli.init(arguments) == 2
+        line = capsys.readouterr().err
+        assert re.match(f"error: .*{message}", line) and line.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("argument", "line"),
     [
-        ("trian", "error: Unknown command 'trian': it must be one of train,"),
+        ("trian", "error: Unknown command 'trian': it must be one of init, train,"),
         ("--workdir=runs", "error: The command comes first: tfkd COMMAND --workdir=runs;"),
     ],
 )

@@ -277,7 +277,7 @@ def test_ctrl_c_in_a_process_of_its_own(tmp_path, data_dir):
     heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command("interrupted"), preexec_fn=heed, **pipes)
     for line in process.stdout:
-        if line.startswith("Epoch 2/5"):
+        if line.startswith("epoch 1/5"):
             process.send_signal(signal.SIGINT)
             break
     _, errors = process.communicate(timeout=120)
@@ -402,7 +402,7 @@ def test_peak_memory_is_that_of_this_process(tmp_path, monkeypatch):
 def test_a_teacher_may_have_another_precision(finished, small, data_dir, tmp_path):
     config = tfkd.config.default_config("kd", str(finished / "teacher.keras"), "resnet8")
     config.teacher.precision = "mixed_bfloat16"
-    data = types.SimpleNamespace(num_classes=10, input_shape=(8, 8, 1))
+    data = types.SimpleNamespace(num_classes=10, input_shape=(8, 8, 1), mean=(0,), std=(1,))
     x = np.random.default_rng(0).normal(size=(8, 8, 8, 1)).astype("float32")
     plain = keras.models.load_model(finished / "teacher.keras")
     found = assemble.get_teacher(config, data, None)

@@ -12,7 +12,7 @@ import tfkd
 from tfkd.data import teacher_outputs
 from tfkd.errors import UsageError
 from tfkd.report import confusion
-from tfkd.runs import checkpoint, work_directory
+from tfkd.runs import checkpoint
 
 
 class Payload:
@@ -51,7 +51,7 @@ def test_models_with_python_code_are_refused(mark, tmp_path, monkeypatch, name):
     keras.Sequential(layers).save(tmp_path / name)
     mark.unlink(missing_ok=True)
     with pytest.raises(UsageError, match="holds Python code, .* which is not run") as caught:
-        work_directory.load_model(tmp_path / name)
+        tfkd.models.load(tmp_path / name)
     assert name in str(caught.value) and "safe_mode" not in str(caught.value)
     assert not mark.exists()
     keras.models.load_model(tmp_path / name, safe_mode=False)(np.zeros((1, 3)))

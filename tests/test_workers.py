@@ -59,7 +59,7 @@ def test_two_workers_are_one_process_with_two_replicas(arguments, tmp_path):
 
     process = run([*WORKERS, *arguments], tmp_path / "two")
     for line in process.stdout:
-        if line.startswith("Epoch 2/2"):
+        if line.startswith("epoch 1/2"):
             process.send_signal(signal.SIGINT)
             break
     _, errors = process.communicate(timeout=500)

@@ -6,6 +6,7 @@ is `python -m tfkd.train ...`, and so for the others.
 """
 
 import importlib.util
+import os
 import runpy
 import sys
 
@@ -21,6 +22,8 @@ def run_command(name):
         if name not in tfkd_cli.COMMANDS:
             raise unknown("command", name, tfkd_cli.COMMANDS)
     module = f"tfkd.{name}"
+    # Where `python -m tfkd.train` finds modules of one's own, too.
+    sys.path.insert(0, os.getcwd())
     # The command is then the main module, whose flags and docstring --help shows.
     sys.argv = [importlib.util.find_spec(module).origin, *sys.argv[2:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,14 +1,18 @@
 """What the commands share: their flags, and mistakes answered by one line."""
 
+import importlib
 import os
+import pathlib
 import re
 import shlex
 import sys
 
-from absl import app, flags, logging
+import tensorflow as tf
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
+import tfkd_cli
 from tfkd import errors, runtime
 from tfkd.config import find, flatten, from_json
 from tfkd.errors import UsageError
@@ -45,12 +49,17 @@ _CONFIG = config_flags.DEFINE_config_file(
 flags.FLAGS["config"].parser = _ConfigParser("config")
 flags.DEFINE_string("workdir", None, "Directory of everything that is read and written.")
 flags.DEFINE_string("data_dir", None, "Directory of TFDS data sets; TFDS' default if not given.")
+flags.DEFINE_list(
+    "imports",
+    [],
+    "Modules of yours to import first: those that define and register layers in saved models.",
+)
 # No enum: runtime.strategy says why some are not supported.
 flags.DEFINE_string(
     "strategy",
     "auto",
-    f"How to use devices, one of {', '.join(runtime.STRATEGIES)}; auto: the workers that TF_CONFIG "
-    "lists, or all GPUs of this machine.",
+    "How to use devices: auto, one_device, mirrored, multi_worker, tpu; auto: the workers that "
+    "TF_CONFIG lists, or all GPUs of this machine.",
 )
 flags.DEFINE_integer(
     "replicas", None, "Devices to mirror over: GPUs, or where there are none logical CPUs.", 1
@@ -59,8 +68,9 @@ flags.DEFINE_enum(
     "precision",
     "float32",
     ("auto", *runtime.PRECISIONS),
-    "The policy models are built in; auto: mixed_bfloat16 where the devices compute in it. The "
-    "teacher may have another one: --config.teacher.precision.",
+    "The policy models are built in: auto, float32, mixed_bfloat16, mixed_float16; auto: "
+    "mixed_bfloat16 where the devices compute in it. The teacher may have another one: "
+    "--config.teacher.precision.",
 )
 flags.DEFINE_bool(
     "deterministic",
@@ -86,7 +96,7 @@ _OF_TRAINING = (
     "fused_batch_norm",
 )
 #: Flags of commands that read what a run left, and need no config.
-OF_FINISHED_RUNS = ("workdir", "data_dir")
+OF_FINISHED_RUNS = ("workdir", "data_dir", "imports")
 
 
 def main(run, needs_workdir=True):
@@ -134,7 +144,7 @@ def main_without_config(run):
     """
     try:
         with errors.exit_on_usage_error():
-            app.define_help_flags()
+            _answer_help()
             try:
                 rest = flags.FLAGS(sys.argv)[1:]
             except flags.Error as error:
@@ -142,11 +152,20 @@ def main_without_config(run):
             for name in _OF_TRAINING:
                 if flags.FLAGS[name].present:
                     raise UsageError(f"--{name} is no flag of this command; see --help.")
-            _set_up_tfds()
+            _set_up()
             run(rest)
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _answer_help():
+    """Shows the flags of the command that runs now, if it is asked to, and ends the process."""
+    path = pathlib.Path(sys.argv[0])
+    name = path.parent.name if path.stem == "__main__" else path.stem
+    if name in tfkd_cli.COMMANDS and tfkd_cli.wants_help(sys.argv[1:]):
+        print(tfkd_cli.help_of(name))
+        sys.exit()
 
 
 def command(module):
@@ -158,10 +177,24 @@ def command(module):
     return shlex.join(["python", "-m", f"tfkd.{module}", *sys.argv[1:]])
 
 
-def _set_up_tfds():
-    """Silences TFDS, and says where it keeps data sets, to this process and those it starts."""
+def _set_up():
+    """Imports the user's modules; silences TFDS and says where it keeps data sets.
+
+    That holds for this process and those that it starts.
+    """
+    for module in flags.FLAGS.imports:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UsageError(
+                f"--imports={module} cannot be imported ({error}): it must be in the current "
+                "directory, or in one of PYTHONPATH."
+            ) from error
     if flags.FLAGS.data_dir:
         os.environ["TFDS_DATA_DIR"] = flags.FLAGS.data_dir
+    # Stages, trials and models have functions of their own, each of which is traced: TensorFlow
+    # warns of that as of a mistake.
+    tf.get_logger().setLevel("ERROR")
     if not flags.FLAGS["verbosity"].present:
         # TFDS tells every file it opens.
         logging.set_verbosity(logging.ERROR)
@@ -169,7 +202,7 @@ def _set_up_tfds():
 
 def _parse_with_config(needs_workdir):
     """Reads the flags, for which absl also runs the config file."""
-    app.define_help_flags()
+    _answer_help()
     try:
         errors.check_no_arguments(flags.FLAGS(sys.argv)[1:])
         if _CONFIG.value is None:
@@ -188,7 +221,7 @@ def _parse_with_config(needs_workdir):
     except Exception as error:
         # ml_collections lets through whatever the file raises, and wraps it with its traceback.
         raise UsageError(_reason(error)) from error
-    _set_up_tfds()
+    _set_up()
 
 
 _DEVICES = (

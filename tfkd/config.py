@@ -8,7 +8,8 @@ import re
 
 from ml_collections import ConfigDict, config_dict
 
-from tfkd import files, optimizers, runtime
+import tfkd_cli
+from tfkd import files, models, optimizers, runtime
 from tfkd.errors import UsageError, check_one_of, unknown
 from tfkd.methods import (
     ALONE,
@@ -54,17 +55,6 @@ def branches_ramp(epochs):
     return {method: {"ramp": 80 / 300 * epochs} for method in ("one", "okddip", "pcl")}
 
 
-def shipped():
-    """Returns `{name: path}` of the configs that come with tfkd, such as `"digits"`."""
-    package = pathlib.Path(__file__).parent
-    # Installed, they are within the package; in a checkout they stand beside it.
-    folder = next(
-        path for path in (package / "configs", package.parent / "configs") if path.is_dir()
-    )
-    paths = sorted(folder.rglob("*.py"))
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
-
-
 def find(name):
     """Returns the path of a config file.
 
@@ -82,7 +72,7 @@ def find(name):
     """
     if pathlib.Path(name).suffix in (".py", ".json") or pathlib.Path(name).is_file():
         return name
-    known = shipped()
+    known = tfkd_cli.configs()
     if name not in known:
         raise unknown("config", name, known)
     return str(known[name])
@@ -157,9 +147,10 @@ def default_config(method, teacher, student, settings=None):
 
     Args:
         method: String, see `method_config`.
-        teacher: String, the id of a zoo model, or the path of a saved `.keras` model, or several
-            paths joined by `+`.
-        student: String, the id of a zoo model.
+        teacher: String, the name of a model that is trained first, as `tfkd.models.named` takes
+            it; or the path of a saved `.keras` model, which is a trained one, or several paths
+            joined by `+`.
+        student: String, the name of a model, as `tfkd.models.named` takes it.
         settings: `{id: {argument: value}}` of losses and methods whose defaults do not suit the
             task.
 
@@ -186,12 +177,17 @@ def default_config(method, teacher, student, settings=None):
                 # Of folders of images, as in tfkd.data.load.
                 "test": 0.1,
                 "skip_broken": False,
+                # Whether every class counts the same in the losses, however many images it has.
+                "balanced": False,
             },
             "teacher": {
                 "model": "" if trained else teacher,
+                "arguments": {} if trained else _arguments(teacher),
                 "path": teacher if trained else "",
                 "epochs": 30,
                 "learning_rate": 0.05,
+                # As the student's.
+                "head_epochs": 0,
                 # The policy it is built in; None for that of --precision.
                 "precision": config_dict.placeholder(str),
                 # Whether it runs once over all views of the training images, before training.
@@ -203,17 +199,22 @@ def default_config(method, teacher, student, settings=None):
                 "std": config_dict.placeholder(tuple),
                 "scale": config_dict.placeholder(float),
             },
-            # Arguments as tfkd.models.create takes them, such as the width of mobilenet_v2.
+            # Arguments as tfkd.models.named takes them, such as the width of mobilenet_v2, or the
+            # weights of keras_applications:MobileNetV3Small.
             "student": {
                 "model": student,
-                "arguments": {},
+                "arguments": _arguments(student),
+                # Epochs in which its last layer alone is trained before all of it, where the
+                # others begin with the weights of another task.
+                "head_epochs": 0,
                 # A saved model of the same kind, whose weights it begins with.
                 "weights": config_dict.placeholder(str),
             },
             "method": method_config(method, settings),
             "settings": settings or {},
             "optimizer": {
-                # dot: a momentum of their own for the gradients of labels and of distillation.
+                # sgd; adamw, without momentum, nesterov and delta; dot, which has a momentum of
+                # its own for the gradients of labels and of distillation.
                 "name": "sgd",
                 "learning_rate": 0.05,
                 "momentum": 0.9,
@@ -221,6 +222,8 @@ def default_config(method, teacher, student, settings=None):
                 "weight_decay": 5e-4,
                 # By how much the momentums of dot differ from the one above.
                 "delta": 0.075,
+                # The largest norm of all gradients together; None for no limit.
+                "global_clipnorm": config_dict.placeholder(float),
             },
             "schedule": {
                 "name": "steps",
@@ -234,6 +237,10 @@ def default_config(method, teacher, student, settings=None):
             "select": "last",
             # After every so many epochs the student of that moment is kept, too.
             "keep_every": config_dict.placeholder(int),
+            # Epochs without a better validation accuracy after which training ends; None for all.
+            "patience": config_dict.placeholder(int),
+            # Of the student's labels, as keras.losses.CategoricalCrossentropy has it.
+            "label_smoothing": 0.0,
             "check": True,
             # What tfkd.callbacks.Diagnostics measures after every epoch.
             "diagnostics": False,
@@ -242,6 +249,14 @@ def default_config(method, teacher, student, settings=None):
             "seed": 0,
         }
     )
+
+
+def _arguments(model):
+    """Returns the arguments of a model that flags can set."""
+    return {
+        key: config_dict.placeholder(str) if value is None else value
+        for key, value in models.default_arguments(model).items()
+    }
 
 
 def teacher_paths(config):
@@ -265,8 +280,12 @@ def of_teacher(config):
     """
     one = copy.deepcopy(config)
     one.method = method_config(ALONE)
-    one.student.model, one.student.arguments = config.teacher.model, {}
+    one.student.model = config.teacher.model
+    one.student.arguments = config.teacher.arguments
+    one.student.head_epochs = config.teacher.head_epochs
     one.student.weights = None
+    # Smooth labels make a teacher that teaches less.
+    one.label_smoothing = 0.0
     one.epochs = config.teacher.epochs
     one.optimizer.learning_rate = config.teacher.learning_rate
     return one
@@ -418,6 +437,15 @@ def check(config):
             lambda x: x >= 1,
             "at least 1",
         ),
+        "student.head_epochs": (config.student.head_epochs, lambda x: x >= 0, "at least 0"),
+        "teacher.head_epochs": (config.teacher.head_epochs, lambda x: x >= 0, "at least 0"),
+        "patience": (config.patience, lambda x: x is None or x >= 1, "at least 1"),
+        "label_smoothing": (config.label_smoothing, lambda x: 0 <= x < 1, "from 0 to below 1"),
+        "optimizer.global_clipnorm": (
+            config.optimizer.global_clipnorm,
+            lambda x: x is None or (x > 0 and finite(x)),
+            "above 0 and finite",
+        ),
         # What NumPy and Python take alike; peers' seeds lie 1000 apart.
         "seed": (config.seed, lambda x: 0 <= x < 2**31, "at least 0, and below 2147483648"),
     }
@@ -439,13 +467,14 @@ def check(config):
             f"--config.teacher.{next(iter(inputs))} describes the images of a given teacher "
             "(:teacher=path.keras); one that is trained here takes the student's."
         )
-    if config.diagnostics and config.data.validation == 0:
-        raise UsageError(
-            "--config.diagnostics looks at validation images: set --config.data.validation above 0."
-        )
+    for name in ("diagnostics", "patience"):
+        if config[name] and config.data.validation == 0:
+            raise UsageError(
+                f"--config.{name} looks at validation images: set --config.data.validation above 0."
+            )
     if config.teacher.precision is not None:
         check_one_of("--config.teacher.precision", config.teacher.precision, runtime.PRECISIONS)
-    check_one_of("--config.optimizer.name", config.optimizer.name, optimizers.OWN)
+    check_one_of("--config.optimizer.name", config.optimizer.name, optimizers.OF_STUDENTS)
     if config.select not in ("last", "best"):
         raise UsageError(f"--config.select must be last or best; received {config.select!r}.")
 

@@ -225,19 +225,25 @@ def needs_teacher(method):
 
 
 def peers(config):
-    """Returns the kinds of models that learn together with the student, a list of zoo ids.
+    """Returns the kinds of models that learn together with the student, a list of names.
 
     Args:
         config: `ConfigDict` of a run.
 
     Raises:
-        UsageError: If one is no model of the zoo.
+        UsageError: If one is neither of the zoo nor of the student's kind, or would begin with the
+            student's weights.
     """
     names = config.method.arguments.get("peers", "")
     found = [config.student.model if name == PEER else name for name in names.split("+") if name]
     for name in found:
-        if name not in models.available():
+        if name not in [config.student.model, *models.available()]:
             raise unknown("peer", name, [PEER, *models.available()])
+        if name.endswith(".keras"):
+            raise UsageError(
+                f"Method {config.method.name!r}: a peer from {name} would have the very weights of "
+                "the student; name a function that makes the models, :student=module:function."
+            )
     if not found and "peers" in config.method.arguments:
         raise UsageError(
             f"Method {config.method.name!r} needs peers: one or more models joined by +, such as "

@@ -179,6 +179,15 @@ def takes_two_gradients(optimizer):
 #: The optimizers of tfkd by the names that configs have for them.
 OWN = {"sgd": SGD, "dot": DOT}
 
+_OF_SGD = ("learning_rate", "weight_decay", "momentum", "nesterov", "global_clipnorm")
+
+#: `{name: arguments}` of the optimizers of students in configs.
+OF_STUDENTS = {
+    "sgd": _OF_SGD,
+    "dot": (*_OF_SGD, "delta"),
+    "adamw": ("learning_rate", "weight_decay", "global_clipnorm"),
+}
+
 
 def create(name, student_optimizer=None, relative_learning_rate=None, **settings):
     """Makes an optimizer from plain settings, as configs and distillers give them.

@@ -75,3 +75,23 @@ def test_a_name_stands_for_arrays(monkeypatch):
 def test_arrays_that_are_no_data_set(arguments, message):
     with pytest.raises(UsageError, match=message):
         Arrays(**{"train": (IMAGES, LABELS), **arguments})
+
+
+def test_balanced_classes_have_the_same_weight_in_all():
+    labels = np.array([0] * 12 + [2] * 3 + [1])
+    images = np.zeros((16, 4, 4, 1), "uint8")
+    arrays = Arrays((images, labels), test=(images, labels), class_names="abcd")
+    settings = {"batch_size": 16, "validation": 0, "balanced": True}
+    expected = np.array([16 / 36, 16 / 3, 16 / 9, 0])
+
+    def batch(**more):
+        return next(load(arrays, **settings, **more).train.as_numpy_iterator())
+
+    _, found, weights = batch(indices=True)
+    np.testing.assert_allclose(weights, expected[found["label"]], rtol=1e-6)
+    sums = np.bincount(found["label"], weights, minlength=4)
+    np.testing.assert_allclose(sums, [16 / 3, 16 / 3, 16 / 3, 0], rtol=1e-6)
+    _, found, weights = batch(mixup=1.0)
+    assert np.any((found > 0) & (found < 1))
+    np.testing.assert_allclose(weights, found @ expected, rtol=1e-5)
+    assert len(next(iter(load(arrays, batch_size=16, validation=0, balanced=True).test))) == 2

@@ -153,7 +153,17 @@ def test_what_is_no_image_of_a_class_is_left_out_counted_and_said(tmp_path, caps
         "2 .tiff",
         "3 hidden",
     ]
-    assert told[2:] == ["warning: no test image of 1 class (dog)"]
+    assert told[2:] == [
+        "Training images of a class: cat 8, dog 7",
+        "warning: no test image of 1 class (dog)",
+    ]
+
+
+def test_of_many_classes_the_smallest_and_the_largest_are_counted(tmp_path, capsys):
+    counts = {f"train/{name}": 3 for name in "abcdefghijk"}
+    folder(tmp_path, counts | {"train/b": 2, "train/k": 5, "test/a": 1})
+    load(tmp_path, batch_size=2, validation=0)
+    assert "Training images of a class: from b 2 to k 5\n" in capsys.readouterr().out
 
 
 IMAGES = {

@@ -97,7 +97,7 @@ def test_a_loss_of_class_numbers_refuses_mixtures():
     x, y = tiny.data()
     distiller = tfkd.KnowledgeDistiller(tiny.model(seed=1), tiny.model(seed=2), losses=["dkd"])
     distiller.compile("sgd", loss=keras.losses.CategoricalCrossentropy(from_logits=True))
-    with pytest.raises(UsageError, match="'dkd' needs the number .* without one-hot, mixup"):
+    with pytest.raises(UsageError, match="'dkd' needs the number .* without one-hot labels"):
         distiller.fit(x, np.eye(tiny.CLASSES)[y], verbose=0)
 
 

@@ -19,6 +19,11 @@ flags.DEFINE_string(
     f"{ALONE},kd",
     "Methods, separated by commas: alone, kd, kd+at, ackd:attention=logit.",
 )
+flags.DEFINE_string(
+    "students",
+    "",
+    "Models, separated by commas, in place of the config's student: resnet8,my_models:small.",
+)
 flags.DEFINE_integer("seeds", 3, "How many seeds, from that of the config on.", 1)
 
 
@@ -30,6 +35,7 @@ def main(config):
         split_at_commas(flags.FLAGS.methods),
         flags.FLAGS.seeds,
         command=command_line.command("compare"),
+        students=split_at_commas(flags.FLAGS.students),
     )
 
 

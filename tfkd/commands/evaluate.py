@@ -10,14 +10,14 @@ from absl import flags
 
 from tfkd import command_line
 from tfkd.errors import check_no_arguments
-from tfkd.runs.evaluation import SPLITS, evaluate, table
+from tfkd.runs.evaluation import evaluate, table
 
 
 def _define_flags():
     # On demand, because flags are global to a process: importing this module defines none.
     for name in command_line.OF_FINISHED_RUNS:
         flags.declare_key_flag(name)
-    flags.DEFINE_string("split", "test", f"One of {', '.join(SPLITS)}.")
+    flags.DEFINE_string("split", "test", "One of test, validation.")
     flags.DEFINE_string(
         "model", None, "Model of the run: student, teacher, ensemble, ...; all if not given."
     )

@@ -1,4 +1,4 @@
-"""Searches the hyperparameters of a config by KerasTuner, and writes the best as a config.
+r"""Searches the hyperparameters of a config by KerasTuner, and writes the best as a config.
 
     python -m tfkd.tune --config=configs/digits.py:method=kd --tuner=bayesian --max_trials=20 \
         --executions_per_trial=3 --workdir=runs/tuned

@@ -58,6 +58,7 @@ class Data:
         indices,
         splits,
         views,
+        balanced=False,
     ):
         self.name = source.name
         self.input_shape = source.image_shape
@@ -74,6 +75,7 @@ class Data:
         self._augmentation = augmentation
         self._indices = indices
         self._examples = splits
+        self._class_weights = self._balancing() if balanced else None
         self._read_training()
         self.validation, self.test = (
             evaluation_pipeline(splits[name], batch_size, self._encode) if splits[name] else None
@@ -93,7 +95,14 @@ class Data:
             self._indices,
             self.views,
             teacher_outputs,
+            self._class_weights,
         )
+
+    def _balancing(self):
+        """Returns the weight of each class that gives all of them the same share; mean 1."""
+        counts = np.bincount(self.train_labels(), minlength=self.num_classes)
+        there = np.count_nonzero(counts)
+        return np.where(counts, self.sizes["train"] / np.maximum(there * counts, 1), 0.0)
 
     def cache_teacher(
         self,

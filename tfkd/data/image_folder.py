@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkd.errors import UsageError
+from tfkd.stderr import without_lines
 
 #: The names that folders of a split may have, in any case.
 SPLITS = {
@@ -21,8 +22,8 @@ SPLITS = {
 #: where it takes the numbers of a palette for grey levels.
 FORMATS = (".gif", ".jpeg", ".jpg", ".png", ".webp")
 
-#: How many names a line lists before it breaks off.
-LISTED = 3
+#: How many names a line lists before it breaks off, and how many classes.
+LISTED, LISTED_CLASSES = 3, 10
 
 
 class ImageFolder:
@@ -167,6 +168,11 @@ class ImageFolder:
         lines = [f"Images in {self.directory}: {', '.join(sizes)}; {classes}"]
         if self._left_out or self._broken:
             lines.append(f"Left out: {self._reasons()}")
+        counts = np.bincount(self.labels(*parts["train"]), minlength=len(self.class_names))
+        told = [f"{name} {count:,}" for name, count in zip(self.class_names, counts)]
+        if len(told) > LISTED_CLASSES:
+            told = [f"from {told[np.argmin(counts)]} to {told[np.argmax(counts)]}"]
+        lines.append(f"Training images of a class: {', '.join(told)}")
         return "\n".join([*lines, *missing])
 
     def _place(self, path):
@@ -186,7 +192,8 @@ class ImageFolder:
 
     def _whole(self, split, files):
         """Returns the files that can be decoded, and remembers the others."""
-        with concurrent.futures.ThreadPoolExecutor() as pool:
+        # The decoders tell of broken files, but not of which.
+        with without_lines(b""), concurrent.futures.ThreadPoolExecutor() as pool:
             broken = list(pool.map(lambda pair: _is_broken(pair[0]), files))
         self._broken += [file for (file, _), found in zip(files, broken) if found]
         whole = [pair for pair, found in zip(files, broken) if not found]

@@ -40,6 +40,7 @@ def load(
     skip_broken=False,
     views=None,
     verbose=True,
+    balanced=False,
 ):
     """Loads an image-classification data set, preparing it if that has not been done.
 
@@ -102,6 +103,9 @@ def load(
             `None` makes a new augmentation in each epoch.
         verbose: Boolean, whether to print what was found in a folder of images: examples in each
             split, files that are left out and why, and classes that a split lacks.
+        balanced: Boolean, whether training batches come as `(images, labels, weights)` with
+            weights `(batch,)` by which every class counts the same in a loss, however many
+            examples it has: examples / (classes · examples of the class).
 
     Returns:
         A `Data`.
@@ -128,7 +132,11 @@ def load(
         raise UsageError("mixup and cutmix mix labels, which one_hot=False does not allow.")
     if cache not in ("auto", True, False):
         raise UsageError(f"cache must be 'auto', True or False; received {cache!r}.")
-    for key, value in {"normalize": normalize, "skip_broken": skip_broken}.items():
+    for key, value in {
+        "normalize": normalize,
+        "skip_broken": skip_broken,
+        "balanced": balanced,
+    }.items():
         if value not in (True, False):
             raise UsageError(f"{key} must be True or False; received {value!r}.")
     _check_augment(augment)
@@ -190,6 +198,7 @@ def load(
         indices,
         splits,
         views,
+        balanced,
     )
 
 

@@ -162,6 +162,7 @@ def training_pipeline(
     indices=False,
     views=None,
     teacher_outputs=None,
+    class_weights=None,
 ):
     """Builds the pipeline that `fit` reads, one epoch per pass.
 
@@ -181,10 +182,12 @@ def training_pipeline(
             another one in each epoch.
         teacher_outputs: The `TeacherOutputs` that come as `"teacher"` beside the labels; None for
             none.
+        class_weights: Array of one number per class, or None.
 
     Returns:
-        A finite `tf.data.Dataset` of `(images, labels)`. Each pass is a pure function of `seed`
-        and the epoch.
+        A finite `tf.data.Dataset` of `(images, labels)`, with class weights of `(images, labels,
+        weights)`; the weight of a mixed image is the mixture of its classes' weights. Each pass is
+        a pure function of `seed` and the epoch.
     """
     steps = examples.size // batch_size
 
@@ -213,12 +216,19 @@ def training_pipeline(
         images, labels = examples.read(batch)
         images, labels = encode(augmentation.move(images, batch), labels)
         images, labels = augmentation.mix(images, labels, batch)
+        weighted = ()
+        if class_weights is not None:
+            weights = tf.constant(class_weights, tf.float32)
+            one_hot = len(labels.shape) == 2
+            weighted = (
+                tf.linalg.matvec(labels, weights) if one_hot else tf.gather(weights, labels),
+            )
         named = {"label": labels}
         if indices:
             named["index"] = batch["index"]
         if teacher_outputs is not None:
             named["teacher"] = teacher_outputs.read(epoch % (views or 1), batch["index"])
-        return epoch, (images, named if len(named) > 1 else labels)
+        return epoch, (images, named if len(named) > 1 else labels, *weighted)
 
     def deliver(step, element):
         epoch, batch = element

@@ -13,7 +13,7 @@ from absl import flags
 
 from tfkd import command_line
 from tfkd.errors import UsageError, check_no_arguments
-from tfkd.export.formats import FORMATS, QUANTIZATIONS, needed_packages
+from tfkd.export.formats import FORMATS, needed_packages
 from tfkd.export.write import export_run, labels_path, table
 
 
@@ -21,8 +21,8 @@ def _define_flags():
     # On demand, because flags are global to a process: importing this module defines none.
     for name in command_line.OF_FINISHED_RUNS:
         flags.declare_key_flag(name)
-    flags.DEFINE_string("format", None, f"One of {', '.join(FORMATS)}.")
-    flags.DEFINE_string("quantize", None, f"Of tflite, one of {', '.join(QUANTIZATIONS)}.")
+    flags.DEFINE_string("format", None, "One of keras, saved_model, tflite, onnx.")
+    flags.DEFINE_string("quantize", None, "Of tflite, one of dynamic, float16, int8.")
     flags.DEFINE_string("model", "student", "Model of the run: student, ensemble, fused, ...")
     flags.DEFINE_string("output", None, "Path to write to; one in WORKDIR/export if not given.")
     flags.DEFINE_bool("probabilities", False, "Whether to export a softmax of the logits.")

@@ -14,9 +14,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkd import runtime
+from tfkd import models, runtime
 from tfkd.errors import UsageError, unknown
-from tfkd.runs import measure, work_directory
+from tfkd.runs import measure
 
 #: Ways to make a `tflite` file smaller: weights of 8 bits; of 16; weights and arithmetic of 8.
 QUANTIZATIONS = ("dynamic", "float16", "int8")
@@ -109,7 +109,7 @@ _REGISTER = "register its own layers by keras.saving.register_keras_serializable
 
 
 def _load_keras(path):
-    run = measure.forward(work_directory.load_model(path, _REGISTER))
+    run = measure.forward(models.load(path, _REGISTER))
     return lambda images: run(images).numpy()
 
 

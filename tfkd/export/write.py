@@ -7,11 +7,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkd import files, runtime, tables
+from tfkd import files, models, runtime, tables
 from tfkd.errors import UsageError
 from tfkd.export.formats import CALIBRATION_IMAGES, FORMATS, _quiet, check_format
 from tfkd.export.reference import Reference, size_on_disk
 from tfkd.runs import work_directory
+from tfkd.stderr import without_lines
+
+#: What TensorFlow Lite's converter and interpreter tell, whatever their level of logs.
+_CHATTER = (b"fully_quantize: ", b"INFO: Created TensorFlow Lite ")
 
 #: Columns of tables of original and exported models, `{title: function of the measurements}`.
 COLUMNS = {
@@ -76,7 +80,7 @@ def export(
     size = None
     if not isinstance(model, keras.Model):
         size = pathlib.Path(model).stat().st_size if pathlib.Path(model).exists() else None
-        model = work_directory.load_model(model)
+        model = models.load(model)
     _check_model(model, data, preprocessing)
     model = _in_float32(model)
 
@@ -99,7 +103,8 @@ def export(
         if quantize is None:
             reference.check(exported, path)
 
-    files.write(path, save)
+    with without_lines(*_CHATTER):
+        files.write(path, save)
     work_directory.write_class_names(labels_path(path), data.class_names)
     return original, exported
 

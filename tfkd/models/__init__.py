@@ -10,6 +10,14 @@ import numbers
 import keras
 
 from tfkd.errors import UsageError, unknown
+from tfkd.models.elsewhere import (
+    FORMS,
+    default_arguments,
+    import_definitions,
+    is_elsewhere,
+    load,
+    make,
+)
 from tfkd.models.ensemble import ensemble, mean_prediction
 from tfkd.models.families import FAMILIES
 from tfkd.models.logits import logits_of
@@ -77,6 +85,69 @@ def create(
     return keras.Model(image, logits, name=name or identifier)
 
 
+def named(
+    name,
+    num_classes,
+    input_shape=(32, 32, 3),
+    seed=None,
+    mean=(0.0,),
+    std=(1 / 255,),
+    **arguments,
+):
+    """Makes a model by the name that configs have for it: of the zoo, or of one's own.
+
+    Args:
+        name: String:
+
+            - the id of a zoo model, see `create`;
+            - `"path.keras"`, a saved model; it begins with the weights of its file;
+            - `"module:function"`, a function that is called as
+              `function(num_classes=..., input_shape=..., **arguments)` and returns the model; the
+              module is imported where Python finds it;
+            - `"keras_applications:MobileNetV3Small"`, or any other function of
+              `keras.applications`, with average pooling and a new dense layer in place of the
+              classifier of ImageNet;
+            - `"keras_hub:PRESET"`, an image classifier of KerasHub (`pip install tfkd[hub]`) with
+              a new last layer; the preset is a name of its own or a directory.
+        num_classes: Integer, at least 2.
+        input_shape: `(height, width, channels)` of an image.
+        seed: Integer that fixes the initial weights. Defaults to None: the global Keras random
+            state decides. For models that are not of the zoo it sets that state.
+        mean: Tuple of numbers in [0, 1], one per channel: what was subtracted from the images, as
+            `tfkd.data.Data.mean`. With the default and that of `std` they are pixels of 0 to 255.
+        std: Tuple of numbers in [0, 1]: what they were divided by then. Models of
+            `keras.applications` and KerasHub undo both, and normalise the pixels as their weights
+            need it, in layers of the model. All others take the images as they come.
+        **arguments: Of a zoo model, see `create`; of a function, its own; `weights` of
+            `keras.applications`, None by default (fresh weights), `"imagenet"` (a download) or the
+            path of a file; `load_weights` of KerasHub, True by default.
+
+    Returns:
+        A `keras.Model` from images `(batch, height, width, channels)` to logits
+        `(batch, num_classes)`.
+
+    Raises:
+        UsageError: If the name names nothing, a module or package is missing, a download fails, or
+            the model is for other images or classes.
+
+    Example:
+    ```python
+    student = tfkd.models.named(
+        "keras_applications:MobileNetV3Small",
+        data.num_classes,
+        data.input_shape,
+        mean=data.mean,
+        std=data.std,
+    )
+    ```
+    """
+    if is_elsewhere(name):
+        return make(name, num_classes, input_shape, seed, mean, std, arguments)
+    if name not in available():
+        raise unknown("model", name, [*available(), *FORMS])
+    return create(name, num_classes, input_shape, seed=seed, **arguments)
+
+
 def _is_integer(value):
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
@@ -123,10 +194,14 @@ def _check_family_arguments(identifier, build, fixed, given):
 __all__ = [
     "available",
     "create",
+    "default_arguments",
     "ensemble",
+    "import_definitions",
+    "load",
     "load_torch_weights",
     "logits_of",
     "mean_prediction",
     "multiply_adds",
+    "named",
     "recorded",
 ]

@@ -1,4 +1,10 @@
-"""The command; see `tfkd.report`."""
+"""Makes a web page of one or more finished runs.
+
+    python -m tfkd.report --workdir=runs/digits [runs/more ...]
+
+A directory is that of a run or of a comparison. The page shows results, curves, what the models
+confuse on the test set, pictures, and how to repeat the runs. docs/report.md shows one.
+"""
 
 from absl import flags
 

@@ -29,13 +29,20 @@ def build(config, data, teacher):
     kinds = {config.student.model: config.student.arguments}
     student, *others = (
         # Spaces seeds so that peers never share initial weights with another run.
-        _create(kind, data, config.seed + 1000 * position, **kinds.get(kind, {}))
+        create_model(kind, data, config.seed + 1000 * position, kinds.get(kind, {}))
         for position, kind in enumerate([config.student.model, *peers(config)])
     )
     if config.student.weights:
         begin_with(student, config.student.weights)
     distiller = make_distiller(config, data, student, teacher, others)
-    compile_distiller(distiller, config, data, config.epochs, config.optimizer.learning_rate)
+    compile_distiller(
+        distiller,
+        config,
+        data,
+        config.epochs,
+        config.optimizer.learning_rate,
+        config.label_smoothing,
+    )
     return distiller
 
 
@@ -45,9 +52,17 @@ def load_data(config):
         return work_directory.load_data(config)
 
 
-def _create(model, data, seed, **arguments):
-    return models.create(
-        model, num_classes=data.num_classes, input_shape=data.input_shape, seed=seed, **arguments
+def create_model(name, data, seed, arguments):
+    """Makes a model for the images and classes of a data set.
+
+    Args:
+        name: String, as `tfkd.models.named` takes it.
+        data: A `tfkd.data.Data`.
+        seed: Integer.
+        arguments: Dictionary of further arguments.
+    """
+    return models.named(
+        name, data.num_classes, data.input_shape, seed, data.mean, data.std, **arguments
     )
 
 
@@ -85,6 +100,7 @@ def get_teacher(config, data, workdir):
         UsageError: If a given file is missing, or holds no model of one output.
     """
     own = workdir and workdir / "teacher.keras"
+    models.import_definitions(config.teacher.model)
     if own and own.exists():
         # It has been saved in its precision, and several teachers as one.
         return _load_teacher(own, "remove it, and the same command makes it again")
@@ -96,13 +112,15 @@ def get_teacher(config, data, workdir):
     if given:
         return given[0] if len(given) == 1 else joined_teachers(config, data, given)
     # Another seed than the student's, or two models of one kind would start equal.
-    teacher = _create(config.teacher.model, data, config.seed + 1)
+    teacher = create_model(
+        config.teacher.model, data, config.seed + 1, config.teacher.get("arguments", {})
+    )
     return _in_precision(teacher, config.teacher.precision, config.teacher.model)
 
 
 def _load_teacher(path, remedy="give a whole .keras file"):
     try:
-        teacher = work_directory.load_model(path, remedy)
+        teacher = models.load(path, remedy)
     except UsageError as error:
         raise UsageError(f"Teacher {error}") from error
     if len(teacher.outputs) != 1:
@@ -162,23 +180,27 @@ def cache_teacher(config, data, distiller, workdir):
     return data.cache_teacher(distiller.teacher, names, path, distiller.teacher_inputs)
 
 
-def compile_distiller(distiller, config, data, epochs, learning_rate):
-    """Compiles a distiller with the optimizers, the schedule and the loss of a config."""
+def compile_distiller(distiller, config, data, epochs, learning_rate, label_smoothing=0.0):
+    """Compiles a distiller with the optimizers, the schedule and the loss of a config.
+
+    Labels of students are smoothed alone: smooth ones make a teacher that teaches less.
+    """
     steps = epochs * data.steps_per_epoch * distiller.student_steps
     rate = optimizers.schedule(
         learning_rate=learning_rate,
         steps=max(1, steps // config.accumulation_steps),
         **config.schedule.to_dict(),
     )
-    settings = {**config.optimizer.to_dict(), "learning_rate": rate}
-    if config.optimizer.name != "dot":
-        del settings["delta"]
+    values = {**config.optimizer.to_dict(), "learning_rate": rate}
+    settings = {name: values[name] for name in optimizers.OF_STUDENTS[values["name"]]}
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if data.one_hot:
-        loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+        loss = keras.losses.CategoricalCrossentropy(
+            from_logits=True, label_smoothing=label_smoothing
+        )
     own = config.method.optimizers.to_dict() if distiller.extra_optimizers else {}
     distiller.compile(
-        optimizers.create(**settings),
+        optimizers.create(values["name"], **settings),
         loss=loss,
         metrics=["accuracy"],
         accumulation_steps=config.accumulation_steps,

@@ -8,13 +8,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkd import callbacks, files, plots, runtime
+from tfkd import callbacks, files, plots, runtime, taps
 from tfkd.config import check
 from tfkd.distillers import KnowledgeDistiller
 from tfkd.errors import UsageError
 from tfkd.inspection import diagnostics
 from tfkd.methods import ALONE, needs_teacher
-from tfkd.runs import measure, work_directory
+from tfkd.runs import console, measure, work_directory
 from tfkd.runs.assemble import (
     build,
     cache_teacher,
@@ -22,7 +22,8 @@ from tfkd.runs.assemble import (
     get_teacher,
     load_data,
 )
-from tfkd.runs.fitting import SECONDS, diagnostics_callback, fit, say, set_weights, weights_of
+from tfkd.runs.console import say
+from tfkd.runs.fitting import SECONDS, diagnostics_callback, fit, set_weights, weights_of
 from tfkd.runs.guard import as_json, check_same_config, check_same_files, check_writable
 
 
@@ -51,13 +52,14 @@ def run(config, workdir, command=None):
     check_same_files(workdir)
     finished = workdir / "summary.json"
     if finished.exists():
-        say(f"{workdir} holds this run, complete.")
         try:
-            return files.read_json(finished)
+            summary = files.read_json(finished)
         except ValueError as error:
             raise UsageError(
                 f"{finished} is damaged: remove it, and the same command writes it again."
             ) from error
+        say(f"{workdir} holds this run, complete.\n{console.result(summary, workdir)}")
+        return summary
     files.remove_partial(workdir)
 
     runtime.set_seed(config.seed)
@@ -67,6 +69,7 @@ def run(config, workdir, command=None):
     teacher = get_teacher(config, data, workdir) if needs_teacher(config.method) else None
     distiller = build(config, data, teacher)
     student = distiller.student
+    say(console.begun(config, data, teacher, student))
     if not (workdir / "config.json").exists():
         files.write_text(workdir / "config.json", as_json(config))
     if not (workdir / "class_names.txt").exists():
@@ -88,7 +91,9 @@ def run(config, workdir, command=None):
         report = distiller.check(data.validation or data.train)
         say(report)
         summary["check"] = report.as_dict()
-    say(f"student {config.student.model} ({student.count_params():,} parameters)")
+    say("training the student")
+    rate = config.optimizer.learning_rate
+    train_head(config, data, student, config.student.head_epochs, rate, workdir / "head")
     measuring = [diagnostics_callback(config, data)] if config.diagnostics else []
     progress = fit(
         distiller,
@@ -132,9 +137,7 @@ def run(config, workdir, command=None):
     writer.close()
     summary["versions"] = {"tensorflow": tf.__version__, "keras": keras.__version__}
     files.write_text(finished, json.dumps(summary, indent=2) + "\n")
-    for name, found in {"student": summary["student"], **summary["learners"]}.items():
-        say(f"{name}: test accuracy {found['test_accuracy']:.2%} ({config.select} epoch)")
-    say(f"see {finished}")
+    say(console.result(summary, workdir))
     return summary
 
 
@@ -153,7 +156,7 @@ def _test(config, data, distiller, progress, workdir):
     trained = {"student": distiller.student, **distiller.learners()}
     forward = {name: measure.forward(model) for name, model in trained.items()}
     scores = {name: {} for name in trained}
-    epochs = {"last": config.epochs - 1, "best": progress.best["epoch"]}
+    epochs = {"last": len(progress.history) - 1, "best": progress.best["epoch"]}
     weights = {"last": weights_of(distiller), "best": progress.best["weights"]}
     for which, epoch in epochs.items():
         if which == "best" and epoch == epochs["last"]:
@@ -241,10 +244,48 @@ def train_teacher(config, data, teacher, workdir):
     if path.exists():
         return
     if not config.teacher.path:
-        say(f"teacher {config.teacher.model} ({teacher.count_params():,} parameters)")
+        say("training the teacher")
+        rate, own = config.teacher.learning_rate, workdir / "teacher"
+        train_head(config, data, teacher, config.teacher.head_epochs, rate, own / "head")
         trainer = KnowledgeDistiller(teacher)
-        compile_distiller(
-            trainer, config, data, config.teacher.epochs, config.teacher.learning_rate
-        )
-        fit(trainer, config, data, config.teacher.epochs, workdir / "teacher")
+        compile_distiller(trainer, config, data, config.teacher.epochs, rate)
+        fit(trainer, config, data, config.teacher.epochs, own)
     files.write(path, teacher.save)
+
+
+def train_head(config, data, model, epochs, learning_rate, folder):
+    """Trains the last layer of a model alone, on the labels.
+
+    Args:
+        config: `ConfigDict` of the run.
+        data: A `tfkd.data.Data`.
+        model: `keras.Model`, whose other layers begin with the weights of another task. Batch
+            normalizations keep their statistics, as Keras has it of frozen layers.
+        epochs: Integer; 0 trains nothing.
+        learning_rate: Number.
+        folder: Path.
+
+    Raises:
+        UsageError: If the model does not end with global average pooling and one dense layer.
+    """
+    if not epochs:
+        return
+    kernel = taps.classifier(model).kernel
+    # Without containers, whose flag is that of all that is inside, and what stays frozen anyway.
+    frozen = [
+        layer
+        for layer in runtime.all_layers(model)
+        if len(runtime.all_layers(layer)) == 1
+        and layer.trainable_weights
+        and all(variable is not kernel for variable in layer.weights)
+    ]
+    for layer in frozen:
+        layer.trainable = False
+    try:
+        say("training the last layer alone")
+        trainer = KnowledgeDistiller(model)
+        compile_distiller(trainer, config, data, epochs, learning_rate)
+        fit(trainer, config, data, epochs, folder)
+    finally:
+        for layer in frozen:
+            layer.trainable = True

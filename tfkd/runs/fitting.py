@@ -3,17 +3,17 @@
 import csv
 import hashlib
 import io
-import sys
 import time
 
 import keras
 
-from tfkd import callbacks, files, runtime
+from tfkd import callbacks, files
 from tfkd.distillers import Distiller
 from tfkd.distillers.preparation import Preparation
 from tfkd.errors import DivergenceError
 from tfkd.methods import needs_indices
 from tfkd.runs import checkpoint
+from tfkd.runs.console import EpochLines, say
 from tfkd.runs.guard import NON_TRAINING_KEYS, as_json
 
 # Suffix of logs that are times. They differ from run to run, so they are in the summary and not in
@@ -39,11 +39,6 @@ def _variables(distiller):
     """Returns the variables of student and learners, which may share some, each once."""
     trained = [distiller.student, *distiller.learners().values()]
     return list({id(v): v for model in trained for v in model.weights}.values())
-
-
-def say(text):
-    """Prints a line at once, also where the output is a pipe."""
-    print(text, flush=True)
 
 
 def fit(
@@ -80,7 +75,7 @@ def fit(
     # Which run and which of its stages a checkpoint belongs to; models alone can be alike.
     digest = hashlib.sha256(as_json(config, NON_TRAINING_KEYS).encode()).hexdigest()[:12]
     run = f"{type(distiller).__name__} of config {digest}"
-    progress = Progress(data, folder, run, keep_every)
+    progress = Progress(data, folder, run, keep_every, config.patience)
     restored = progress.restore(distiller)
     if restored is not None:
         if restored.warning:
@@ -92,15 +87,13 @@ def fit(
         fit(preparation, config, data, part, folder / preparation.name)
         preparation.finish()
     pictures = epoch_pictures(distiller, data, folder, progress.history)
-    if len(progress.history) == epochs:
+    if len(progress.history) == epochs or progress.is_stopped():
         # The interruption may have come between the last checkpoint and its pictures.
         for callback in pictures:
             callback.set_model(distiller)
             callback.on_train_begin()
             callback.on_train_end()
         return progress
-    # Where there are further logs, those on the screen stay as they are.
-    screen = [keras.callbacks.ProgbarLogger()] if measuring else []
     try:
         distiller.fit(
             data.train,
@@ -108,19 +101,24 @@ def fit(
             epochs=epochs,
             initial_epoch=len(progress.history),
             callbacks=[
-                *screen,
                 *measuring,
                 progress,
+                EpochLines(progress, data),
                 *pictures,
                 keras.callbacks.TensorBoard(
                     folder / "tensorboard", profile_batch=PROFILED if config.profile else 0
                 ),
                 *further,
             ],
-            verbose=1 if sys.stdout.isatty() else 2,
+            verbose=0,
         )
     except DivergenceError as error:
         raise DivergenceError(f"{error} {progress.last_good()}") from error
+    if progress.is_stopped():
+        say(
+            f"stopped after epoch {len(progress.history)} of {epochs}: no better validation "
+            f"accuracy for {config.patience}"
+        )
     return progress
 
 
@@ -144,19 +142,12 @@ def epoch_pictures(distiller, data, folder, history):
     return [callbacks.EpochPictures(folder, images[:8], labels[:8], data.class_names, history)]
 
 
-def _duration(seconds):
-    """Returns a duration as people say it: 45 s, 12 min, 3 h 20 min."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
-
-
 class Progress(keras.callbacks.Callback):
     """Keeps the checkpoint, the metrics and the best weights of a run up to date."""
 
-    def __init__(self, data, folder, run, keep_every=None):
+    def __init__(self, data, folder, run, keep_every=None, patience=None):
         super().__init__()
+        self.patience = patience
         self.data = data
         self.folder = folder
         self.run = run
@@ -182,6 +173,16 @@ class Progress(keras.callbacks.Callback):
             self.saved = (restored.path, len(self.history))
         return restored
 
+    def is_stopped(self):
+        """Whether the last epochs, as many as the patience, were no better in validation.
+
+        It follows from the history, so a resumed run stops where an uninterrupted one does.
+        """
+        scores = [logs["val_accuracy"] for logs in self.history if "val_accuracy" in logs]
+        if self.patience is None or not scores:
+            return False
+        return len(scores) - 1 - scores.index(max(scores)) >= self.patience
+
     def last_good(self):
         """Returns a sentence that says where the last checkpoint is."""
         if self.saved is None:
@@ -199,14 +200,11 @@ class Progress(keras.callbacks.Callback):
         self._trained = time.perf_counter()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Saves the checkpoint and the metrics, and tells the speed."""
+        """Saves the checkpoint and the metrics."""
         now = time.perf_counter()
         self.seconds += now - self._epoch_began
         images = self.data.steps_per_epoch * self.data.batch_size
         self.speeds.append(images / ((self._trained or now) - self._epoch_began))
-        left = (self.params["epochs"] - epoch - 1) * (now - self._epoch_began)
-        if left and runtime.is_chief():
-            say(f"{self.speeds[-1]:,.0f} images/s, {_duration(left)} left")
         # Read from the device once; check, best weights and file share the arrays.
         pairs = checkpoint.read(self.model)
         variable = checkpoint.not_finite(self.model, pairs)
@@ -239,6 +237,8 @@ class Progress(keras.callbacks.Callback):
             pairs,
         )
         self.saved = (self.path, len(self.history))
+        if self.is_stopped():
+            self.model.stop_training = True
         # From the history rather than appended to: a run that was killed leaves no double rows.
         text = io.StringIO()
         rows = [{"epoch": i + 1, **logs} for i, logs in enumerate(self.history)]

@@ -65,6 +65,10 @@ def check_same_config(config, workdir):
     for name in NON_TRAINING_KEYS:
         there.pop(name, None)
         here.pop(name, None)
+    # A value that a run of an earlier version lacks had the effect of today's default.
+    fresh = default_config(ALONE, config.teacher.model, config.student.model).to_dict()
+    fresh = flatten(json.loads(json.dumps(fresh)))
+    there = {key: fresh[key] for key in here.keys() & fresh.keys()} | there
     changed = [
         f"{key} {there.get(key)!r} there, {here.get(key)!r} now"
         for key in sorted(there.keys() | here.keys())

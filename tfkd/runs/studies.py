@@ -130,7 +130,12 @@ def add(study, workdir, commit, speeds=True):
         run = WorkDirectory(path.parent)
         named = re.search(r"--methods[= ](\S+)", run.summary["command"] or "")
         methods = split_at_commas(named[1].strip("'\"")) if named else []
-        of_run = [name for name in methods if folder_of(name, run.config.seed) == path.parent.name]
+        seed, student = run.config.seed, run.config.student.model
+        of_run = [
+            name
+            for name in methods
+            if path.parent.name in (folder_of(name, seed), folder_of(name, seed, student))
+        ]
         found += [entry(run, name, commit, speeds) for name in of_run]
     if not found:
         raise UsageError(f"{workdir} holds no finished run of tfkd.compare.")

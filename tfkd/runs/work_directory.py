@@ -2,12 +2,10 @@
 
 import csv
 import pathlib
-import zipfile
 
-import keras
 from ml_collections import ConfigDict
 
-from tfkd import data, files
+from tfkd import data, files, models
 from tfkd.config import NOT_OF_THE_CONFIG
 from tfkd.errors import UsageError
 from tfkd.methods import needs_indices
@@ -76,7 +74,7 @@ class WorkDirectory:
         if not path.exists():
             there = ", ".join(sorted(file.stem for file in self.path.glob("*.keras")))
             raise UsageError(f"{self.path} has no {path.name}; it has {there or 'no model'}.")
-        return load_model(path, "the run's own is damaged: train it again in another --workdir")
+        return models.load(path, "the run's own is damaged: train it again in another --workdir")
 
     def preprocessing(self, name, model, data):
         """Returns the layer that turns the run's images into a model's inputs; None if not needed.
@@ -135,6 +133,8 @@ def load_data(config, data_dir=None, verbose=True):
     return data.load(
         seed=config.seed,
         data_dir=data_dir,
+        # Keras smooths labels that are one-hot. A run of before has no such value.
+        one_hot=True if config.get("label_smoothing") else None,
         indices=needs_indices(config),
         verbose=verbose,
         **config.data.to_dict(),
@@ -175,31 +175,3 @@ def check_class_names(workdir, data):
             f"{', '.join(changed[:3])}{' ...' if len(changed) > 3 else ''}): restore them as in "
             f"{path}, or choose another --workdir."
         )
-
-
-def load_model(path, remedy="give a whole .keras file"):
-    """Returns a saved Keras model; code in its file is not run.
-
-    Args:
-        path: Path of a `.keras` file.
-        remedy: String, what would be right where it cannot be read.
-
-    Raises:
-        UsageError: If the file holds no Keras model that can be read.
-    """
-    path = pathlib.Path(path)
-    try:
-        return keras.models.load_model(path, compile=False)
-    except Exception as error:
-        # Keras passes on the exceptions of the archive, HDF5 and JSON readers.
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        if "safe_mode" in str(error):
-            # Keras' message tells how to run it all the same.
-            reason = "it holds Python code, such as a Lambda layer's function, which is not run"
-            remedy = "save the model with a layer class in its place, which your config imports"
-        elif path.is_dir():
-            reason = "it is a directory"
-        elif not zipfile.is_zipfile(path):
-            # Keras says that there is no such file.
-            reason = "it is no whole .keras archive"
-        raise UsageError(f"{path} cannot be read as a Keras model ({reason}): {remedy}.") from error

@@ -150,6 +150,7 @@ def _class_numbers(labels, loss):
     if len(labels.shape) != 1:
         raise UsageError(
             f"Loss {loss.name!r} needs the number of each sample's class, (batch,); received "
-            f"labels of shape {tuple(labels.shape)}: train without one-hot, mixup and cutmix."
+            f"labels of shape {tuple(labels.shape)}: train without one-hot labels, label "
+            "smoothing, mixup and cutmix."
         )
     return labels

@@ -6,7 +6,6 @@ import tempfile
 import keras
 import keras_tuner
 
-from tfkd import models
 from tfkd.errors import UsageError
 from tfkd.methods import needs_indices, needs_teacher
 from tfkd.runs import assemble, fitting, work_directory
@@ -114,13 +113,8 @@ class HyperModel(keras_tuner.HyperModel):
         """
         keras.config.set_dtype_policy(self._policy)
         config = self.config(hp)
-        data = self.data(config)
-        return models.create(
-            config.student.model,
-            num_classes=data.num_classes,
-            input_shape=data.input_shape,
-            seed=config.seed,
-            **config.student.arguments,
+        return assemble.create_model(
+            config.student.model, self.data(config), config.seed, config.student.arguments
         )
 
     def fit(self, hp, model, *, execution=0, folder=None, epochs=None, callbacks=(), **kwargs):

@@ -9,9 +9,8 @@ import shutil
 import keras_tuner
 import numpy as np
 
-from tfkd import files
+from tfkd import files, models
 from tfkd.errors import DivergenceError, UsageError, unknown
-from tfkd.runs import work_directory
 from tfkd.tuner.hypermodel import OBJECTIVE, STUDENT
 
 
@@ -161,7 +160,7 @@ class Tuner(keras_tuner.Tuner):
         path = pathlib.Path(self.get_trial_dir(trial.trial_id)) / STUDENT
         if not path.exists():
             raise UsageError(f"Trial {trial.trial_id} has left no student: it diverged or failed.")
-        return work_directory.load_model(path, "search anew, in another folder")
+        return models.load(path, "search anew, in another folder")
 
     def on_search_begin(self):
         """Saves the search, so that it can be resumed even if its first trial does not end."""

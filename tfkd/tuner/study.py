@@ -8,7 +8,6 @@ import shutil
 import time
 
 import grpc
-import tensorflow as tf
 from ml_collections import ConfigDict
 
 from tfkd import files, runtime
@@ -73,8 +72,6 @@ def tune(
             "TF_CONFIG lists workers that train as one; a search gives whole trials to workers, "
             f"by {', '.join(_ENVIRONMENT)} (docs/tuning.md)."
         )
-    # Each trial has a training function of its own, of which TensorFlow warns as of a mistake.
-    tf.get_logger().setLevel("ERROR")
     searched = copy.deepcopy(config)
     with searched.unlocked():
         searched.tuner = ConfigDict(
