@@ -47,7 +47,15 @@ APPLICATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", APPLICATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name, marks=() if name in ("MobileNetV2", "ConvNeXtTiny") else pytest.mark.slow
+        )
+        for name in APPLICATIONS
+    ],
+)
 def test_suggestions_for_keras_applications(name):
     """EfficientNet and ConvNeXt with their preprocessing inside, which is no stage."""
     model = application(name)

@@ -65,7 +65,9 @@ def test_workers_that_do_not_heed_an_interrupt_are_ended(monkeypatch):
         signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_interrupts_all(number):
     script = f"{WHO}\ntry: print('ready', flush=True); time.sleep(60)\nexcept KeyboardInterrupt: "
     command = [sys.executable, "-c", script + "print('stopped', i, flush=True); sys.exit(130)"]

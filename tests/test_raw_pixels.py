@@ -70,7 +70,7 @@ def finished(teacher, data_dir, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", ["inside", pytest.param("outside", marks=pytest.mark.slow)])
 def test_a_teacher_sees_the_images_that_it_was_trained_on(name, finished, teacher, data):
     summary = json.loads((finished / name / "summary.json").read_text())
     model = keras.models.load_model(teacher[name])

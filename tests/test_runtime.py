@@ -81,6 +81,7 @@ def test_building_in_no_scope_and_training_in_one_is_refused():
         distiller.fit(*tiny.data(8), verbose=0)
 
 
+@pytest.mark.slow
 def test_fit_may_be_called_outside_of_the_scope_it_was_built_in():
     with runtime.strategy("mirrored", 2).scope():
         distiller = tfkd.KnowledgeDistiller(tiny.model(seed=1), tiny.model(seed=2))

@@ -248,6 +248,7 @@ def test_one_trace_serves_all_epochs():
     assert weights_by_epoch(history) == pytest.approx([0.5, 1, 1.5, 2], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_replicas_share_the_epoch():
     with tfkd.runtime.strategy("mirrored", 2).scope():
         history = fit(make(LinearWarmUp(0.5, 1.5, epochs=2)), initial_epoch=1, epochs=3)

@@ -332,6 +332,7 @@ def test_without_validation(tmp_path, small, data_dir):
     assert summary["student"]["validation_accuracy"] is None
 
 
+@pytest.mark.slow
 def test_a_given_teacher_is_used_and_not_trained(finished, small, tmp_path, data_dir):
     call(train.train, *small, data_dir, f"--workdir={tmp_path}")
     assert not (tmp_path / "teacher").exists()
@@ -371,6 +372,7 @@ def test_the_check_can_be_left_out(tmp_path, small, data_dir, capsys):
     assert "check on" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_diagnostics_of_a_run(tmp_path, data_dir, capsys):
     alone = [SMALL[0].replace("runlocal", "method=alone,runlocal"), *SMALL[1:], data_dir]
     once = ["--config.epochs=1", "--config.diagnostics=True", f"--workdir={tmp_path}"]
@@ -494,6 +496,7 @@ def test_select_best_saves_the_epoch_of_the_highest_validation_accuracy(tmp_path
     assert summary["last"]["epoch"] == 5
 
 
+@pytest.mark.slow
 def test_learners_are_saved_measured_and_compared(tmp_path, small, data_dir):
     workdir, method = tmp_path / "run", "ackd:auxiliary_learners=1"
     arguments = [*small, data_dir, "--config.select=best", f"--workdir={workdir}"]

@@ -177,7 +177,7 @@ def default_round():
     return play("default", by_hand=True)
 
 
-USUAL = ("default", "mean over the accepted", "no filter", "weak residual")
+USUAL = ("default", "no filter")
 
 
 @pytest.mark.parametrize(

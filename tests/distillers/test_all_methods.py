@@ -27,8 +27,10 @@ def chosen(names, *fast):
     return [pytest.param(name, marks=() if name in fast else pytest.mark.slow) for name in names]
 
 
-#: Every method; those slow whose base class another one tests.
-MOST = chosen(PLAIN, *(name for name in PLAIN if name not in ("byot", "dks", "dafl")))
+#: One method of each base class.
+FAST = ("kd+at", "ackd", "sakd", "iakd", "tofd", "dfad", "mutual", "one", "acn")
+#: Every method; slow are those whose base class another one tests.
+MOST = chosen(PLAIN, *FAST)
 
 
 def train(method, replicas=1, **compile_arguments):
@@ -47,7 +49,7 @@ def trained():
 
 
 def on_replicas():
-    fast = ["ackd", "sakd", "losses of logits"]
+    fast = ["ackd", "losses of logits"]
     for method in [*METHODS, *LOSSES]:
         for replicas in (2, 4):
             marks = () if replicas == 2 and method in fast else pytest.mark.slow
@@ -215,7 +217,10 @@ def test_evaluation_is_that_of_the_students_and_changes_nothing(method, trained)
         assert logs[name] == pytest.approx(np.mean(np.argmax(model(x), -1) == y)), name
 
 
-RESUMED = [*MOST, "kd, curriculum", "kd+at, dot", *chosen(["sakd, random", "iakd, per sample"])]
+RESUMED = [
+    *MOST,
+    *chosen(["kd, curriculum", "kd+at, dot", "sakd, random", "iakd, per sample"], "kd+at, dot"),
+]
 
 
 @pytest.mark.parametrize("method", RESUMED)
@@ -286,7 +291,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("method", RUNS)
+@pytest.mark.parametrize("method", chosen(RUNS, *FAST))
 def test_one_forward_pass_of_each_model(method):
     models = methods.models(method)
     distiller = make(method, *models, **EAGER)
@@ -311,7 +316,7 @@ def test_one_forward_pass_of_each_model(method):
     assert tuple(runs) == (2, 2 if method == "mutual" else RUNS[method][1])
 
 
-@pytest.mark.parametrize("method", [name for name in PLAIN if name not in DATA_FREE])
+@pytest.mark.parametrize("method", [name for name in FAST if name not in DATA_FREE])
 def test_training_needs_labels(method):
     with pytest.raises(UsageError, match="Training and evaluation need labels"):
         make(method).fit(tiny.data()[0], verbose=0)
@@ -389,6 +394,7 @@ def test_activity_regularizers_count_once_for_each_pass_that_trains(method):
     assert difference == pytest.approx(2 * students, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_activity_regularizers_are_means_over_the_samples_of_all_replicas():
     (plain, plain_evaluation), (found, evaluation) = (
         loss_with_activity("kd+at", value, 2) for value in (0.0, 1.0)
@@ -456,6 +462,7 @@ def test_samples_that_replicas_cannot_share_are_left_out(replicas, examples, tra
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_that_leaves_a_replica_without_samples_is_one_line():
     with tfkd.runtime.strategy("mirrored", 2).scope():
         distiller = make("alone")

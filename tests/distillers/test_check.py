@@ -210,7 +210,7 @@ OWN_PREPROCESSING = {
 }
 
 
-@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("role", ["student", pytest.param("teacher", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", OWN_PREPROCESSING)
 def test_images_that_are_normalised_twice_are_caught(kind, role):
     models = {"student": tiny.model(seed=1), "teacher": tiny.model(8, seed=2)}
