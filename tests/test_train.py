@@ -546,9 +546,10 @@ def test_a_comparison_writes_its_table(tmp_path, data_dir, capsys):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     # As entries of a study, which finds runs again, and a teacher in the directory of one run.
     study = {"teachers": [], "runs": []}
-    for _ in range(2):
-        assert studies.add(study, tmp_path, "abc") == 4
-        assert studies.add(study, tmp_path / "teacher", "abc") == 1
+    for commit in ("abc", "def"):
+        assert studies.add(study, tmp_path, commit) == 4
+        assert studies.add(study, tmp_path / "teacher", commit) == 1
+    assert {one["commit"] for one in study["runs"]} == {"abc"}
     assert [(one["method"], one["seed"]) for one in study["runs"]] == [
         ("alone", 0),
         ("alone", 1),

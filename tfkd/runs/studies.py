@@ -105,7 +105,8 @@ def _at_the_last_epoch(summary):
 def add(study, workdir, commit, speeds=True):
     """Adds the finished runs of a comparison, or of one run of `tfkd.train`, to a study.
 
-    A run that is there with the same commit is replaced.
+    A run that is there with the same commit is replaced; one whose values are those of another
+    commit is that run, and left as it is.
 
     Args:
         study: Dictionary, as `read` returns it; changed.
@@ -146,8 +147,11 @@ def _merge(entries, found):
     def key(one):
         return [str(one[name]) for name in _KEY]
 
-    keys = [key(one) for one in found]
-    entries[:] = sorted([one for one in entries if key(one) not in keys] + found, key=key)
+    # A comparison that went on after a change of the code finds its first runs again.
+    known = [one | {"commit": None} for one in entries]
+    new = [one for one in found if one | {"commit": None} not in known]
+    keys = [key(one) for one in new]
+    entries[:] = sorted([one for one in entries if key(one) not in keys] + new, key=key)
     return len(found)
 
 
