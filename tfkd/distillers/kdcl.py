@@ -1,4 +1,4 @@
-"""KDCL: classifiers that learn from one target, made of all of them (Guo et al., 2020)."""
+"""KDCL: classifiers that learn from one target, made of all (Guo et al., 2020)."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""OKDDip: diverse peers that teach each other by attention, and a leader (Chen et al., 2020)."""
+"""OKDDip: peers that teach each other by attention, and a leader (Chen et al., 2020)."""
 
 from keras import ops
 

@@ -1,4 +1,4 @@
-"""PCL: branches that learn from their ensemble and from each other's averages (Wu & Gong, 2021)."""
+"""PCL: branches that learn from ensemble and averages of them (Wu and Gong, 2021)."""
 
 import dataclasses
 
