@@ -59,9 +59,6 @@ def check_same_config(config, workdir):
     except (AttributeError, ValueError) as error:
         raise UsageError(f"{path} is damaged: restore it, or choose another --workdir.") from error
     here = flatten(json.loads(as_json(config)))
-    # Options that tfkd has got since, and that both leave alone.
-    defaults = flatten(json.loads(as_json(default_config(ALONE, "", ""))))
-    here = {key: here[key] for key in here if key in there or here[key] != defaults.get(key)}
     for name in NON_TRAINING_KEYS:
         there.pop(name, None)
         here.pop(name, None)
