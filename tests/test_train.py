@@ -644,7 +644,12 @@ def test_options_that_are_younger_than_a_run_are_no_other_config(tmp_path):
     del stored["optimizer"]["delta"], stored["profile"], stored["data"]["views"]
     (tmp_path / "config.json").write_text(json.dumps(stored))
     guard.check_same_config(config, tmp_path)
+    whole = guard.digest(config)
+    with config.unlocked():
+        del config.optimizer["delta"]
+    assert guard.digest(config) == whole
     config.data.views = 4
+    assert guard.digest(config) != whole
     with pytest.raises(UsageError, match=r"\(data.views None there, 4 now\)"):
         guard.check_same_config(config, tmp_path)
 

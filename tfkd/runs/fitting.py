@@ -1,7 +1,6 @@
 """Trains from the last checkpoint, and keeps checkpoint and metrics up to date."""
 
 import csv
-import hashlib
 import io
 import time
 
@@ -14,7 +13,7 @@ from tfkd.errors import DivergenceError
 from tfkd.methods import needs_indices
 from tfkd.runs import checkpoint
 from tfkd.runs.console import EpochLines, say
-from tfkd.runs.guard import NON_TRAINING_KEYS, as_json
+from tfkd.runs.guard import digest
 
 # Suffix of logs that are times. They differ from run to run, so they are in the summary and not in
 # metrics.csv, which a resumed run repeats to the last digit.
@@ -73,8 +72,7 @@ def fit(
         and the `seconds` that training took, those before an interruption included.
     """
     # Which run and which of its stages a checkpoint belongs to; models alone can be alike.
-    digest = hashlib.sha256(as_json(config, NON_TRAINING_KEYS).encode()).hexdigest()[:12]
-    run = f"{type(distiller).__name__} of config {digest}"
+    run = f"{type(distiller).__name__} of config {digest(config)}"
     progress = Progress(data, folder, run, keep_every, config.patience)
     restored = progress.restore(distiller)
     if restored is not None:

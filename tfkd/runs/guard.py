@@ -1,5 +1,6 @@
 """Protects work directories: of another config, foreign, or not writable."""
 
+import hashlib
 import json
 import os
 import zlib
@@ -63,8 +64,7 @@ def check_same_config(config, workdir):
         there.pop(name, None)
         here.pop(name, None)
     # A value that a run of an earlier version lacks had the effect of today's default.
-    fresh = default_config(ALONE, config.teacher.model, config.student.model).to_dict()
-    fresh = flatten(json.loads(json.dumps(fresh)))
+    fresh = _defaults(config)
     there = {key: fresh[key] for key in here.keys() & fresh.keys()} | there
     changed = [
         f"{key} {there.get(key)!r} there, {here.get(key)!r} now"
@@ -76,6 +76,19 @@ def check_same_config(config, workdir):
             f"{workdir} holds a run of another config ({'; '.join(changed[:3])}"
             f"{' ...' if len(changed) > 3 else ''}): choose another --workdir, or that config."
         )
+
+
+def digest(config):
+    """Returns a string that tells configs apart, and stays as it is where options are added."""
+    values, fresh = flatten(json.loads(as_json(config, NON_TRAINING_KEYS))), _defaults(config)
+    own = {key: value for key, value in values.items() if key not in fresh or fresh[key] != value}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _defaults(config):
+    """Returns the values of a config that sets nothing, flattened."""
+    fresh = default_config(ALONE, config.teacher.model, config.student.model).to_dict()
+    return flatten(json.loads(json.dumps(fresh)))
 
 
 def check_same_files(workdir):
