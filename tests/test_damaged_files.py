@@ -89,7 +89,7 @@ def folder_of(tmp_path):
 
 
 def weights_of(path):
-    return work_directory.load_model(path).get_weights()
+    return tfkd.models.load(path).get_weights()
 
 
 def compiled():

@@ -70,7 +70,7 @@ def test_labels_of_students_are_smoothed():
     ],
 )
 def test_when_patience_is_at_an_end(scores, patience, stopped, tmp_path):
-    progress = fitting.Progress(None, tmp_path, "run", patience)
+    progress = fitting.Progress(None, tmp_path, "run", patience=patience)
     progress.history = [{} if score is None else {"val_accuracy": score} for score in scores]
     assert progress.is_stopped() == stopped
 

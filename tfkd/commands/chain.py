@@ -25,7 +25,9 @@ flags.DEFINE_string(
 flags.DEFINE_string(
     "protocol",
     "takd",
-    "Who teaches: " + "; ".join(f"{name}, {who}" for name, who in chains.PROTOCOLS.items()) + ".",
+    "Who teaches: takd, the model before it; dgkd, all models before it; rco, the teacher as it "
+    "was at moments of its training, one after the other; eskd, the model before it, and the "
+    "training of the first one is cut short.",
 )
 flags.DEFINE_integer("anchors", 4, "Of rco, how many moments of the teacher's training teach.")
 flags.DEFINE_float("stop", 0.3, "Of eskd, the share of its epochs that the teacher is trained.")

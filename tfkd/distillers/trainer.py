@@ -400,6 +400,8 @@ class Trainer(keras.Model):
             self.build_optimizers()
         try:
             super().load_weights(filepath, **kwargs)
+        except FileNotFoundError:
+            raise
         except Exception as error:
             if "could not be loaded" not in str(error):
                 # Keras passes on the exceptions of the archive, HDF5 and JSON readers.

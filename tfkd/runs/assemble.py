@@ -78,7 +78,7 @@ def begin_with(student, path):
     """
     if not pathlib.Path(path).exists():
         raise UsageError(f"--config.student.weights={path}: there is no such file.")
-    saved = work_directory.load_model(path).get_weights()
+    saved = models.load(path).get_weights()
     shapes = [[array.shape for array in arrays] for arrays in (saved, student.get_weights())]
     if shapes[0] != shapes[1]:
         raise UsageError(

@@ -14,13 +14,8 @@ from tfkd.runs.assemble import build, get_teacher, load_data
 from tfkd.runs.fitting import kept
 from tfkd.runs.teacher_images import joined_teachers
 
-#: `{protocol: who teaches}`.
-PROTOCOLS = {
-    "takd": "the model before it",
-    "dgkd": "all models before it",
-    "rco": "the teacher as it was at moments of its training, one after the other",
-    "eskd": "the model before it; the training of the first one is cut short",
-}
+#: Who teaches in each is told by the flag of `tfkd chain`.
+PROTOCOLS = ("takd", "dgkd", "rco", "eskd")
 
 #: How far the seeds of two stages lie apart: generations of one kind must not begin alike, and
 #: chains of neighbouring seeds not share any.
