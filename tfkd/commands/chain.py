@@ -1,4 +1,4 @@
-"""Trains models one after the other, each taught by those before it.
+r"""Trains models one after the other, each taught by those before it.
 
     python -m tfkd.chain --config=configs/digits.py --chain=resnet20,resnet14,resnet8 \
         --workdir=runs/digits-chain [--protocol=dgkd]
