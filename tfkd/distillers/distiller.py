@@ -124,8 +124,7 @@ class Distiller(Trainer):
 
     def __dir__(self):
         # Keras saves all attributes with weights that it finds here; the teacher is not saved.
-        hidden = ("teacher", "teacher_preprocessing")
-        return [name for name in super().__dir__() if name not in hidden]
+        return [x for x in super().__dir__() if x not in ("teacher", "teacher_preprocessing")]
 
     # The interface between a method and the base class.
 
@@ -395,14 +394,13 @@ class Distiller(Trainer):
             A scalar whose gradients, summed over the replicas, are those of the loss on the
             global batch.
         """
-        # A single term is the loss itself, and logged as that.
-        weighted = self._weighted(batch, terms, logged=len(terms) > 1)
+        weighted = self._weighted(batch, terms, logged=len(terms) > 1)  # One alone is the loss.
         distillation = [v for name, v in weighted.items() if name not in self.label_terms]
         if len(terms) > 1 and self.teacher is not None:
             self.track("distillation_loss", sum(distillation), batch)
         regularization = self.regularization(batch)
-        of_labels = [v for name, v in weighted.items() if name in self.label_terms]
-        parts = [sum(of_labels) + regularization]
+        of_labels = sum(v for name, v in weighted.items() if name in self.label_terms)
+        parts = [of_labels + regularization]
         if distillation:
             parts.append(sum(distillation))
         batch.objectives = tuple(batch.scaled(part) for part in parts)
