@@ -334,17 +334,25 @@ def test_a_method_that_needs_a_teacher_says_so(method):
         method(tiny.model(), None)
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class OfEachPass(keras.regularizers.Regularizer):
+    """Adds a number to the loss for each sample."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __call__(self, outputs):
+        return self.value * ops.sum(ops.ones_like(outputs[:, 0, 0, 0]))
+
+    def get_config(self):
+        return {"value": self.value}
+
+
 def with_activity(value, seed, name):
     """A tiny model that adds a number to the loss in each pass, in its stem and in a block."""
 
     def add(x):
-        layer = layers.Activation(
-            "linear",
-            activity_regularizer=lambda outputs: (
-                value * ops.sum(ops.ones_like(outputs[:, 0, 0, 0]))
-            ),
-        )
-        return layer(x)
+        return layers.Activation("linear", activity_regularizer=OfEachPass(value))(x)
 
     inputs = keras.Input(tiny.SHAPE)
     x = layers.ReLU(name="stem")(add(layers.Conv2D(4, 3, padding="same")(inputs)))

@@ -68,15 +68,15 @@ def copies(model, start=None, number=1, taps=()):
         part = _between(model, graph, start, outputs, name=f"branch{position + 2}")
 
         def copy(layer, shift=1_000_003 * (position + 1)):
-            return type(layer).from_config(_reseeded(layer.get_config(), shift))
+            try:
+                return type(layer).from_config(_reseeded(layer.get_config(), shift))
+            except (NotImplementedError, TypeError, ValueError) as error:
+                raise UsageError(
+                    f"Layer {layer.name!r} of model {model.name!r} cannot be made again from its "
+                    "own get_config(), as a copy needs: complete it, and take no lambda in it."
+                ) from error
 
-        try:
-            found.append(keras.models.clone_model(part, clone_function=copy))
-        except (NotImplementedError, TypeError) as error:
-            raise UsageError(
-                f"Model {model.name!r} has a layer that cannot be made again from its own "
-                f"get_config(): {str(error).splitlines()[0]}"
-            ) from error
+        found.append(keras.models.clone_model(part, clone_function=copy))
     return found
 
 
