@@ -172,7 +172,7 @@ def test_copies_reach_into_nested_models_and_say_what_cannot_be_copied():
 
     x = layers.Flatten()(layers.ReLU(name="cut")(layers.Conv2D(4, 3)(inputs)))
     model = keras.Model(inputs, layers.Dense(5)(Secret(2.0)(x)))
-    with pytest.raises(UsageError, match=r"Layer .secret. .* cannot be made again from its own get_con"):
+    with pytest.raises(UsageError, match=r"Layer .secret. .* cannot be made again from its"):
         taps.copies(model, "cut")
 
 
