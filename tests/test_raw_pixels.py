@@ -92,6 +92,7 @@ def test_evaluate_uses_what_the_run_used(finished, data_dir):
         assert scores[name]["accuracy"] == pytest.approx(expected, abs=0.003)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, model", [("inside", "student"), ("outside", "teacher")])
 def test_an_exported_model_takes_the_pixels(name, model, finished, data, data_dir, tmp_path):
     path = tmp_path / "exported.keras"

@@ -521,6 +521,7 @@ def test_learners_are_saved_measured_and_compared(tmp_path, small, data_dir):
     ]
 
 
+@pytest.mark.slow
 def test_a_comparison_writes_its_table(tmp_path, data_dir, capsys):
     arguments = [*SMALL, data_dir, f"--workdir={tmp_path}", "--methods=alone,kd", "--seeds=2"]
     call(compare.main, *arguments, "--config.method.losses.kd.temperature=2.0")
@@ -689,6 +690,7 @@ def test_damaged_checkpoints_are_named_and_nothing_starts_anew(unfinished, data_
     assert before == {path: path.stat().st_mtime_ns for path in unfinished.rglob("*")}
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_run_is_skipped(finished, unfinished, data_dir, capsys):
     """Its models are alike: only what it says of its run tells it apart."""
     path = unfinished / "checkpoint.npz"
@@ -786,6 +788,7 @@ def test_divergence_tells_part_step_and_the_last_good_checkpoint(
     assert "resuming after epoch 1 of 3" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_weights_that_diverge_in_the_last_step_are_not_saved(small, tmp_path, data_dir, capsys):
     """The loss is of the step before: it is still finite."""
     rate = ["--config.optimizer.learning_rate=1e38", "--config.optimizer.weight_decay=1e10"]

@@ -102,6 +102,7 @@ def stored(path):
     return sum(sizes)
 
 
+@pytest.mark.slow
 def test_a_search_keeps_students_alone(searched):
     rows = table(searched)
     assert [row["status"] for row in rows] == ["completed"] * 2

@@ -365,6 +365,7 @@ def test_no_false_alarm_for_any_network_and_short_training(digits, name, steps):
     assert not any("other images" in warning for warning in report.warnings)
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_of_another_task_is_no_false_alarm(digits, teacher):
     """Its statistics are of other images, and it was trained on these with them."""
     frozen = tfkd.models.create("resnet14", digits.num_classes, digits.input_shape, seed=1)

@@ -175,6 +175,7 @@ def test_replicas_give_the_update_of_one(replicas, loss):
     assert logs == pytest.approx(expected_logs, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_relational_losses_can_stay_on_the_replica():
     run = {"losses": lambda: [Relational()], "data": tiny.data(16), "batch_size": 16}
     expected, _ = one_step(1, **run)

@@ -94,6 +94,7 @@ def test_steps_per_execution():
     assert "step 6 of 20" in message(distiller(steps_per_execution=4), data(6, 20))
 
 
+@pytest.mark.slow
 def test_the_replica_does_not_matter():
     devices = [device.name for device in tf.config.list_logical_devices("CPU")][:2]
     assert len(devices) == 2

@@ -44,6 +44,7 @@ def test_command_writes_the_published_model(checkpoint, tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -55,31 +55,36 @@ def run(command, workers=2):
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         processes = []
         stack.callback(_end, processes)
-        for position, environment in enumerate(_environments(workers)):
-            output = None
-            if position:
-                output = stack.enter_context(open(folder / f"worker{position}", "wb"))
-            try:
-                # In a session of its own: Ctrl-C reaches this process, which passes it on once.
-                process = subprocess.Popen(
-                    command,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT if position else None,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise UsageError(f"{command[0]} cannot be run: {error.strerror}.") from error
-            processes.append(process)
-        codes = _wait(processes)
+        interrupted = False
+        try:
+            for position, environment in enumerate(_environments(workers)):
+                output = None
+                if position:
+                    output = stack.enter_context(open(folder / f"worker{position}", "wb"))
+                try:
+                    # In a session of its own: Ctrl-C reaches this process, which passes it on once.
+                    process = subprocess.Popen(
+                        command,
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=subprocess.STDOUT if position else None,
+                        start_new_session=True,
+                    )
+                except OSError as error:
+                    raise UsageError(f"{command[0]} cannot be run: {error.strerror}.") from error
+                processes.append(process)
+        except KeyboardInterrupt:
+            # The first worker may run before the last one is started.
+            interrupted = True
+        codes = _wait(processes, interrupted)
         failed = next((position for position, code in enumerate(codes) if code), None)
         if failed and codes[failed] != INTERRUPTED:
             text = (folder / f"worker{failed}").read_text(encoding="utf-8", errors="replace")
             print(f"worker {failed} failed; it printed:\n{text[-4000:]}", file=sys.stderr)
     if failed is None:
         # One that had to be ended although none failed was interrupted.
-        return INTERRUPTED if None in codes else 0
+        return INTERRUPTED if interrupted or None in codes else 0
     return codes[failed] if codes[failed] > 0 else 128 - codes[failed]
 
 
@@ -120,23 +125,33 @@ def _environments(workers):
     return environments
 
 
-def _wait(processes):
+def _wait(processes, interrupted):
     """Waits until all have ended, or one has failed and the others had time to.
+
+    Args:
+        processes: List of those started.
+        interrupted: Whether Ctrl-C has come already.
 
     Returns:
         List of the exit codes; None for those that had to be ended.
     """
     deadline = None
-    while None in [process.poll() for process in processes]:
+    while True:
+        # Ctrl-C may come at any line of the loop.
         try:
+            if interrupted:
+                interrupted = False
+                deadline = deadline or time.monotonic() + _PATIENCE
+                _signal(processes, signal.SIGINT)
+            if None not in [process.poll() for process in processes]:
+                break
+            if deadline is None and any(process.returncode for process in processes):
+                deadline = time.monotonic() + _PATIENCE
+            if deadline is not None and time.monotonic() > deadline:
+                break
             time.sleep(0.1)
         except KeyboardInterrupt:
-            deadline = deadline or time.monotonic() + _PATIENCE
-            _signal(processes, signal.SIGINT)
-        if deadline is None and any(process.returncode for process in processes):
-            deadline = time.monotonic() + _PATIENCE
-        if deadline is not None and time.monotonic() > deadline:
-            break
+            interrupted = True
     codes = [process.poll() for process in processes]
     _end(processes)
     return codes
