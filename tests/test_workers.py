@@ -32,7 +32,7 @@ def arguments(tmp_path_factory):
         f"--config={config}",
         "--config.data.train_examples=66",
         "--config.data.batch_size=33",
-        "--config.epochs=2",
+        "--config.epochs=6",
         "--config.check=False",
         f"--data_dir={folder / 'tfds'}",
     ]
@@ -59,13 +59,13 @@ def test_two_workers_are_one_process_with_two_replicas(arguments, tmp_path):
 
     process = run([*WORKERS, *arguments], tmp_path / "two")
     for line in process.stdout:
-        if line.startswith("epoch 1/2"):
+        if line.startswith("epoch 1/6"):
             process.send_signal(signal.SIGINT)
             break
     _, errors = process.communicate(timeout=500)
     assert process.returncode == local_workers.INTERRUPTED, errors
     assert not (tmp_path / "two" / "student.keras").exists()
-    assert "resuming after epoch 1 of 2" in finish(run([*WORKERS, *arguments], tmp_path / "two"))
+    assert "resuming after epoch " in finish(run([*WORKERS, *arguments], tmp_path / "two"))
 
     for name in ("student", "fused"):
         models = [
