@@ -95,20 +95,21 @@ def help_of(command):
     text = inspect.cleandoc(ast.get_docstring(tree)).replace("python -m tfkd.", "tfkd ")
     paragraphs = text.split("\n\n")
     # Commands, which are indented, stay as they are.
-    lines = ["\n\n".join(part if part[0] == " " else _filled(part) for part in paragraphs)]
+    lines = ["\n\n".join(part if part[0] == " " else filled(part) for part in paragraphs)]
     for title, found in (("Flags:", _flags(tree)), ("Flags of several commands:", of_all)):
         if found:
             lines += ["", title]
         for name, text in found.items():
-            lines += [f"  --{name}", _filled(text, "      ")]
+            lines += [f"  --{name}", filled(text, "      ")]
     return "\n".join(lines)
 
 
-def _filled(text, indent=""):
+def filled(text, indent="", first_indent=None, width=80):
+    """Returns a paragraph in lines of some width, whose words and flags stay in one piece."""
     return textwrap.fill(
         text,
-        80,
-        initial_indent=indent,
+        width,
+        initial_indent=indent if first_indent is None else first_indent,
         subsequent_indent=indent,
         break_long_words=False,
         break_on_hyphens=False,

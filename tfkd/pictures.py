@@ -22,6 +22,18 @@ class Panels(_Picture):
     draw = staticmethod(plots.panels)
 
 
+def accuracy_panels(logs):
+    """Returns the contents of two `Panels`, accuracies in training and in validation.
+
+    Args:
+        logs: `{label: name of the log in training}`.
+    """
+    return {
+        "training accuracy": logs,
+        "validation accuracy": {label: f"val_{log}" for label, log in logs.items()},
+    }
+
+
 @dataclasses.dataclass
 class ImageGrid(_Picture):
     """Images with captions; the attributes are the arguments of `tfkd.plots.image_grid`."""

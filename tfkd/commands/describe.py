@@ -9,10 +9,10 @@ import difflib
 import functools
 import inspect
 import re
-import textwrap
 
 import tensorflow_datasets as tfds
 
+import tfkd_cli
 from tfkd import command_line, data, distillers, losses, models, taps
 from tfkd.data.sources import KNOWN
 from tfkd.errors import UsageError
@@ -231,14 +231,7 @@ def _table(rows):
 
 
 def _fill(text, first_indent="", indent=""):
-    return textwrap.fill(
-        text,
-        100,
-        initial_indent=first_indent,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return tfkd_cli.filled(text, indent, first_indent, width=100)
 
 
 def main(names):

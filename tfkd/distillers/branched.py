@@ -236,8 +236,5 @@ class Branched(Distiller):
         """Returns `{"ID.png": ...}`: accuracies of the branches and the ensemble."""
         names = [*self.branch_names, *self.learners()]
         labels = {"student": "accuracy", **{name: f"{name}_accuracy" for name in names}}
-        contents = {
-            "training accuracy": labels,
-            "validation accuracy": {label: f"val_{log}" for label, log in labels.items()},
-        }
+        contents = pictures.accuracy_panels(labels)
         return {f"{self.id}.png": pictures.Panels(history, contents)}

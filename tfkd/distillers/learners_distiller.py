@@ -206,10 +206,7 @@ class LearnersDistiller(Distiller):
         """Returns a picture of the accuracies of all learners, named after the method."""
         names = {name: f"{name}_accuracy" for name in self.auxiliary_stages}
         logs = {**names, "main (the student)": "accuracy"}
-        contents = {
-            "training accuracy": logs,
-            "validation accuracy": {label: f"val_{log}" for label, log in logs.items()},
-        }
+        contents = pictures.accuracy_panels(logs)
         return {f"{self.id}.png": pictures.Panels(history, contents)}
 
 

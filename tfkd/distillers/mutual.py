@@ -278,8 +278,7 @@ class MutualDistiller(Distiller):
         names = [*self.peer_names, "mean", ENSEMBLE]
         labels = {"student": "accuracy", **{name: f"{name}_accuracy" for name in names}}
         contents = {
-            "training accuracy": labels,
-            "validation accuracy": {label: f"val_{log}" for label, log in labels.items()},
+            **pictures.accuracy_panels(labels),
             "divergence from each other, by temperature²": {"sum": "mutual_loss"},
         }
         return {"mutual.png": pictures.Panels(history, contents)}
