@@ -36,7 +36,7 @@ setup(
     package_dir={"tfkd.configs": "configs", "tfkd.configs.studies": "configs/studies"},
     py_modules=["tfkd_cli"],
     package_data={"tfkd.report": ["templates/*"]},
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     entry_points={"console_scripts": ["tfkd=tfkd_cli:main"]},
     install_requires=[
         "tensorflow>=2.21,<2.22",
@@ -75,7 +75,7 @@ setup(
     },
     classifiers=[
         "Programming Language :: Python :: 3",
-        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(11, 14)),
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

@@ -53,7 +53,7 @@ class Run(WorkDirectory):
         self.settings = flatten(self.summary["config"])
         self.settings.pop("seed")
         ended = (self.path / "summary.json").stat().st_mtime
-        self.ended = datetime.datetime.fromtimestamp(ended, datetime.timezone.utc)
+        self.ended = datetime.datetime.fromtimestamp(ended, datetime.UTC)
 
     def own_teacher(self):
         """Returns where the teacher was trained, as `(folder, logs)`; None where that is gone.
