@@ -12,7 +12,17 @@ from tfkd import models
 
 PUBLISHED = zoo.published()
 #: Networks that take seconds to make.
-LARGE = ("resnet50", "resnet110", "shufflenet_v1", "shufflenet_v2", "mobilenet_v2")
+LARGE = (
+    "resnet50",
+    "resnet110",
+    "resnet18_imagenet",
+    "resnet34_imagenet",
+    "resnet50_imagenet",
+    "shufflenet_v1",
+    "shufflenet_v2",
+    "mobilenet_v1",
+    "mobilenet_v2",
+)
 
 
 def identifiers(names):
@@ -22,7 +32,8 @@ def identifiers(names):
 @pytest.mark.parametrize("identifier", identifiers(PUBLISHED))
 def test_published_sizes(identifier):
     record = PUBLISHED[identifier]
-    model = models.create(identifier, num_classes=record["classes"])
+    shape = record.get("image", (32, 32, 3))
+    model = models.create(identifier, num_classes=record["classes"], input_shape=shape)
 
     parameters = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
     statistics = sum(int(np.prod(weight.shape)) for weight in model.non_trainable_weights)
