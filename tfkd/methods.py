@@ -187,7 +187,8 @@ def _defaults(cls):
     }
 
 
-TEACHER_IMAGE_KEYS = ("image_size", "mean", "std", "scale")
+#: What a config says of the images of a given teacher; None where it takes the student's.
+TEACHER_IMAGE_KEYS = ("image_size", "from_original", "mean", "std", "scale")
 
 
 #: The flags of the command line for a distiller's `teacher_preprocessing`.
