@@ -40,6 +40,14 @@ class TinyUnlabeled(Tiny):
     label_of_last = -1
 
 
+class TinyHidden(Tiny):
+    """As ImageNet, whose test split has no labels."""
+
+    def _split_generators(self, dl_manager):
+        hidden = ((key, {**one, "label": -1}) for key, one in self._generate_examples(6))
+        return {**super()._split_generators(dl_manager), "test": hidden}
+
+
 class TinyTrainOnly(Tiny):
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(5)}
@@ -96,6 +104,13 @@ def test_any_data_set_of_tfds_loads_with_computed_statistics(tmp_path):
     images, _ = Source("tiny", tmp_path).into_memory("train", 0, 24)
     np.testing.assert_allclose(data.mean, [np.mean(images / 255)])
     np.testing.assert_allclose(data.std, [np.std(images / 255)])
+
+
+def test_a_test_split_without_labels_is_none(tmp_path):
+    data = load("tiny_hidden", batch_size=4, validation=0.2, data_dir=tmp_path)
+    assert data.sizes == {"train": 24, "validation": 6, "test": 10}
+    labels = np.concatenate([labels for _, labels in data.test.as_numpy_iterator()])
+    assert labels.min() == 0
 
 
 def test_a_version_a_builder_and_a_prepared_directory_are_names_too(tmp_path):
