@@ -58,6 +58,11 @@ class TinyBroken(Tiny):
         raise tfds.download.DownloadError("Failed to get url\n https://a.b. HTTP code: 404.")
 
 
+class TinyManual(Tiny):
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir should contain tiny.tar."
+    url_infos = {"http://127.0.0.1:1/tiny.zip": None}
+
+
 class TinyUnreachable(Tiny):
     url_infos = {"http://127.0.0.1:1/tiny.zip": None}
 
@@ -197,6 +202,7 @@ def test_varying_sizes_are_found_at_the_start_or_where_they_appear(tmp_path):
         ("tiny_train_only", "needs a split 'train' and one of 'test', .*; it has train"),
         ("tiny_of_floats", "'tiny_of_floats' must be uint8 .* float32 of shape"),
         ("tiny_unclassified", "'image' .* and 'label' .* it has .*caption"),
+        ("tiny_manual", "downloads oneself, to .*manual: manual_dir .* tiny.tar. .*does not exist"),
         ("no_such_data_set", "Unknown data set 'no_such_data_set': .* cifar100, digits"),
         ("cifar10:9.9.9", "'cifar10:9.9.9' cannot be opened: .*only: 3"),
         ("a b", "'a b' cannot be opened"),

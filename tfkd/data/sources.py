@@ -544,6 +544,13 @@ def _prepare(builder):
         if builder.is_prepared():
             return _open(builder.data_dir)
         _remove_empty(builder.data_path.parent, builder.data_dir_root)
+        if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            manual = os.path.join(builder.data_dir_root, "downloads", "manual")
+            raise UsageError(
+                f"Data set {builder.name!r} is made of files that one downloads oneself, to "
+                f"{manual}: {_short(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)} To prepare it failed: "
+                f"{_describe(error)}"
+            ) from error
         raise UsageError(
             f"Data set {builder.name!r} is not prepared in {builder.data_dir_root} and could not "
             f"be downloaded and prepared: {_describe(error)} Prepare it with "
@@ -557,7 +564,7 @@ def _prepare(builder):
 def _check_reachable(builder):
     """Raises at once if there is no network, where TFDS would try for three minutes."""
     addresses = [url for url in builder.url_infos or () if url.startswith("http")]
-    if not addresses:
+    if not addresses or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return
     request = urllib.request.Request(addresses[0], method="HEAD")
     for attempt in range(CONNECT_ATTEMPTS):
