@@ -36,15 +36,16 @@ def test_imagenets_config_and_a_teacher_that_sees_larger_images(tmp_path, capsys
         "--config.data.normalize=False",
     ]
     first, second = tmp_path / "first", tmp_path / "second"
-    models = "teacher=resnet18_imagenet,student=mobilenet_v1"
-    call(train.train, f"--config=imagenet:runlocal,{models}", *shared, f"--workdir={first}")
-    assert "64x64x3, 2 classes; train 16, validation 8, test 16" in capsys.readouterr().out
-    assert keras.models.load_model(first / "student.keras").input_shape == (None, 64, 64, 3)
-
-    teacher = f"teacher={first / 'teacher.keras'}"
     call(
         train.train,
-        f"--config=imagenet:runlocal,student=resnet8,{teacher}",
+        "--config=imagenet:runlocal,method=alone,student=resnet18_imagenet",
+        *shared,
+        f"--workdir={first}",
+    )
+    assert "64x64x3, 2 classes; train 16, validation 8, test 16" in capsys.readouterr().out
+    call(
+        train.train,
+        f"--config=imagenet:runlocal,student=mobilenet_v1,teacher={first / 'student.keras'}",
         *shared,
         "--config.data.image_size=32",
         "--config.data.views=2",
@@ -56,14 +57,17 @@ def test_imagenets_config_and_a_teacher_that_sees_larger_images(tmp_path, capsys
     )
     told = capsys.readouterr().out
     assert "images of 64x64x3 cut from the original" in told
-    assert "32x32x3\n" in told and "64x64x3 of its own" in told
+    assert "32x32x3\n" in told and "64x64x3, its own" in told
     # It sees what it was trained on, so that it says the same of every test image as before.
     scores = [
-        evaluation.evaluate(folder, model="teacher")[0]["teacher"] for folder in (first, second)
+        evaluation.evaluate(folder, model=name)[0][name]
+        for folder, name in ((first, "student"), (second, "teacher"))
     ]
     assert scores[1]["cross_entropy"] == pytest.approx(scores[0]["cross_entropy"], rel=1e-4)
     summary = json.loads((second / "summary.json").read_text())
     assert summary["teacher"]["test_accuracy"] == scores[0]["accuracy"]
+    student = second / "student.keras"
     original, exported = export_run(second, "keras", model="teacher")
     assert original["test_accuracy"] == exported["test_accuracy"] == scores[0]["accuracy"]
-    assert keras.models.load_model(exported["path"]).input_shape == (None, 64, 64, 3)
+    sizes = [keras.models.load_model(path).input_shape[1] for path in (exported["path"], student)]
+    assert sizes == [64, 32]

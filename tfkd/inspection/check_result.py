@@ -92,8 +92,8 @@ def _images(model, student):
     """Returns what a model sees, and of a teacher what that was made of."""
     text = _shape(model["images"])
     if model.get("own_images"):
-        return f"{text} of its own"
-    return text if model["images"] == student["images"] else f"{text} of the student's"
+        return f"{text}, its own"
+    return text if model["images"] == student["images"] else f"{text}, made of the student's"
 
 
 def _json(value):
