@@ -62,6 +62,9 @@ class TinyManual(Tiny):
     MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir should contain tiny.tar."
     url_infos = {"http://127.0.0.1:1/tiny.zip": None}
 
+    def _split_generators(self, dl_manager):
+        raise AssertionError(f"{dl_manager.manual_dir}/tiny.tar is not there")
+
 
 class TinyUnreachable(Tiny):
     url_infos = {"http://127.0.0.1:1/tiny.zip": None}
