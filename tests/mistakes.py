@@ -261,6 +261,26 @@ MISTAKES = {
         [CONFIG, "--config.teacher.image_size=16"],
         "teacher.image_size describes the images of a given teacher",
     ),
+    "teacher's own images without their size": (
+        [teacher("large.keras"), "--config.teacher.from_original=True"],
+        "teacher.from_original cuts .* in its own size: set --config.teacher.image_size too",
+    ),
+    "several teachers' own images": (
+        [
+            teacher("large.keras+{files}/few.keras"),
+            "--config.teacher.image_size=16",
+            "--config.teacher.from_original=True",
+        ],
+        "teacher.from_original is for one teacher; several get the student's",
+    ),
+    "shifts of images that the teacher sees in another size": (
+        [
+            teacher("large.keras"),
+            "--config.teacher.image_size=16",
+            "--config.teacher.from_original=True",
+        ],
+        "teacher_image_size: 'crop' moves whole pixels of the student's size, .* 'resized_crop'",
+    ),
     # Data.
     "data set": ([CONFIG, "--config.data.name=mnistt"], "Unknown data set 'mnistt'.*digits"),
     "data set's folder": ([CONFIG, "--config.data.name=./none"], "none"),

@@ -243,6 +243,27 @@ def test_cifar100_has_the_spot_adaptive_study_per_loss_and_pair():
     assert get_config("method=kd,student=mobilenet_v2").student.arguments.to_dict() == {}
 
 
+def test_imagenet_keeps_its_protocol():
+    get_config = runpy.run_path(str(CONFIGS[0].with_name("imagenet.py")))["get_config"]
+    made = get_config("")
+    kd = made.method.losses.kd
+    assert (kd.temperature, kd.weight, made.method.arguments.student_loss_weight) == (1, 0.5, 0.5)
+    assert (made.data.name, made.data.batch_size, made.optimizer.learning_rate) == (
+        "imagenet2012",
+        256,
+        0.1,
+    )
+    assert [made.epochs * share for share in made.schedule.milestones] == [30, 60, 90]
+    joined = get_config("method=kd+at,data=imagenette")
+    assert joined.method.arguments.student_loss_weight == 1.0
+    assert joined.data.name == "imagenette"
+    betas = {
+        student: get_config(f"method=dkd,student={student}").method.losses.dkd.beta
+        for student in ("resnet18_imagenet", "mobilenet_v1")
+    }
+    assert betas == {"resnet18_imagenet": 0.5, "mobilenet_v1": 2.0}
+
+
 def test_settings_reach_the_optimizers_of_a_method():
     settings = {"acn": {"noise_size": 3, "generator_optimizer": {"learning_rate": 0.5}}}
     method = methods.method_config("acn", settings)

@@ -195,6 +195,9 @@ def default_config(method, teacher, student, settings=None):
                 # The inputs of a given teacher, where they differ from the student's: its image
                 # size; its mean, std and white, as in tfkd.layers.TeacherPreprocessing.
                 "image_size": config_dict.placeholder(int),
+                # True: images of that size are cut from the original ones by the student's box and
+                # flip. Otherwise the student's are resized.
+                "from_original": config_dict.placeholder(bool),
                 "mean": config_dict.placeholder(tuple),
                 "std": config_dict.placeholder(tuple),
                 "scale": config_dict.placeholder(float),
@@ -466,6 +469,16 @@ def check(config):
         raise UsageError(
             f"--config.teacher.{next(iter(inputs))} describes the images of a given teacher "
             "(:teacher=path.keras); one that is trained here takes the student's."
+        )
+    if config.teacher.from_original and config.teacher.image_size is None:
+        raise UsageError(
+            "--config.teacher.from_original cuts the teacher's images in its own size: set "
+            "--config.teacher.image_size too."
+        )
+    if config.teacher.from_original and len(teacher_paths(config)) > 1:
+        raise UsageError(
+            "--config.teacher.from_original is for one teacher; several get the student's images, "
+            "each resized to its own size."
         )
     for name in ("diagnostics", "patience"):
         if config[name] and config.data.validation == 0:

@@ -32,7 +32,8 @@ def method_config(name, settings=None):
             after colons: those of the method (`"ackd:attention=logit"`), or of one of its losses
             (`"kd+at:at.weight=500"`).
         settings: `{id: {argument: value}}`, in place of the defaults of losses and methods; of a
-            method also `{name of an optimizer: settings}`. Under several ids,
+            method also `{name of an optimizer: settings}`, and of a loss that is alone the
+            `student_loss_weight` of the labels beside it. Under several ids,
             `{"sakd+at": {id: {argument: value}}}`, they hold for methods that have all of these,
             and come after the others.
 
@@ -96,6 +97,9 @@ def method_config(name, settings=None):
         for key, value in own.items():
             if identifier == distiller and key in optimizers:
                 optimizers[key] = {**optimizers[key], **value}
+            elif key == "student_loss_weight" and identifier != distiller:
+                if distiller is None and ids == [identifier]:
+                    arguments[key] = value
             else:
                 targets[identifier][key] = value
     for item in given:
@@ -187,7 +191,8 @@ def _defaults(cls):
     }
 
 
-TEACHER_IMAGE_KEYS = ("image_size", "mean", "std", "scale")
+#: What a config says of the images of a given teacher; None where it takes the student's.
+TEACHER_IMAGE_KEYS = ("image_size", "from_original", "mean", "std", "scale")
 
 
 #: The flags of the command line for a distiller's `teacher_preprocessing`.

@@ -438,7 +438,7 @@ def test_a_broken_file_is_named_in_whatever_order(tmp_path):
 @pytest.mark.parametrize(
     "settings, line",
     [
-        ({"cache": True}, "cuts a box out of the original image in every epoch"),
+        ({"cache": True}, "reads the original images in every epoch, .* cache must be 'auto'"),
         ({"augment": ("crop", "resized_crop")}, "'crop' or 'resized_crop', not both"),
     ],
 )

@@ -40,6 +40,14 @@ class TinyUnlabeled(Tiny):
     label_of_last = -1
 
 
+class TinyHidden(Tiny):
+    """As ImageNet, whose test split has no labels."""
+
+    def _split_generators(self, dl_manager):
+        hidden = ((key, {**one, "label": -1}) for key, one in self._generate_examples(6))
+        return {**super()._split_generators(dl_manager), "test": hidden}
+
+
 class TinyTrainOnly(Tiny):
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(5)}
@@ -48,6 +56,14 @@ class TinyTrainOnly(Tiny):
 class TinyBroken(Tiny):
     def _split_generators(self, dl_manager):
         raise tfds.download.DownloadError("Failed to get url\n https://a.b. HTTP code: 404.")
+
+
+class TinyManual(Tiny):
+    MANUAL_DOWNLOAD_INSTRUCTIONS = "manual_dir should contain tiny.tar."
+    url_infos = {"http://127.0.0.1:1/tiny.zip": None}
+
+    def _split_generators(self, dl_manager):
+        raise AssertionError(f"{dl_manager.manual_dir}/tiny.tar is not there")
 
 
 class TinyUnreachable(Tiny):
@@ -96,6 +112,13 @@ def test_any_data_set_of_tfds_loads_with_computed_statistics(tmp_path):
     images, _ = Source("tiny", tmp_path).into_memory("train", 0, 24)
     np.testing.assert_allclose(data.mean, [np.mean(images / 255)])
     np.testing.assert_allclose(data.std, [np.std(images / 255)])
+
+
+def test_a_test_split_without_labels_is_none(tmp_path):
+    data = load("tiny_hidden", batch_size=4, validation=0.2, data_dir=tmp_path)
+    assert data.sizes == {"train": 24, "validation": 6, "test": 10}
+    labels = np.concatenate([labels for _, labels in data.test.as_numpy_iterator()])
+    assert labels.min() == 0
 
 
 def test_a_version_a_builder_and_a_prepared_directory_are_names_too(tmp_path):
@@ -182,6 +205,7 @@ def test_varying_sizes_are_found_at_the_start_or_where_they_appear(tmp_path):
         ("tiny_train_only", "needs a split 'train' and one of 'test', .*; it has train"),
         ("tiny_of_floats", "'tiny_of_floats' must be uint8 .* float32 of shape"),
         ("tiny_unclassified", "'image' .* and 'label' .* it has .*caption"),
+        ("tiny_manual", "downloads oneself, to .*manual: manual_dir .* tiny.tar. .*does not exist"),
         ("no_such_data_set", "Unknown data set 'no_such_data_set': .* cifar100, digits"),
         ("cifar10:9.9.9", "'cifar10:9.9.9' cannot be opened: .*only: 3"),
         ("a b", "'a b' cannot be opened"),

@@ -15,16 +15,6 @@ from tfkd.errors import UsageError
 from tfkd.models import families, torch_checkpoint
 
 
-def _state(model, seed=0):
-    """Returns random weights in PyTorch's names and layout that fit a model."""
-    generator = np.random.default_rng(seed)
-    wanted = torch_checkpoint._wanted(model)
-    return {
-        name: generator.random(torch_checkpoint._torch_shape(axes, variable.shape), dtype="float32")
-        for name, (axes, variable) in wanted.items()
-    }
-
-
 @pytest.fixture
 def model():
     return models.create("resnet8", num_classes=10, input_shape=(8, 8, 3), seed=0)
@@ -50,14 +40,14 @@ def _holds(model, state):
 
 
 def test_layouts(model):
-    state = _state(model)
+    state = zoo.torch_state(model)
     assert models.load_torch_weights(model, state) is model
     assert _holds(model, state)
 
 
 def test_layouts_of_depthwise_and_grouped_kernels():
     model = models.create("shufflenet_v1", num_classes=10, input_shape=(8, 8, 3), seed=0)
-    state = _state(model)
+    state = zoo.torch_state(model)
     models.load_torch_weights(model, state)
     depthwise = np.array(model.get_layer("stage1_unit2_depthwise_conv").kernel)
     grouped = np.array(model.get_layer("stage1_unit2_reduce_conv").kernel)
@@ -91,10 +81,14 @@ def test_published_names_of_networks_without_golden_outputs():
     assert resnet50["stage3_unit6_norm3"] == "layer3.5.bn3"
     assert resnet50["stage4_unit1_projection_conv"] == "layer4.0.shortcut.0"
     assert resnet50["logits"] == "linear"
+    resnet18 = torch_checkpoint.torch_names(zoo.model("resnet18_imagenet"))
+    assert resnet18["stage2_unit1_downsample_norm"] == "layer2.0.downsample.1"
+    mobilenet = torch_checkpoint.torch_names(zoo.model("mobilenet_v1"))
+    assert mobilenet["stage3_unit6_pointwise_norm"] == "model.11.4"
 
 
 def test_wrappers_prefixes_and_counters_are_understood(model):
-    state = _state(model)
+    state = zoo.torch_state(model)
     saved = {f"module.{name}": value for name, value in state.items()}
     saved["module.bn1.num_batches_tracked"] = np.int64(7)
     for number, source in enumerate([saved, {"epoch": 240, "model": saved}, {"state_dict": saved}]):
@@ -108,12 +102,12 @@ def test_reloaded_and_renamed_models_are_recognised(tmp_path):
     model = models.create("resnet8", 10, input_shape=(8, 8, 3), name="teacher of mine")
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
-    state = _state(model)
+    state = zoo.torch_state(model)
     assert _holds(models.load_torch_weights(loaded, state), state)
 
 
 def test_all_differences_are_listed_and_nothing_changes(model):
-    state = _state(model)
+    state = zoo.torch_state(model)
     del state["bn1.weight"], state["layer3.0.conv2.weight"]
     state["fc.weight"] = state["fc.weight"].T
     state["fc.bias"] = "nonsense"
@@ -135,9 +129,9 @@ def test_all_differences_are_listed_and_nothing_changes(model):
 def test_weights_of_another_depth_do_not_fit(model):
     deeper = models.create("resnet14", num_classes=10, input_shape=(8, 8, 3))
     with pytest.raises(UsageError, match="unexpected: layer1.1.conv1.weight"):
-        models.load_torch_weights(model, _state(deeper))
+        models.load_torch_weights(model, zoo.torch_state(deeper))
     with pytest.raises(UsageError, match="missing: layer1.1.conv1.weight"):
-        models.load_torch_weights(deeper, _state(model))
+        models.load_torch_weights(deeper, zoo.torch_state(model))
 
 
 def test_other_models_are_refused():
@@ -186,7 +180,7 @@ def test_missing_file_and_wrong_sources(model, tmp_path):
 
 def test_safetensors_file(model, tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
-    state = _state(model)
+    state = zoo.torch_state(model)
     path = tmp_path / "weights.safetensors"
     safetensors.save_file({f"module.{name}": value for name, value in state.items()}, path)
     assert _holds(models.load_torch_weights(model, path), state)
@@ -213,7 +207,7 @@ def _assert_one_line_about(model, path, words):
 @pytest.mark.parametrize("new_format", [True, False])
 def test_pth_file(model, tmp_path, new_format):
     torch = pytest.importorskip("torch")
-    state = _state(model)
+    state = zoo.torch_state(model)
     tensors = {f"module.{name}": torch.from_numpy(value) for name, value in state.items()}
     # As the CRD benchmark's training script saves it.
     content = {"opt": argparse.Namespace(lr=0.05), "model": tensors, "accuracy": 75.6}
@@ -224,7 +218,7 @@ def test_pth_file(model, tmp_path, new_format):
 
 def test_tensors_of_half_precision(model):
     torch = pytest.importorskip("torch")
-    state = {name: np.round(value * 4) for name, value in _state(model).items()}
+    state = {name: np.round(value * 4) for name, value in zoo.torch_state(model).items()}
     tensors = {
         name: torch.nn.Parameter(torch.from_numpy(value).bfloat16())
         for name, value in state.items()

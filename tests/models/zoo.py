@@ -7,6 +7,7 @@ import numpy as np
 from golden_numbers import FOLDER, files, load
 
 from tfkd import models
+from tfkd.models import torch_checkpoint
 
 #: The published names that differ from our ids.
 IDS = {
@@ -20,8 +21,10 @@ IDS = {
 FAMILY_IDS = (
     "resnet8",
     "resnet50",
+    "resnet18_imagenet",
     "wrn_16_1",
     "vgg8",
+    "mobilenet_v1",
     "mobilenet_v2",
     "shufflenet_v1",
     "shufflenet_v2",
@@ -42,6 +45,16 @@ def forward_case(file):
     arrays = load(file)
     state = {key.removeprefix("weights/"): arrays[key] for key in arrays if "weights/" in key}
     return IDS.get(name, name), state, arrays
+
+
+def torch_state(model, seed=0):
+    """Returns random weights in PyTorch's names and layout that fit a model, all in [0, 1)."""
+    generator = np.random.default_rng(seed)
+    wanted = torch_checkpoint._wanted(model)
+    return {
+        name: generator.random(torch_checkpoint._torch_shape(axes, variable.shape), dtype="float32")
+        for name, (axes, variable) in wanted.items()
+    }
 
 
 def tap_names(stages):

@@ -30,7 +30,8 @@ class Diagnostics(keras.callbacks.Callback):
 
     Args:
         dataset: `tf.data.Dataset`, or another iterable, of batches `(inputs, labels)` as the
-            student takes them: validation data. It is read once.
+            student takes them: validation data; or those of `Data.with_teacher_images`. It is
+            read once.
         examples: Integer, the number of its images to draw.
         every: Integer, the number of epochs between measurements; the last is always measured.
         gradient_examples: Integer, the number of drawn images in the batch for gradients.
@@ -122,8 +123,7 @@ class Diagnostics(keras.callbacks.Callback):
         if self._measurement is None:
             if self._subset is None:
                 self._subset = draw(self.dataset, self.examples, self.seed)
-            inputs, labels = self._subset
-            self._measurement = _Measurement(self.model, inputs, labels, self._gradient_batch())
+            self._measurement = _Measurement(self.model, *self._subset, self._gradient_batch())
         return self._measurement.measure()
 
     def _gradient_batch(self):
@@ -144,12 +144,14 @@ class _Measurement:
 
     def __init__(self, distiller, inputs, labels, gradient_batch):
         self.distiller = distiller
+        seen = inputs
+        if isinstance(labels, dict):
+            seen, labels = labels["teacher_images"], labels["label"]
         # Values of a softmax are meaningless for other outputs.
         self.by_class = kind_of(distiller.label_loss) in (None, CATEGORICAL)
         self.labels = labels.argmax(-1) if labels.ndim == 2 and labels.shape[1] > 1 else labels
         self.labels = self.labels.reshape(-1)
-        parts = -(-len(inputs) // _BATCH)
-        self.batches = [tf.convert_to_tensor(part) for part in np.array_split(inputs, parts)]
+        self.batches = _split(inputs)
         # The estimate needs four images.
         compares = distiller.teacher is not None and min(map(len, self.batches)) >= 4
         self.pairs = _pairs(distiller.student, distiller.teacher) if compares else []
@@ -163,7 +165,7 @@ class _Measurement:
         if distiller.teacher is not None:
             # The teacher does not change: one pass is enough.
             of_teacher = _reader(distiller.teacher, [teacher for _, teacher in self.pairs])
-            self.teacher = _read(of_teacher, map(distiller.teacher_inputs, self.batches))
+            self.teacher = _read(of_teacher, map(distiller.teacher_inputs, _split(seen)))
 
     def measure(self):
         """Returns `{name of the log: number}`."""
@@ -218,6 +220,12 @@ class _Measurement:
         return found
 
 
+def _split(inputs):
+    """Returns an array as a list of batches of equal size, within one image."""
+    parts = -(-len(inputs) // _BATCH)
+    return [tf.convert_to_tensor(part) for part in np.array_split(inputs, parts)]
+
+
 def draw(dataset, examples, seed=0):
     """Draws some images of a data set at random; the same ones where its order is the same.
 
@@ -227,7 +235,8 @@ def draw(dataset, examples, seed=0):
         seed: Integer.
 
     Returns:
-        The tuple of arrays `(inputs, labels)`.
+        The tuple of arrays `(inputs, labels)`; where the data has images for the teacher, labels
+        are `{"label": labels, "teacher_images": images}`.
 
     Raises:
         UsageError: If it holds no such batches, or has no end.
@@ -242,20 +251,25 @@ def draw(dataset, examples, seed=0):
                 "Diagnostics needs batches (inputs, labels), such as those of a tf.data.Dataset; "
                 f"received {type(data).__name__}."
             )
-        labels = data[1]["label"] if isinstance(data[1], dict) else data[1]
-        inputs, labels = np.asarray(data[0]), np.asarray(labels)
+        inputs, labels = data[:2]
+        if isinstance(labels, dict) and "teacher_images" in labels:
+            labels = {name: labels[name] for name in ("label", "teacher_images")}
+        elif isinstance(labels, dict):
+            labels = labels["label"]
+        batch = tf.nest.map_structure(np.asarray, (inputs, labels))
         # Every image gets a number, and those with the largest ones stay.
         for row, number in enumerate(generator.random(len(inputs))):
             one = (number, seen + row)
-            if len(chosen) < examples:
-                heapq.heappush(chosen, (*one, inputs[row].copy(), labels[row]))
-            elif one > chosen[0][:2]:
-                heapq.heapreplace(chosen, (*one, inputs[row].copy(), labels[row]))
+            if len(chosen) == examples and one <= chosen[0][:2]:
+                continue
+            image = tf.nest.map_structure(lambda part, row=row: part[row].copy(), batch)
+            change = heapq.heappush if len(chosen) < examples else heapq.heapreplace
+            change(chosen, (*one, image))
         seen += len(inputs)
     if not chosen:
         raise UsageError("Diagnostics needs at least one batch; the data set has none.")
     chosen.sort(key=lambda one: one[1])
-    return np.stack([one[2] for one in chosen]), np.stack([one[3] for one in chosen])
+    return tf.nest.map_structure(lambda *rows: np.stack(rows), *(one[2] for one in chosen))
 
 
 def _pairs(student, teacher):

@@ -190,7 +190,7 @@ def _data_summary(name):
 
 
 def _size(shape):
-    return "x".join(map(str, shape))
+    return "x".join("?" if size is None else str(size) for size in shape)
 
 
 def _arguments(cls, base):

@@ -43,7 +43,8 @@ class Data:
     `train_labels()` returns the labels of the training set, which losses that remember every
     example ask for; `pixels()` gives images as they were before normalisation; `start_epoch()`
     chooses the epoch of the next pass; `cache_teacher()` and `with_teacher_outputs()` return data
-    whose training batches carry what a teacher says of them.
+    whose training batches carry what a teacher says of them; `of_teacher` and
+    `with_teacher_images()` give the images of a teacher that sees another size.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Data:
         splits,
         views,
         balanced=False,
+        of_teacher=None,
     ):
         self.name = source.name
         self.input_shape = source.image_shape
@@ -72,6 +74,7 @@ class Data:
         self.sizes = {name: split.size if split else 0 for name, split in splits.items()}
         self.steps_per_epoch = self.sizes["train"] // batch_size
         self.views = views
+        self._of_teacher = of_teacher
         self._augmentation = augmentation
         self._indices = indices
         self._examples = splits
@@ -104,6 +107,45 @@ class Data:
         there = np.count_nonzero(counts)
         return np.where(counts, self.sizes["train"] / np.maximum(there * counts, 1), 0.0)
 
+    @property
+    def of_teacher(self):
+        """The same data in the size that the teacher sees, a `Data`; itself if not another one.
+
+        Box and flip of an image are the same in both. `of_teacher.train` has the teacher's images
+        alone.
+        """
+        return self if self._of_teacher is None else self._of_teacher()
+
+    def with_teacher_images(self, split):
+        """Returns a split of evaluation with the images of both models, as training has them.
+
+        For `Distiller.check` and `tfkd.callbacks.Diagnostics`, which look at student and teacher.
+
+        Args:
+            split: `"validation"` or `"test"`.
+
+        Returns:
+            A `tf.data.Dataset` of `(images, {"label": labels, "teacher_images": images})`;
+            `validation` or `test` itself, where the teacher sees the student's images.
+
+        Example:
+        ```python
+        data = tfkd.data.load(
+            "./photos", image_size=128, teacher_image_size=224, augment=("resized_crop", "flip")
+        )
+        print(distiller.check(data.with_teacher_images("validation")))
+        ```
+        """
+        own = getattr(self, split)
+        if own is None or self._of_teacher is None:
+            return own
+
+        def together(student, teacher):
+            images, labels = student
+            return images, {"label": labels, "teacher_images": teacher[0]}
+
+        return tf.data.Dataset.zip(own, getattr(self.of_teacher, split)).map(together)
+
     def cache_teacher(
         self,
         teacher,
@@ -119,6 +161,9 @@ class Data:
         not there. With augmentation every image needs a fixed number of views,
         `load(..., views=8)`: so many passes of the teacher serve any number of epochs, seeds and
         methods.
+
+        With `load(..., teacher_image_size=224)` they are those of the teacher's own images, which
+        the batches still carry.
 
         Args:
             teacher: `keras.Model` that outputs logits.
@@ -153,7 +198,7 @@ class Data:
                 "that a teacher's outputs cannot be kept: load(..., views=8) gives every image 8 "
                 "fixed augmentations."
             )
-        examples = self._examples["train"]
+        examples = self.of_teacher._examples["train"]
 
         def view(number):
             return view_pipeline(

@@ -1,5 +1,6 @@
 """`load`: one call from the name of a data set to pipelines for `fit` and `evaluate`."""
 
+import functools
 import numbers
 
 import numpy as np
@@ -41,6 +42,7 @@ def load(
     views=None,
     verbose=True,
     balanced=False,
+    teacher_image_size=None,
 ):
     """Loads an image-classification data set, preparing it if that has not been done.
 
@@ -106,6 +108,11 @@ def load(
         balanced: Boolean, whether training batches come as `(images, labels, weights)` with
             weights `(batch,)` by which every class counts the same in a loss, however many
             examples it has: examples / (classes · examples of the class).
+        teacher_image_size: Integer or pair `(height, width)`: the labels of training batches come
+            as `{"label": labels, "teacher_images": images}`, with images for the teacher of
+            another size than the student's. Both are cut from the original image by the same box
+            and flip, and normalised alike. `Data.of_teacher` has validation and test in that size.
+            Training images are then always read. `None` leaves the student's to both.
 
     Returns:
         A `Data`.
@@ -148,22 +155,31 @@ def load(
         raise UsageError("test must be above 0: every run is measured on its test split.")
     if train_examples is not None:
         train_examples = check_integer("train_examples", train_examples, 1)
+    image_size = _check_image_size("image_size", image_size)
+    teacher_size = _check_image_size("teacher_image_size", teacher_image_size)
 
-    resized_crop = augment is not None and "resized_crop" in augment
-    if resized_crop and cache is True:
-        raise UsageError(
-            "augment='resized_crop' cuts a box out of the original image in every epoch, so that "
-            "training images cannot be kept: cache must be 'auto' or False."
-        )
-    source = Source(
-        name,
-        data_dir,
-        _check_image_size(image_size),
-        skip_broken,
-        central_box if resized_crop else None,
-    )
+    source = Source(name, data_dir, image_size, skip_broken)
     if augment is None:
         augment = KNOWN[source.name].augment if source.name in KNOWN else ()
+    resized_crop = "resized_crop" in augment
+    if resized_crop:
+        source.box_of_evaluation = central_box
+    if teacher_size == source.image_shape[:2]:
+        teacher_size = None
+    always_read = {"augment='resized_crop'": resized_crop, "teacher_image_size": teacher_size}
+    for argument, there in always_read.items():
+        if there and cache is True:
+            raise UsageError(
+                f"{argument} reads the original images in every epoch, so that training images "
+                "cannot be kept: cache must be 'auto' or False."
+            )
+    by_pixels = [*(name for name in augment if name == "crop"), *["cutmix"] * bool(cutmix)]
+    if teacher_size and by_pixels:
+        raise UsageError(
+            f"teacher_image_size: {by_pixels[0]!r} moves whole pixels of the student's size, for "
+            "which there is no like in another one: take augment of 'resized_crop' and 'flip', and "
+            "mixup; or resize the student's images for the teacher."
+        )
     parts = _parts(source, validation, test)
     if verbose and (found := source.describe(parts)):
         print(found, flush=True)
@@ -183,23 +199,32 @@ def load(
         mean, std = source.statistics(available)
     else:
         mean, std = (values * source.image_shape[-1] for values in RAW)
-    kept = cache if not resized_crop else False
-    splits = {"train": _open(source, *parts["train"], kept, train_examples)}
-    for split in ("validation", "test"):
-        splits[split] = _open(source, *parts[split], cache) if split in parts else None
-    return Data(
-        source,
-        mean,
-        std,
-        batch_size,
-        seed,
-        Augmentation(augment, mixup, cutmix),
-        bool(mixup or cutmix or one_hot),
-        indices,
-        splits,
-        views,
-        balanced,
-    )
+
+    def of(source, cache, teacher_size=None, of_teacher=None):
+        kept = False if resized_crop or teacher_size else cache
+        splits = {"train": _open(source, *parts["train"], kept, train_examples, teacher_size)}
+        for split in ("validation", "test"):
+            splits[split] = _open(source, *parts[split], cache) if split in parts else None
+        return Data(
+            source,
+            mean,
+            std,
+            batch_size,
+            seed,
+            Augmentation(augment, mixup, cutmix),
+            bool(mixup or cutmix or one_hot),
+            indices,
+            splits,
+            views,
+            balanced,
+            of_teacher,
+        )
+
+    if teacher_size is None:
+        return of(source, cache)
+    # Made when it is asked for, and not kept decoded beside the student's.
+    of_teacher = functools.cache(lambda: of(source.at(teacher_size), cache=False))
+    return of(source, cache, teacher_size, of_teacher)
 
 
 def _parts(source, validation, test):
@@ -229,8 +254,11 @@ def _parts(source, validation, test):
     return {name: parts[name] for name in ("train", "validation", "test") if name in parts}
 
 
-def _open(source, split, start, stop, cache, keep=None):
-    """Returns a part of a split as examples in memory or streamed, `keep` of them if given."""
+def _open(source, split, start, stop, cache, keep=None, teacher_size=None):
+    """Returns a part of a split as examples in memory or streamed, `keep` of them if given.
+
+    Streamed ones have images for the teacher too, where `teacher_size` is given.
+    """
     size = in_memory_bytes(stop - start, source.image_shape)
     if cache is True or (cache == "auto" and size <= MEMORY):
         images, labels = source.into_memory(split, start, stop)
@@ -244,7 +272,8 @@ def _open(source, split, start, stop, cache, keep=None):
         references = _filter(references, balanced_subset(labels, keep), stop - start)
     count = stop - start if keep is None else keep
     buffer_size = min(count, max(1, MEMORY // source.reference_bytes(split)))
-    return Streamed(references, source.decode, count, source.image_shape, buffer_size)
+    decode = functools.partial(source.decode, teacher_size=teacher_size)
+    return Streamed(references, decode, count, source.image_shape, buffer_size)
 
 
 def _filter(dataset, positions, size):
@@ -290,13 +319,13 @@ def _check_augment(augment):
         raise UsageError("augment takes 'crop' or 'resized_crop', not both.")
 
 
-def _check_image_size(image_size):
-    if image_size is None:
+def _check_image_size(name, value):
+    if value is None:
         return None
-    pair = image_size if isinstance(image_size, (list, tuple)) else (image_size, image_size)
+    pair = value if isinstance(value, (list, tuple)) else (value, value)
     if len(pair) != 2:
-        raise UsageError(f"image_size must be a pair (height, width); received {image_size!r}.")
-    return tuple(check_integer("image_size", size, 1) for size in pair)
+        raise UsageError(f"{name} must be a pair (height, width); received {value!r}.")
+    return tuple(check_integer(name, size, 1) for size in pair)
 
 
 def _check_share(name, value):

@@ -92,7 +92,8 @@ class Streamed:
     Args:
         references: Dataset of `{"image", "label"}` with undecoded images, in a fixed order.
         decode: Function of such a dataset and a function that chooses the box of an image (see
-            `Source.decode`), which decodes the images to one known shape.
+            `Source.decode`), which decodes the images to one known shape; those for the teacher
+            too, where it sees others.
         size: Integer, how many there are.
         image_shape: Tuple `(height, width, channels)`.
         buffer_size: Integer, how many undecoded examples the shuffle may hold.
@@ -213,9 +214,14 @@ def training_pipeline(
         return tf.data.Dataset.zip(epoch, examples.shuffled(planned, batch_size))
 
     def make(epoch, batch):
-        images, labels = examples.read(batch)
-        images, labels = encode(augmentation.move(images, batch), labels)
-        images, labels = augmentation.mix(images, labels, batch)
+        pixels, classes = examples.read(batch)
+
+        def seen(pixels):
+            """Returns images as a model gets them, and their labels."""
+            images, labels = encode(augmentation.move(pixels, batch), classes)
+            return augmentation.mix(images, labels, batch)
+
+        images, labels = seen(pixels)
         weighted = ()
         if class_weights is not None:
             weights = tf.constant(class_weights, tf.float32)
@@ -228,6 +234,8 @@ def training_pipeline(
             named["index"] = batch["index"]
         if teacher_outputs is not None:
             named["teacher"] = teacher_outputs.read(epoch % (views or 1), batch["index"])
+        if "teacher_image" in batch:
+            named["teacher_images"], _ = seen(batch["teacher_image"])
         return epoch, (images, named if len(named) > 1 else labels, *weighted)
 
     def deliver(step, element):

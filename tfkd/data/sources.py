@@ -1,6 +1,7 @@
 """Where images come from: TFDS data sets, prepared where need be, and folders of images."""
 
 import collections
+import copy
 import json
 import math
 import os
@@ -25,14 +26,19 @@ from tfkd.errors import UsageError, raised_within, unknown
 # Mean and standard deviation of every channel in [0, 1], and the augmentation that is usual.
 Known = collections.namedtuple("Known", ["mean", "std", "augment"])
 
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 KNOWN = {
-    # Computed over the training split, as are all below but CIFAR-100.
+    # Computed over the training split, as are all below but CIFAR-100 and ImageNet.
     "cifar10": Known((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), ("crop", "flip")),
     # Of the CRD benchmark (https://github.com/HobbitLong/RepDistiller), so that results compare.
     "cifar100": Known((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761), ("crop", "flip")),
     # A mirrored digit is no digit.
     Digits.name: Known((0.3058,), (0.3753,), ("crop",)),
     "fashion_mnist": Known((0.2860,), (0.3530,), ("crop", "flip")),
+    # Of torchvision's networks, which the published teachers are; its ten classes likewise.
+    "imagenet2012": Known(*IMAGENET, ("resized_crop", "flip")),
+    "imagenette": Known(*IMAGENET, ("resized_crop", "flip")),
     "mnist": Known((0.1307,), (0.3081,), ("crop",)),
     "svhn_cropped": Known((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), ("crop",)),
 }
@@ -104,11 +110,11 @@ class Source:
         data_dir: String or path, where TFDS keeps data sets; `None` for its default.
         image_size: `None`, or integers `(height, width)` to resize images to.
         skip_broken: Boolean, whether a folder of images may hold files that cannot be decoded.
-        box_of_evaluation: Function of the size `(height, width)` of an image that returns the box
-            `(top, left, height, width)` that is kept of it where nothing is random; `None` keeps
-            whole images.
 
     Attributes:
+        box_of_evaluation: Function of the size `(height, width)` of an image that returns the box
+            `(top, left, height, width)` that is kept of it where nothing is random; `None`, as at
+            first, keeps whole images.
         name: String.
         validation_split: String or `None`, the data set's own validation split.
         test_split: String or `None`, its test split.
@@ -121,9 +127,7 @@ class Source:
             class labels, lacks a split, or its images vary in size and `image_size` is `None`.
     """
 
-    def __init__(
-        self, name, data_dir=None, image_size=None, skip_broken=False, box_of_evaluation=None
-    ):
+    def __init__(self, name, data_dir=None, image_size=None, skip_broken=False):
         found = _find(name, data_dir)
         if isinstance(found, pathlib.Path):
             self._reader = ImageFolder(found, skip_broken)
@@ -134,13 +138,23 @@ class Source:
         else:
             self._reader = _Prepared(found)
         self._image_size = image_size
-        self._box_of_evaluation = box_of_evaluation
+        self.box_of_evaluation = None
         self.name = self._reader.name
         self.validation_split = self._reader.validation_split
         self.test_split = self._reader.test_split
         self.class_names = self._reader.class_names
         self.num_classes = len(self.class_names)
         self.image_shape = self._find_image_shape()
+
+    def at(self, image_size):
+        """Returns the same data set with images of another size.
+
+        Args:
+            image_size: Integers `(height, width)`.
+        """
+        other = copy.copy(self)
+        other._image_size, other.image_shape = image_size, (*image_size, self.image_shape[-1])
+        return other
 
     def size(self, split):
         """Returns the number of examples in a split."""
@@ -168,28 +182,32 @@ class Source:
         """Returns about how many bytes an element of `references` takes, an integer above 0."""
         return self._reader.reference_bytes(split)
 
-    def decode(self, dataset, box=None):
+    def decode(self, dataset, box=None, teacher_size=None):
         """Decodes the images of a dataset of `references`.
 
         Args:
             dataset: Dataset of dicts with `"image"` and `"label"`; other entries are kept.
             box: Function of an element and the size of its image that returns the box to cut out;
                 `None` for that of evaluation.
+            teacher_size: Integers `(height, width)`, to which the same box is resized for the
+                teacher; `None` for no such image.
 
         Returns:
-            A dataset of the same dicts in the same order: a uint8 image of `image_shape` and an
-            int32 label.
+            A dataset of the same dicts in the same order: a uint8 image of `image_shape`, an
+            int32 label, and with `teacher_size` a uint8 image `"teacher_image"` of that size.
         """
-        if box is None and self._box_of_evaluation is not None:
+        if box is None and self.box_of_evaluation is not None:
 
             def box(element, size):
                 del element  # Its box is that of every image.
-                return self._box_of_evaluation(size)
+                return self.box_of_evaluation(size)
 
         def fit(element):
             image = self._fit(element["image"], resize=box is not None)
-            label = tf.cast(element["label"], tf.int32)
-            return {**element, "image": image, "label": label}
+            made = {"image": image, "label": tf.cast(element["label"], tf.int32)}
+            if teacher_size is not None:
+                made["teacher_image"] = self._resized(element["image"], teacher_size)
+            return {**element, **made}
 
         return self._reader.decode(dataset, box).map(fit, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -285,8 +303,12 @@ class Source:
                 return tf.ensure_shape(image, self.image_shape)
         if image.shape == self.image_shape:
             return image
-        resized = tf.image.resize(image, self.image_shape[:2], method="bilinear", antialias=True)
-        return tf.ensure_shape(tf.saturate_cast(tf.round(resized), tf.uint8), self.image_shape)
+        return self._resized(image, self.image_shape[:2])
+
+    def _resized(self, image, size):
+        resized = tf.image.resize(image, size, method="bilinear", antialias=True)
+        shape = (*size, self.image_shape[-1])
+        return tf.ensure_shape(tf.saturate_cast(tf.round(resized), tf.uint8), shape)
 
     def _iterate(self, dataset):
         """Yields the elements of a dataset as arrays; a `UsageError` says what cannot be read."""
@@ -317,7 +339,10 @@ class _Prepared:
         self._builder = _prepare(builder)
         self.directory = self._builder.data_dir
         splits = self._builder.info.splits
-        self.test_split = next((split for split in TEST_SPLITS if split in splits), None)
+        tests = [split for split in TEST_SPLITS if split in splits]
+        if len(tests) > 1 and not self._has_labels(tests[0]):
+            del tests[0]
+        self.test_split = next(iter(tests), None)
         if "train" not in splits or self.test_split is None:
             raise UsageError(
                 f"Data set {self.name!r} needs a split 'train' and one of "
@@ -326,6 +351,12 @@ class _Prepared:
         features = self._builder.info.features
         self.class_names = tuple(features["label"].names)
         self.shape = features["image"].shape
+
+    def _has_labels(self, split):
+        try:
+            return self.labels(split, 0, 1)[0] >= 0
+        except tf.errors.OpError as error:
+            raise _unreadable(self.directory, error) from error
 
     def size(self, split):
         return self._builder.info.splits[split].num_examples
@@ -513,6 +544,13 @@ def _prepare(builder):
         if builder.is_prepared():
             return _open(builder.data_dir)
         _remove_empty(builder.data_path.parent, builder.data_dir_root)
+        if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+            manual = os.path.join(builder.data_dir_root, "downloads", "manual")
+            raise UsageError(
+                f"Data set {builder.name!r} is made of files that one downloads oneself, to "
+                f"{manual}: {_short(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)} To prepare it failed: "
+                f"{_describe(error)}"
+            ) from error
         raise UsageError(
             f"Data set {builder.name!r} is not prepared in {builder.data_dir_root} and could not "
             f"be downloaded and prepared: {_describe(error)} Prepare it with "
@@ -526,7 +564,7 @@ def _prepare(builder):
 def _check_reachable(builder):
     """Raises at once if there is no network, where TFDS would try for three minutes."""
     addresses = [url for url in builder.url_infos or () if url.startswith("http")]
-    if not addresses:
+    if not addresses or builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return
     request = urllib.request.Request(addresses[0], method="HEAD")
     for attempt in range(CONNECT_ATTEMPTS):

@@ -110,7 +110,12 @@ class DataFree(Distiller):
         """
         images = tf.stop_gradient(self.generate(batch) if images is None else images)
         generated = dataclasses.replace(
-            batch, inputs=images, sample_weight=None, given=None, teacher=None
+            batch,
+            inputs=images,
+            sample_weight=None,
+            given=None,
+            teacher_images=None,
+            teacher=None,
         )
         if teacher is not None:
             generated.teacher = {tap: tf.stop_gradient(x) for tap, x in teacher.items()}

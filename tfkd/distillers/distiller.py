@@ -47,7 +47,9 @@ class Distiller(Trainer):
         teacher_preprocessing: Keras layer or function of a batch of the student's inputs that
             returns the teacher's, such as `tfkd.layers.TeacherPreprocessing`. It runs once per
             step, in inference mode and without gradient. None where both take the same. Beside
-            several teachers one for all, or a list with one for each.
+            several teachers one for all, or a list with one for each. Where batches carry images
+            for the teacher (`tfkd.data.load(..., teacher_image_size=224)`) it gets these, and
+            what would resize the student's leaves them as they are.
         name: String, optional.
 
     Raises:
@@ -302,7 +304,7 @@ class Distiller(Trainer):
             observed = dict(batch.given or {})
             if not observed.keys() >= {*self._watched.teacher, taps.LOGITS}:
                 run = self._observers.teacher
-                observed = run(self.teacher_inputs(batch.inputs), training=False) | observed
+                observed = run(self.teacher_inputs(batch.for_teacher), training=False) | observed
             batch.teacher = {tap: tf.stop_gradient(tensor) for tap, tensor in observed.items()}
         return batch.teacher
 

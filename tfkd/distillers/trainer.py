@@ -422,9 +422,9 @@ class Trainer(keras.Model):
     def unpack(self, data):
         """Returns the `Batch` of the data of `train_step`.
 
-        Labels may come as `{"label": ..., "index": ..., "teacher": {tap: ...}}`, with the
-        positions of the samples in the training set, which some losses need, and outputs of the
-        teacher.
+        Labels may come as `{"label": ..., "index": ..., "teacher": {tap: ...}, "teacher_images":
+        ...}`, with the positions of the samples in the training set, which some losses need,
+        outputs of the teacher, and images for it in place of the student's.
         """
         inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if not self.built and hasattr(inputs, "shape"):
@@ -432,15 +432,16 @@ class Trainer(keras.Model):
             with tf.init_scope():
                 self.build((None, *inputs.shape[1:]))
                 self.build_optimizers()
-        indices = given = None
+        indices = given = teacher_images = None
         if isinstance(labels, dict):
             indices, given = labels.get("index"), labels.get("teacher")
+            teacher_images = labels.get("teacher_images")
             labels = labels["label"]
         size = ops.shape(tf.nest.flatten(inputs)[0])[0]
         if not self._evaluating:
             runtime.check_samples(size)
         share = runtime.share_of_batch(size)
-        return Batch(inputs, labels, sample_weight, indices, size, share, given)
+        return Batch(inputs, labels, sample_weight, indices, size, share, given, teacher_images)
 
     def update(self, tape, objective, optimizer, variables, unconnected="none", clip_norm=None):
         """Takes one step of one optimizer on its own variables.

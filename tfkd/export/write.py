@@ -147,8 +147,7 @@ def export_run(
     _check_path(output, format)
     report = run.path / "export.json"
     found = _read_report(report)
-    data = run.data(data_dir)
-    preprocessing = run.preprocessing(model, network, data)
+    data, preprocessing = run.seen_by(model, network, run.data(data_dir))
     original, exported = export(
         network, data, output, format, quantize, probabilities, preprocessing
     )

@@ -125,6 +125,7 @@ class _Seen:
         self.spreads = []
         self.not_finite = dict.fromkeys(("inputs", "labels", "sample weights"), 0)
         self.input_shape = None
+        self.images, self.own_images = {}, False
         self.warnings = []
 
     def add(self, data):
@@ -144,6 +145,7 @@ class _Seen:
         self.labels.append(labels)
         self.sizes.append(len(labels))
         self.input_shape = tuple(batch.inputs.shape[1:])
+        self.own_images = batch.teacher_images is not None
         self.warnings = self.warnings or self.distiller.warnings(batch.inputs)
         x = np.array(batch.inputs, "float64")
         self.inputs.append((x.mean(), (x**2).mean(), x.min(), x.max()))
@@ -199,10 +201,12 @@ class _Seen:
             )
         inputs, outputs, moments = {"student": batch.inputs}, {"student": student["logits"]}, []
         if teacher:
-            inputs["teacher"] = distiller.teacher_inputs(batch.inputs)
+            inputs["teacher"] = distiller.teacher_inputs(batch.for_teacher)
             outputs["teacher"] = teacher["logits"]
         if self.normalization is not None:
             *moments, outputs["restored"] = self.normalization.look(inputs["teacher"])
+        # Their shapes do not change: the trace tells them.
+        self.images = {role: tuple(images.shape[1:]) for role, images in inputs.items()}
         spreads = {role: entrance.look(inputs[role]) for role, entrance in self.entrances.items()}
         outputs = {role: ops.cast(x, "float32") for role, x in outputs.items()}
         return outputs, values, moments, spreads
@@ -263,6 +267,7 @@ class _Seen:
             "accuracy": accuracy,
             "chance": chance,
             "outputs": "probabilities" if probabilities else "logits",
+            "images": self.images[role],
             "entrance": self._entrance(role),
             "finite_weights": all(np.isfinite(np.array(w)).all() for w in model.weights),
         }
@@ -299,6 +304,7 @@ class _Seen:
             seen["accuracy"], _ = self._accuracy(labels, restored)
         return {
             **values,
+            "own_images": self.own_images,
             "reordered_accuracy": reordered,
             "normalization": seen,
         }

@@ -15,18 +15,20 @@ class CheckResult:
             cross-entropy; the smallest and largest label; `{"shape", "mean", "std", "min",
             "max"}` of the student's inputs; of `"inputs"`, `"labels"` and `"sample weights"`
             those with NaN or infinite values, and the number of such examples.
-        student: `{"name", "parameters", "classes", "accuracy", "chance", "outputs", "entrance",
-            "finite_weights", "normalizes", "peers", "own_steps", "augments"}`; `accuracy` is the
-            mean over the classes under binary cross-entropy, and None where outputs are not the
-            classes of the data; `chance` is the accuracy of chance; `outputs` is `"logits"` or
-            `"probabilities"`; `entrance` is `{"largest", "std", "std_at_weights"}`, the largest
+        student: `{"name", "parameters", "classes", "accuracy", "chance", "outputs", "images",
+            "entrance", "finite_weights", "normalizes", "peers", "own_steps", "augments"}`;
+            `accuracy` is the mean over the classes under binary cross-entropy, and None where
+            outputs are not the classes of the data; `chance` is the accuracy of chance; `outputs`
+            is `"logits"` or `"probabilities"`; `images` is the shape of what it sees, after
+            preprocessing; `entrance` is `{"largest", "std", "std_at_weights"}`, the largest
             absolute value of its inputs, their standard deviation, and the standard deviation
             after its own preprocessing, at its first weights; `finite_weights` is whether none of
             its weights is NaN or infinite; `normalizes` is whether it has a layer that rescales or
             normalises; `peers` are the names of the other classifiers in training; `own_steps` and
             `augments` list, by the name of the student and of its peers, training methods that
             they override, and layers that alter images at random.
-        teacher: The first eight, with `"reordered_accuracy"`, the accuracy with the best
+        teacher: The first nine, with `"own_images"`, whether its images came with the data rather
+            than being made of the student's, `"reordered_accuracy"`, the accuracy with the best
             assignment of its classes to the labels (measured on other examples than it was
             chosen from; None for multi-label data or a teacher of other classes), and
             `"normalization"`, `{"layer", "shift", "spread", "on_the_way", "accuracy"}`: for the
@@ -59,7 +61,7 @@ class CheckResult:
             f"{_shape(inputs['shape'])} from {inputs['min']:.3g} to {inputs['max']:.3g} "
             f"(mean {inputs['mean']:.3g}, std {inputs['std']:.3g})"
         )
-        models = [("model", "name", "parameters", "accuracy", "outputs")]
+        models = [("model", "name", "parameters", "accuracy", "outputs", "images")]
         for role, model in (("teacher", self.teacher), ("student", self.student)):
             if model is not None:
                 models.append(
@@ -69,6 +71,7 @@ class CheckResult:
                         f"{model['parameters']:,}",
                         "-" if model["accuracy"] is None else f"{model['accuracy']:.2%}",
                         f"{model['classes']} {model['outputs']}",
+                        _images(model, self.student),
                     )
                 )
         losses = [("loss", "value", "weight", "weighted", "student -> teacher")]
@@ -83,6 +86,14 @@ class CheckResult:
         parts = [title, _table(models), _table(losses)]
         parts.extend(f"warning: {warning}" for warning in self.warnings)
         return "\n".join(parts)
+
+
+def _images(model, student):
+    """Returns what a model sees, and of a teacher what that was made of."""
+    text = _shape(model["images"])
+    if model.get("own_images"):
+        return f"{text}, its own"
+    return text if model["images"] == student["images"] else f"{text}, made of the student's"
 
 
 def _json(value):

@@ -70,7 +70,8 @@ def create(
 
     References:
         - [Contrastive Representation Distillation](https://arxiv.org/abs/1910.10699), section 4,
-          whose networks these are; each family's module names their own papers.
+          whose networks these are; for photographs of 224 pixels torchvision's, `resnet18_imagenet`
+          to `resnet50_imagenet`, and `mobilenet_v1`. Each family's module names their own papers.
     """
     if identifier not in available():
         raise unknown("model", identifier, available())

@@ -16,7 +16,7 @@ class Builder:
         kernels: How convolutions start: `"normal"`, He-normal on the fan-out
             `N(0, sqrt(2 / (size² · filters)))`, as the published ResNets, WRNs, VGGs and
             MobileNetV2; or `"uniform"`, PyTorch's default `U(±1 / sqrt(fan_in))`, as the
-            published ShuffleNets.
+            published ShuffleNets and MobileNetV1.
     """
 
     def __init__(self, seed, kernels="normal"):
@@ -29,7 +29,7 @@ class Builder:
         Args:
             x: Tensor `(batch, height, width, channels)`.
             filters: Integer, the number of output channels.
-            size: Integer, 1 or 3, the side of the kernel.
+            size: Odd integer, the side of the kernel.
             name: String, the layer's name.
             stride: Integer.
             use_bias: Boolean. The bias starts at zero.

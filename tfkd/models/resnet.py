@@ -52,20 +52,36 @@ def build(image, num_classes, seed, depth, filters):
     for stage, width in enumerate(filters[1:], start=1):
         stride = 1 if stage == 1 else 2
         for prefix, output in unit_names(stage, units=(depth - 2) // 6):
-            x = _unit(builder, x, width, stride, prefix, output)
+            x = basic_unit(builder, x, width, stride, prefix, output)
             stride = 1
     return builder.classifier(x, num_classes)
 
 
-def _unit(builder, x, filters, stride, prefix, output):
-    shortcut = x
+def basic_unit(builder, x, filters, stride, prefix, output, shortcut="shortcut"):
+    """Adds two 3x3 convolutions, and what passes by them.
+
+    Args:
+        builder: A `Builder`.
+        x: Tensor `(batch, height, width, channels)`.
+        filters: Integer, the channels of the result.
+        stride: Integer, of the first convolution.
+        prefix: String that the names of the layers begin with.
+        output: String, the name of the last layer, a ReLU.
+        shortcut: String, what is in the names of the layers that make `x` fit the result.
+
+    Returns:
+        A tensor `(batch, ceil(height / stride), ceil(width / stride), filters)`.
+    """
+    passing = x
     if stride != 1 or x.shape[-1] != filters:
-        shortcut = builder.convolution(x, filters, 1, stride=stride, name=f"{prefix}_shortcut_conv")
-        shortcut = normalization(shortcut, name=f"{prefix}_shortcut_norm")
+        passing = builder.convolution(
+            x, filters, 1, stride=stride, name=f"{prefix}_{shortcut}_conv"
+        )
+        passing = normalization(passing, name=f"{prefix}_{shortcut}_norm")
     x = builder.convolution(x, filters, 3, stride=stride, name=f"{prefix}_conv1")
     x = normalization(x, name=f"{prefix}_norm1")
     x = relu(x, name=f"{prefix}_relu1")
     x = builder.convolution(x, filters, 3, name=f"{prefix}_conv2")
     x = normalization(x, name=f"{prefix}_norm2")
-    x = layers.Add(name=f"{prefix}_add")([x, shortcut])
+    x = layers.Add(name=f"{prefix}_add")([x, passing])
     return relu(x, name=output)

@@ -47,18 +47,32 @@ def build(image, num_classes, seed, units):
     for stage, filters in enumerate((64, 128, 256, 512), start=1):
         stride = 1 if stage == 1 else 2
         for prefix, output in unit_names(stage, units[stage - 1]):
-            x = _unit(builder, x, filters, stride, prefix, output)
+            x = bottleneck_unit(builder, x, filters, stride, prefix, output)
             stride = 1
     return builder.classifier(x, num_classes)
 
 
-def _unit(builder, x, filters, stride, prefix, output):
-    shortcut = x
+def bottleneck_unit(builder, x, filters, stride, prefix, output, shortcut="projection"):
+    """Adds convolutions of 1x1, 3x3 and 1x1, and what passes by them.
+
+    Args:
+        builder: A `Builder`.
+        x: Tensor `(batch, height, width, channels)`.
+        filters: Integer, the channels of the first two convolutions, a quarter of the result's.
+        stride: Integer, of the 3x3 convolution.
+        prefix: String that the names of the layers begin with.
+        output: String, the name of the last layer, a ReLU.
+        shortcut: String, what is in the names of the layers that make `x` fit the result.
+
+    Returns:
+        A tensor `(batch, ceil(height / stride), ceil(width / stride), 4 * filters)`.
+    """
+    passing = x
     if stride != 1 or x.shape[-1] != 4 * filters:
-        shortcut = builder.convolution(
-            x, 4 * filters, 1, stride=stride, name=f"{prefix}_projection_conv"
+        passing = builder.convolution(
+            x, 4 * filters, 1, stride=stride, name=f"{prefix}_{shortcut}_conv"
         )
-        shortcut = normalization(shortcut, name=f"{prefix}_projection_norm")
+        passing = normalization(passing, name=f"{prefix}_{shortcut}_norm")
     x = builder.convolution(x, filters, 1, name=f"{prefix}_conv1")
     x = normalization(x, name=f"{prefix}_norm1")
     x = relu(x, name=f"{prefix}_relu1")
@@ -67,5 +81,5 @@ def _unit(builder, x, filters, stride, prefix, output):
     x = relu(x, name=f"{prefix}_relu2")
     x = builder.convolution(x, 4 * filters, 1, name=f"{prefix}_conv3")
     x = normalization(x, name=f"{prefix}_norm3")
-    x = layers.Add(name=f"{prefix}_add")([x, shortcut])
+    x = layers.Add(name=f"{prefix}_add")([x, passing])
     return relu(x, name=output)

@@ -20,7 +20,8 @@ _WRAPPERS = ("model", "state_dict")
 def load_torch_weights(model, source):
     """Copies the weights of a published PyTorch network into a model of the zoo.
 
-    The names are those of the CRD benchmark (RepDistiller), whose networks the zoo equals.
+    The names are those of the CRD benchmark (RepDistiller), whose networks the zoo equals; of the
+    networks for ImageNet those of torchvision, and of the usual PyTorch code of MobileNetV1.
     Kernels are transposed to Keras' layout. Either everything fits or nothing is changed.
 
     Args:

@@ -8,7 +8,7 @@ from sklearn.metrics import confusion_matrix
 
 from tfkd import files
 from tfkd.errors import UsageError
-from tfkd.runs import measure, results
+from tfkd.runs import measure, results, work_directory
 
 #: How many pairs are listed, of how many of them images are shown, and how many images of each.
 PAIRS, PICTURED, IMAGES = 8, 4, 3
@@ -91,7 +91,7 @@ class Predictions:
     def data(self, run):
         """Returns the `tfkd.data.Data` of a run; the test set is that of all of its section."""
         # Only the test set is read from it, which the seed does not change.
-        key = repr(run.config.data)
+        key = repr((run.config.data, work_directory.teacher_image_size(run.config)))
         if key not in self._loaded:
             self._loaded[key] = run.data(self._data_dir)
         return self._loaded[key]
@@ -117,8 +117,8 @@ class Predictions:
         kept = _read(path, digest)
         if kept is None:
             data, model = self.data(run), run.model(name)
-            prepare = run.preprocessing(name, model, data)
-            logits, labels = measure.predictions(model, data.test, prepare)
+            seen, prepare = run.seen_by(name, model, data)
+            logits, labels = measure.predictions(model, seen.test, prepare)
             kept = {"predicted": logits.argmax(-1).astype("int32"), "labels": labels}
             self._keep(path, digest, kept)
         measured = run.summary[name]["test_accuracy"]

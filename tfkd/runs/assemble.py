@@ -239,9 +239,9 @@ def make_distiller(config, data, student, teacher=None, others=()):
     if cls.takes_students:
         arguments.pop("peers")
         return cls([student, *others], **arguments)
-    if len(teacher_paths(config)) < 2:  # Several have theirs inside.
-        preprocessing = teacher_preprocessing(config, data, teacher)
+    preprocessing = teacher_preprocessing(config, data, teacher)
+    if len(teacher_paths(config)) < 2:
         check_size_of_images(config, student, teacher)
-        if preprocessing is not None:
-            arguments["teacher_preprocessing"] = preprocessing
+    if preprocessing is not None:
+        arguments["teacher_preprocessing"] = preprocessing
     return cls(student, teacher, **arguments)

@@ -46,7 +46,11 @@ def begun(config, data, teacher, student):
     lines = [f"data: {config.data.name}, {size}, {data.num_classes} classes; {sizes}"]
     if teacher is not None:
         name = config.teacher.path or config.teacher.model
-        lines.append(f"teacher: {name}, {teacher.count_params():,} parameters")
+        told = ""
+        if data.of_teacher is not data:
+            size = "x".join(map(str, data.of_teacher.input_shape))
+            told = f", images of {size} cut from the original"
+        lines.append(f"teacher: {name}, {teacher.count_params():,} parameters{told}")
     lines.append(f"student: {config.student.model}, {student.count_params():,} parameters")
     precision = keras.config.dtype_policy().name
     lines.append(f"method: {config.method.name}, {config.epochs} epochs, {precision}")

@@ -40,8 +40,7 @@ def evaluate(workdir, split="test", model=None, data_dir=None):
     names = [model] if model else [*run.models(), *["teacher"] * teaches]
     models = {name: run.model(name) for name in names}
     data = run.data(data_dir)
-    dataset = data.test if split == "test" else data.validation
-    if dataset is None:
+    if not data.sizes[split]:
         raise UsageError(f"{run.path} was trained without a validation split: use --split=test.")
     scores = {}
     for name, one in models.items():
@@ -50,7 +49,8 @@ def evaluate(workdir, split="test", model=None, data_dir=None):
                 f"Model {name!r} of {run.path} has {one.output_shape[-1]} classes, and the data "
                 f"{data.num_classes}: it cannot be measured on them."
             )
-        prepare = run.preprocessing(name, one, data)
+        seen, prepare = run.seen_by(name, one, data)
+        dataset = seen.test if split == "test" else seen.validation
         scores[name] = measure.scores(*measure.predictions(one, dataset, prepare))
     return scores, data.class_names
 

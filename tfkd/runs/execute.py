@@ -78,17 +78,17 @@ def run(config, workdir, command=None):
     summary = {"command": command, "config": json.loads(as_json(config)), "data": data.sizes}
     if teacher is not None:
         train_teacher(config, data, teacher, workdir)
-        prepare, forward = distiller.teacher_inputs, measure.forward(teacher)
+        prepare, forward, seen = distiller.teacher_inputs, measure.forward(teacher), data.of_teacher
         summary["teacher"] = {
-            **measure.cost(teacher, data, workdir / "teacher.keras", prepare, forward),
+            **measure.cost(teacher, seen, workdir / "teacher.keras", prepare, forward),
             # A teacher of other classes has no accuracy on these.
-            "test_accuracy": measure.accuracy(teacher, data.test, prepare, forward)
+            "test_accuracy": measure.accuracy(teacher, seen.test, prepare, forward)
             if teacher.output_shape[-1] == data.num_classes
             else None,
         }
         data = cache_teacher(config, data, distiller, workdir)
     if config.check and config.method.name != ALONE:
-        report = distiller.check(data.validation or data.train)
+        report = distiller.check(data.with_teacher_images("validation") or data.train)
         say(report)
         summary["check"] = report.as_dict()
     say("training the student")
@@ -228,7 +228,8 @@ def check_run(config, workdir=None):
     teacher = None
     if needs_teacher(config.method):
         teacher = get_teacher(config, data, workdir and pathlib.Path(workdir))
-    return build(config, data, teacher).check(data.validation or data.train)
+    distiller = build(config, data, teacher)
+    return distiller.check(data.with_teacher_images("validation") or data.train)
 
 
 def train_teacher(config, data, teacher, workdir):

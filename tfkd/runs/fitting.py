@@ -128,7 +128,8 @@ def kept(folder, epoch):
 def diagnostics_callback(config, data):
     """Returns the callback that looks at student and teacher after every epoch."""
     gradient_data = data.train if needs_indices(config) else None
-    return callbacks.Diagnostics(data.validation, gradient_data=gradient_data)
+    images = data.with_teacher_images("validation")
+    return callbacks.Diagnostics(images, gradient_data=gradient_data)
 
 
 def epoch_pictures(distiller, data, folder, history):

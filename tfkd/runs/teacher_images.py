@@ -1,6 +1,7 @@
 """The images that a given teacher takes, made of the student's."""
 
 from tfkd import layers, models
+from tfkd.config import teacher_paths
 from tfkd.errors import UsageError
 from tfkd.methods import TEACHER_IMAGE_KEYS
 
@@ -14,12 +15,12 @@ def teacher_preprocessing(config, data, teacher):
         teacher: `keras.Model`, for its number of channels; or None.
 
     Returns:
-        A `tfkd.layers.TeacherPreprocessing`, or None where the config asks for nothing.
+        A `tfkd.layers.TeacherPreprocessing`, or None where the config asks for nothing, or there
+        are several teachers, which have theirs inside.
     """
-    size = config.teacher.image_size
-    if teacher is None or all(config.teacher[name] is None for name in TEACHER_IMAGE_KEYS):
+    if teacher is None or not _asked(config) or len(teacher_paths(config)) > 1:
         return None
-    return _layer(config, data, teacher, size)
+    return _layer(config, data, teacher, config.teacher.image_size)
 
 
 def joined_teachers(config, data, teachers):
@@ -38,10 +39,15 @@ def joined_teachers(config, data, teachers):
         _, height, width, channels = teacher.input_shape
         size = None if None in (height, width) else (height, width)
         differs = (*(size or data.input_shape[:2]), channels) != tuple(data.input_shape)
-        asked = any(config.teacher[name] is not None for name in TEACHER_IMAGE_KEYS)
         size = config.teacher.image_size or size
-        preprocessing.append(_layer(config, data, teacher, size) if asked or differs else None)
+        needed = _asked(config) or differs
+        preprocessing.append(_layer(config, data, teacher, size) if needed else None)
     return models.ensemble(teachers, preprocessing, input_shape=data.input_shape)
+
+
+def _asked(config):
+    # A run of before has no such value as is new.
+    return any(config.teacher.get(name) is not None for name in TEACHER_IMAGE_KEYS)
 
 
 def _layer(config, data, teacher, size):

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from tfkd import data, files, models
 from tfkd.config import NOT_OF_THE_CONFIG
 from tfkd.errors import UsageError
-from tfkd.methods import needs_indices
+from tfkd.methods import ALONE, needs_indices
 from tfkd.runs.teacher_images import teacher_preprocessing
 
 #: Files that mark a directory of several runs, and the remedy for each.
@@ -76,15 +76,21 @@ class WorkDirectory:
             raise UsageError(f"{self.path} has no {path.name}; it has {there or 'no model'}.")
         return models.load(path, "the run's own is damaged: train it again in another --workdir")
 
-    def preprocessing(self, name, model, data):
-        """Returns the layer that turns the run's images into a model's inputs; None if not needed.
+    def seen_by(self, name, model, data):
+        """Returns what a model of the run sees.
 
         Args:
             name: String, as `model()` takes it.
             model: `keras.Model`, what `model()` returned.
             data: The `tfkd.data.Data` of the run.
+
+        Returns:
+            The tuple `(data, layer)`: a `Data` of its images, and the layer that makes its inputs
+            of them, or None.
         """
-        return teacher_preprocessing(self.config, data, model) if name == "teacher" else None
+        if name != "teacher":
+            return data, None
+        return data.of_teacher, teacher_preprocessing(self.config, data, model)
 
     def history(self):
         """Returns the logs of each epoch, a list of `{name: value}`."""
@@ -137,8 +143,19 @@ def load_data(config, data_dir=None, verbose=True):
         one_hot=True if config.get("label_smoothing") else None,
         indices=needs_indices(config),
         verbose=verbose,
+        teacher_image_size=teacher_image_size(config),
         **config.data.to_dict(),
     )
+
+
+def teacher_image_size(config):
+    """Returns the size that a teacher's own images are cut in; None where it has none.
+
+    Args:
+        config: `ConfigDict` of a run. One of before has no such value.
+    """
+    teaches = config.teacher.get("from_original") and config.method.name != ALONE
+    return config.teacher.image_size if teaches else None
 
 
 def write_class_names(path, names):

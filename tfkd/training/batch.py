@@ -22,6 +22,8 @@ class Batch:
         size: Integer tensor, the number of samples.
         share: The share of the global batch on this replica: a float32 scalar, 1.0 on one device.
         given: `{tap: tensor}`, the teacher's outputs that came with the data, or None.
+        teacher_images: Images for the teacher that came with the data, where they are others than
+            the student's; or None.
         teacher: `{tap: tensor}` of the teacher, once it has run; see
             `Distiller.observe_teacher`.
         values: `{name: scalar}`, the logs of the step; see `Distiller.track`.
@@ -38,11 +40,17 @@ class Batch:
     size: object
     share: object
     given: dict = None
+    teacher_images: object = None
     teacher: dict = None
     values: dict = dataclasses.field(default_factory=dict)
     parts: dict = dataclasses.field(default_factory=dict)
     objectives: tuple = ()
     activity: list = dataclasses.field(default_factory=list)
+
+    @property
+    def for_teacher(self):
+        """What the teacher's inputs are made of."""
+        return self.inputs if self.teacher_images is None else self.teacher_images
 
     def scaled(self, value):
         """Scales a mean over this replica's samples to its part of the global batch's mean.
