@@ -229,9 +229,8 @@ def _export(run):
             for model, formats in exported.items()
             for name, found in formats.items()
         }
-        return export.COLUMNS, {
-            name: [show(found) for show in export.COLUMNS.values()] for name, found in rows.items()
-        }
+        shown = export.MEASUREMENTS
+        return shown, {name: [show(one) for show in shown.values()] for name, one in rows.items()}
     except (AttributeError, KeyError, TypeError, ValueError):
         return [f"{path} is damaged"], {}
 
