@@ -504,6 +504,15 @@ def test_a_browser_shows_the_page(shown, width, scheme):
             assert images and all(images)
             root = "document.documentElement"
             assert page.evaluate(f"{root}.scrollWidth") == page.evaluate(f"{root}.clientWidth")
+            # What matters of the results is in sight, and where there is more a line says so.
+            table = "document.querySelector('.results')"
+            cut = page.evaluate(f"{table}.clientWidth > {table}.parentElement.clientWidth")
+            assert cut == page.is_visible(".sideways") == (width == 375)
+            (edge,) = page.evaluate(
+                f"[...{table}.querySelectorAll('th')].filter(one => one.innerText == 'test %')"
+                ".map(one => one.getBoundingClientRect().right)"
+            )
+            assert edge <= width
             curves_shown = page.evaluate(
                 "[...document.querySelectorAll('.curves img')].map(one => one.clientWidth)"
             )
