@@ -23,7 +23,7 @@ import tfkd
 from tfkd import command_line, compare, config, errors
 from tfkd.errors import UsageError
 from tfkd.report import __main__ as command
-from tfkd.report import confusion, curves, report, runs, table
+from tfkd.report import confusion, curves, page, report, runs, table
 from tfkd.runs import execute, measure, results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -363,6 +363,25 @@ def test_changes_by_hand():
     assert [(one.index, one.said) for one in found.pairs[2].images] == [(4, (2, 0))]
     # Against the first model two images are corrected, against the second one two others.
     assert (found.corrected, found.spoilt) == (2, 0) and found.models == (2, 1)
+
+
+def test_photographs_of_a_folder_are_shown_by_the_names_of_their_folders(tmp_path):
+    for split in ("train", "test"):
+        for shade, name in enumerate(("dark", "light")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(2):
+                image = Image.new("RGB", (150, 120), (20 + 150 * shade, 40 * number, 0))
+                image.save(tmp_path / split / name / f"{number}.png")
+    data = tfkd.data.load(tmp_path, image_size=120, batch_size=2, validation=0, verbose=False)
+    labels = np.concatenate([labels for _, labels in data.pixels("test").as_numpy_iterator()])
+    changes = confusion.changes([1 - labels], [labels], labels, data.num_classes)
+    named = {(data.class_names[one.true], data.class_names[one.predicted]) for one in changes.pairs}
+    assert named == {("dark", "light"), ("light", "dark")}
+    shown = page._examples(changes, data)
+    assert sorted(shown) == [0, 1, 2, 3]
+    for index, uri in shown.items():
+        image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+        assert image.size == (96, 96) and image.getpixel((48, 48))[0] == 20 + 150 * labels[index]
 
 
 def test_logs_of_one_kind_are_drawn_together():

@@ -681,9 +681,8 @@ def test_a_run_is_made_longer_where_its_first_epochs_are_the_same(
 def test_a_finished_run_with_more_epochs_ends_as_one_that_had_them(
     small, tmp_path, data_dir, monkeypatch, capsys
 ):
-    """Also where it is interrupted on the way; a loss is prepared, and the last layer first."""
-    flags_ = [small[0].replace("runlocal", "method=ft,runlocal"), *small[1:], data_dir]
-    flags_ += ["--config.schedule.name=constant", "--config.student.head_epochs=1"]
+    """Also where it is interrupted on the way, and has a stage before."""
+    flags_ = [*small, data_dir, "--config.schedule.name=constant", "--config.student.head_epochs=1"]
     call(train.train, *flags_, "--config.epochs=3", f"--workdir={tmp_path / 'whole'}")
     workdir = tmp_path / "run"
     call(train.train, *flags_, "--config.epochs=2", f"--workdir={workdir}")
@@ -704,7 +703,7 @@ def test_a_finished_run_with_more_epochs_ends_as_one_that_had_them(
     assert "resuming after epoch 2 of 3" in capsys.readouterr().out
     call(train.train, *arguments)
     printed = capsys.readouterr().out
-    assert "resuming after epoch 3 of 3" in printed and "warning" not in printed
+    assert "resuming after epoch 3 of 3" in printed and "warning: Checkpoint" not in printed
     assert_same_run(tmp_path / "whole", workdir)
     call(train.train, *arguments)
     assert "complete" in capsys.readouterr().out
@@ -902,6 +901,29 @@ def test_a_comparison_finds_a_mistake_before_it_trains(tmp_path, small, data_dir
 def test_a_comparison_of_nothing(tmp_path, data_dir, capsys):
     workdir = f"--workdir={tmp_path / 'run'}"
     assert "names none" in refused(capsys, compare.main, *SMALL, data_dir, workdir, "--methods=")
+
+
+FROM_BOTH = "(('stage2','teacher1/stage2'),('stage2','teacher2/stage2'))"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method, classes, spots, shown",
+    [
+        ("kd:kd.spots=teachers:kd.weight=0.45", 10, None, "logits 10 -> teacher2 10"),
+        ("kd", 10, "kd.spots=teachers", "logits 10 -> teacher2 10"),
+        ("fitnet", 7, f"fitnet.spots={FROM_BOTH}", "stage2 4x4x32 -> teacher2/stage2 8x8x32"),
+    ],
+)
+def test_where_several_teachers_teach(tmp_path, data_dir, capsys, method, classes, spots, shown):
+    """Also those of other classes than the student's."""
+    for name, shape in (("one", (8, 8, 1)), ("two", (16, 16, 3))):
+        tfkd.models.create("resnet8", classes, shape).save(tmp_path / f"{name}.keras")
+    teachers = f"teacher={tmp_path}/one.keras+{tmp_path}/two.keras"
+    flags_ = [SMALL[0].replace("teacher=resnet14", teachers) + f",method={method}", *SMALL[1:]]
+    flags_ += [f"--config.method.losses.{spots}"] if spots else []
+    call(check.check, *flags_, data_dir, needs_workdir=False)
+    assert shown in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow

@@ -54,6 +54,10 @@ def test_kd_from_each_teacher_pulls_where_their_mean_softened_prediction_is():
     np.testing.assert_allclose(*gradients, rtol=1e-3, atol=1e-6)
 
 
+def test_a_word_for_spots_is_taken_as_a_flag_gives_it():
+    assert tfkd.losses.get("kd", spots=("teachers",)).spots == "teachers"
+
+
 @pytest.mark.parametrize("losses", [["ebkd"], ["aekd"], ["camkd", "camkd_features"]])
 def test_outputs_of_each_teacher_may_come_with_the_data(losses):
     models = teachers()

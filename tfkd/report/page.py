@@ -291,6 +291,8 @@ def _confusions(section, predictions):
             one["changes"] = confusion.changes(before, after, labels, data.num_classes)
             one["class_names"] = data.class_names
             one["images"] = _examples(one["changes"], data)
+            # Their pixels stay squares; photographs are smooth.
+            one["small"] = max(data.input_shape[:2]) < _LARGEST
         except UsageError as error:
             one["reason"] = f"Predictions were not compared: {error}"
     return found
