@@ -109,11 +109,11 @@ def test_a_data_set_is_told_with_what_is_known(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("kdd", "Unknown name 'kdd': did you mean kd"),
+        ("kdd", "Unknown name 'kdd'; did you mean kd"),
         ("AT", "did you mean at"),
         ("resnet21", "did you mean .*resnet20"),
         ("attentiontransfer", "did you mean AttentionTransfer"),
-        ("qqqqq", "Unknown name 'qqqqq': python -m tfkd.describe lists all"),
+        ("qqqqq", "Unknown name 'qqqqq'; python -m tfkd.describe lists all"),
     ],
 )
 def test_an_unknown_name(name, message):
@@ -126,7 +126,7 @@ def test_an_unknown_name(name, message):
     "arguments, code, message",
     [
         (["at"], 0, None),
-        (["kdd"], errors.MISTAKE, "error: Unknown name 'kdd': did you mean kd"),
+        (["kdd"], errors.MISTAKE, "error: Unknown name 'kdd'; did you mean kd"),
         pytest.param(
             ["kd", "at"], errors.MISTAKE, "error: One name at a time", marks=pytest.mark.slow
         ),

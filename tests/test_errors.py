@@ -3,7 +3,8 @@
 import pytest
 import tensorflow as tf
 
-from tfkd import errors
+import tfkd
+from tfkd import errors, methods
 
 FULL = "No space left on device"
 
@@ -40,6 +41,21 @@ def test_what_a_graph_says_is_wrong_is_one_line(capsys):
     assert capsys.readouterr().err.splitlines()[-1] == (
         "error: Image it's \u00eatre[1].png cannot be decoded: mend it."
     )
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: tfkd.losses.get("dkt"), "Unknown loss 'dkt': .*; did you mean 'dkd' or 'pkt'.$"),
+        (lambda: tfkd.losses.get("RKD"), "; did you mean 'rkd'.$"),
+        (lambda: tfkd.losses.get("hints"), "Unknown loss 'hints': [^;]*\\.$"),
+        (lambda: methods.method_config("akd"), "Unknown method 'akd': .* did you mean 'ackd' or"),
+        (lambda: methods.method_config("kd+att"), "Unknown method 'att': .*; did you mean 'at'.$"),
+    ],
+)
+def test_a_name_with_a_slip_is_answered_with_those_that_are_near(make, message):
+    with pytest.raises(errors.UsageError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a defect"), OSError("another"), KeyError("x")])

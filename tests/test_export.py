@@ -381,9 +381,13 @@ def test_the_command_writes_the_file_the_table_and_the_report(run, data_dir, cap
     assert original["bytes"] == summary["bytes"]
     assert original["test_accuracy"] == pytest.approx(summary["test_accuracy"], abs=0.002)
     assert exported["path"] == str(run / "export" / "student.keras")
-    lines = printed.splitlines()
-    assert lines[2].startswith("| student, as trained | ") and lines[3].startswith("| keras ")
-    assert f"{100 * exported['test_accuracy']:.2f}" in lines[3]
+    table = [line for line in printed.splitlines() if line.startswith("|")]
+    assert max(map(len, table)) <= 80
+    head, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    assert head == ["", "student, as trained", "keras"]
+    assert [row[0] for row in rows] == list(export.MEASUREMENTS)
+    accuracies = [f"{100 * one['test_accuracy']:.2f}" for one in (original, exported)]
+    assert rows[1] == ["test accuracy %", *accuracies]
     assert keras.models.load_model(exported["path"]).input_shape == (None, 8, 8, 1)
     assert not list(run.rglob(".*"))
 

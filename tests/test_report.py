@@ -23,7 +23,7 @@ import tfkd
 from tfkd import command_line, compare, config, errors
 from tfkd.errors import UsageError
 from tfkd.report import __main__ as command
-from tfkd.report import confusion, curves, report, runs, table
+from tfkd.report import confusion, curves, page, report, runs, table
 from tfkd.runs import execute, measure, results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -365,6 +365,25 @@ def test_changes_by_hand():
     assert (found.corrected, found.spoilt) == (2, 0) and found.models == (2, 1)
 
 
+def test_photographs_of_a_folder_are_shown_by_the_names_of_their_folders(tmp_path):
+    for split in ("train", "test"):
+        for shade, name in enumerate(("dark", "light")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in range(2):
+                image = Image.new("RGB", (150, 120), (20 + 150 * shade, 40 * number, 0))
+                image.save(tmp_path / split / name / f"{number}.png")
+    data = tfkd.data.load(tmp_path, image_size=120, batch_size=2, validation=0, verbose=False)
+    labels = np.concatenate([labels for _, labels in data.pixels("test").as_numpy_iterator()])
+    changes = confusion.changes([1 - labels], [labels], labels, data.num_classes)
+    named = {(data.class_names[one.true], data.class_names[one.predicted]) for one in changes.pairs}
+    assert named == {("dark", "light"), ("light", "dark")}
+    shown = page._examples(changes, data)
+    assert sorted(shown) == [0, 1, 2, 3]
+    for index, uri in shown.items():
+        image = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
+        assert image.size == (96, 96) and image.getpixel((48, 48))[0] == 20 + 150 * labels[index]
+
+
 def test_logs_of_one_kind_are_drawn_together():
     names = "kd_loss student_loss discriminator_real_accuracy discriminator_fake_accuracy"
     names += " auxiliary1_accuracy fused_accuracy val_fused_accuracy swapped_share swapped_stage1"
@@ -504,6 +523,15 @@ def test_a_browser_shows_the_page(shown, width, scheme):
             assert images and all(images)
             root = "document.documentElement"
             assert page.evaluate(f"{root}.scrollWidth") == page.evaluate(f"{root}.clientWidth")
+            # What matters of the results is in sight, and where there is more a line says so.
+            table = "document.querySelector('.results')"
+            cut = page.evaluate(f"{table}.clientWidth > {table}.parentElement.clientWidth")
+            assert cut == page.is_visible(".sideways") == (width == 375)
+            (edge,) = page.evaluate(
+                f"[...{table}.querySelectorAll('th')].filter(one => one.innerText == 'test %')"
+                ".map(one => one.getBoundingClientRect().right)"
+            )
+            assert edge <= width
             curves_shown = page.evaluate(
                 "[...document.querySelectorAll('.curves img')].map(one => one.clientWidth)"
             )

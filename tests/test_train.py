@@ -1,6 +1,7 @@
 """Runs as users run them: flags in, artefacts out, mistakes answered by one line."""
 
 import contextlib
+import copy
 import csv
 import functools
 import json
@@ -22,7 +23,7 @@ import tfkd.config
 from tfkd import check, command_line, compare, evaluate, train
 from tfkd.errors import UsageError
 from tfkd.report import report
-from tfkd.runs import assemble, checkpoint, fitting, guard, measure, studies, work_directory
+from tfkd.runs import assemble, checkpoint, fitting, guard, longer, measure, studies, work_directory
 
 
 @pytest.fixture(scope="module")
@@ -629,14 +630,83 @@ def test_a_mistake_is_one_line_and_leaves_nothing(mistake, files, tmp_path, data
 
 def test_another_config_is_refused(finished, data_dir, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
-    changed = [*SMALL, "--config.epochs=3", data_dir, f"--workdir={finished}"]
+    changed = [*SMALL, "--config.epochs=1", data_dir, f"--workdir={finished}"]
     line = refused(capsys, train.train, *changed)
-    assert "run of another config (epochs 2 there, 3 now)" in line
+    assert "run of another config (epochs 2 there, 1 now)" in line
     line = refused(
         capsys, train.train, *SMALL, data_dir, f"--workdir={finished}", "--precision=mixed_bfloat16"
     )
     assert "precision 'float32' there, 'mixed_bfloat16' now" in line
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "values, distiller, reason",
+    [
+        ({"schedule.name": "constant"}, "kd", None),
+        ({"schedule.milestones": ()}, "kd", None),
+        ({"schedule.name": "steps"}, "kd", "its learning rate (schedule 'steps') is planned"),
+        ({"schedule.name": "cosine"}, "kd", "its learning rate (schedule 'cosine') is planned"),
+        ({"schedule.name": "constant", "schedule.warmup": 0.5}, "kd", "its learning rate"),
+        ({"schedule.name": "constant"}, "iakd", "method 'iakd' plans over all epochs"),
+    ],
+)
+def test_a_run_is_made_longer_where_its_first_epochs_are_the_same(
+    tmp_path, values, distiller, reason
+):
+    config = tfkd.config.default_config(distiller, "resnet14", "resnet8")
+    config.update_from_flattened_dict({**values, "epochs": 4})
+    (tmp_path / "config.json").write_text(guard.as_json(config))
+    (tmp_path / "student.keras").write_text("as it is")
+    before = copy.deepcopy(config)
+    config.epochs = 6
+    assert longer.shorter(config, tmp_path) == before
+    config.data.batch_size = 8
+    assert longer.shorter(config, tmp_path) is None
+    config.data.batch_size = before.data.batch_size
+    data = types.SimpleNamespace(steps_per_epoch=3)
+    kind = tfkd.distillers.available().get(distiller, tfkd.KnowledgeDistiller)
+    made = kind(*(tfkd.models.create(name, 10, (8, 8, 1)) for name in ("resnet8", "resnet14")))
+    if reason is None:
+        longer.go_on(before, config, data, made, tmp_path)
+        assert guard.differences(config, tmp_path) == {}
+        return
+    message = re.escape(reason) + ".*--config.student.weights=.*student.keras"
+    with pytest.raises(UsageError, match=message):
+        longer.go_on(before, config, data, made, tmp_path)
+    assert list(guard.differences(config, tmp_path)) == ["epochs"]
+
+
+@pytest.mark.slow
+def test_a_finished_run_with_more_epochs_ends_as_one_that_had_them(
+    small, tmp_path, data_dir, monkeypatch, capsys
+):
+    """Also where it is interrupted on the way, and has a stage before."""
+    flags_ = [*small, data_dir, "--config.schedule.name=constant", "--config.student.head_epochs=1"]
+    call(train.train, *flags_, "--config.epochs=3", f"--workdir={tmp_path / 'whole'}")
+    workdir = tmp_path / "run"
+    call(train.train, *flags_, "--config.epochs=2", f"--workdir={workdir}")
+    line = refused(capsys, train.train, *flags_[:-2], "--config.epochs=3", f"--workdir={workdir}")
+    assert "run of another config" in line
+    epoch_end = fitting.Progress.on_epoch_end
+
+    def interrupt(self, epoch, logs=None):
+        epoch_end(self, epoch, logs)
+        raise KeyboardInterrupt
+
+    summary = (workdir / "summary.json").read_text()
+    arguments = [*flags_, "--config.epochs=3", f"--workdir={workdir}"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(fitting.Progress, "on_epoch_end", interrupt)
+        call(train.train, *arguments)
+    assert (workdir / "summary.json").read_text() == summary
+    assert "resuming after epoch 2 of 3" in capsys.readouterr().out
+    call(train.train, *arguments)
+    printed = capsys.readouterr().out
+    assert "resuming after epoch 3 of 3" in printed and "warning: Checkpoint" not in printed
+    assert_same_run(tmp_path / "whole", workdir)
+    call(train.train, *arguments)
+    assert "complete" in capsys.readouterr().out
 
 
 def test_options_that_are_younger_than_a_run_are_no_other_config(tmp_path):
@@ -831,6 +901,29 @@ def test_a_comparison_finds_a_mistake_before_it_trains(tmp_path, small, data_dir
 def test_a_comparison_of_nothing(tmp_path, data_dir, capsys):
     workdir = f"--workdir={tmp_path / 'run'}"
     assert "names none" in refused(capsys, compare.main, *SMALL, data_dir, workdir, "--methods=")
+
+
+FROM_BOTH = "(('stage2','teacher1/stage2'),('stage2','teacher2/stage2'))"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method, classes, spots, shown",
+    [
+        ("kd:kd.spots=teachers:kd.weight=0.45", 10, None, "logits 10 -> teacher2 10"),
+        ("kd", 10, "kd.spots=teachers", "logits 10 -> teacher2 10"),
+        ("fitnet", 7, f"fitnet.spots={FROM_BOTH}", "stage2 4x4x32 -> teacher2/stage2 8x8x32"),
+    ],
+)
+def test_where_several_teachers_teach(tmp_path, data_dir, capsys, method, classes, spots, shown):
+    """Also those of other classes than the student's."""
+    for name, shape in (("one", (8, 8, 1)), ("two", (16, 16, 3))):
+        tfkd.models.create("resnet8", classes, shape).save(tmp_path / f"{name}.keras")
+    teachers = f"teacher={tmp_path}/one.keras+{tmp_path}/two.keras"
+    flags_ = [SMALL[0].replace("teacher=resnet14", teachers) + f",method={method}", *SMALL[1:]]
+    flags_ += [f"--config.method.losses.{spots}"] if spots else []
+    call(check.check, *flags_, data_dir, needs_workdir=False)
+    assert shown in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow

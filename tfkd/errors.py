@@ -49,6 +49,11 @@ def unknown(kind, name, known):
     )
 
 
+#: How alike a known name must be to be suggested, from 0 to 1: that of `difflib`, whose two letters
+#: in three it is that bring "dkt" to "dkd".
+_ALIKE = 0.6
+
+
 def near(name, known):
     """Returns a list of the known names that are closest to a misspelled one.
 
@@ -61,7 +66,7 @@ def near(name, known):
         one: difflib.SequenceMatcher(None, _plain(one), _plain(name)).ratio() for one in known
     }
     best = max(likeness.values(), default=0.0)
-    return [one for one, ratio in likeness.items() if ratio == best > 0.7]
+    return [one for one, ratio in likeness.items() if ratio == best >= _ALIKE]
 
 
 def did_you_mean(names):

@@ -54,6 +54,10 @@ def test_kd_from_each_teacher_pulls_where_their_mean_softened_prediction_is():
     np.testing.assert_allclose(*gradients, rtol=1e-3, atol=1e-6)
 
 
+def test_a_word_for_spots_is_taken_as_a_flag_gives_it():
+    assert tfkd.losses.get("kd", spots=("teachers",)).spots == "teachers"
+
+
 @pytest.mark.parametrize("losses", [["ebkd"], ["aekd"], ["camkd", "camkd_features"]])
 def test_outputs_of_each_teacher_may_come_with_the_data(losses):
     models = teachers()
@@ -164,7 +168,7 @@ def test_teachers_that_are_certain_beyond_rounding_count_alike():
         (lambda s: tfkd.KnowledgeDistiller(s, tiny.model(), losses=["aekd"]), "single teacher"),
         (lambda s: tfkd.KnowledgeDistiller(s, teachers=teachers()), "teacher=.first, second."),
         (lambda s: tfkd.KnowledgeDistiller(s, [s, tiny.model()]), "share .* variables"),
-        (lambda s: tfkd.KnowledgeDistiller(s, teachers(), losses=["at"]), "no place .* 'stages'"),
+        (lambda s: tfkd.KnowledgeDistiller(s, teachers(), losses=["at"]), "'teacher1/stage1'"),
         (lambda s: tfkd.IAKD(s, teachers()), "IAKD needs one teacher"),
         (lambda s: tfkd.SAKD(s, teachers()), "SAKD needs a teacher"),
         (lambda s: tfkd.losses.get("aekd", largest_weight=1.5), "largest_weight must be"),

@@ -5,7 +5,6 @@
 Without a name it lists all that exist.
 """
 
-import difflib
 import functools
 import inspect
 import re
@@ -15,7 +14,7 @@ import tensorflow_datasets as tfds
 import tfkd_cli
 from tfkd import command_line, data, distillers, losses, models, taps
 from tfkd.data.sources import KNOWN
-from tfkd.errors import UsageError
+from tfkd.errors import UsageError, did_you_mean, near
 from tfkd.methods import ALONE
 from tfkd.models.families import FAMILIES
 
@@ -50,14 +49,9 @@ def describe(name=None):
         # A method as configs write it: its losses and arguments have pages of their own.
         name = re.split("[+:]", name)[0]
     if name not in pages:
-        lower = {known.lower(): known for known in pages}
-        close = [lower[match] for match in difflib.get_close_matches(name.lower(), lower)]
-        remedy = (
-            f"did you mean {' or '.join(close)}?"
-            if close
-            else "python -m tfkd.describe lists all that exist."
-        )
-        raise UsageError(f"Unknown name {name!r}: {remedy}")
+        meant = did_you_mean(near(name, pages))
+        remedy = meant or "; python -m tfkd.describe lists all that exist."
+        raise UsageError(f"Unknown name {name!r}{remedy}")
     return pages[name]()
 
 

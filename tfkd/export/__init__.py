@@ -16,13 +16,13 @@ from tfkd.export.formats import (
     needed_packages,
 )
 from tfkd.export.reference import TOLERANCE
-from tfkd.export.write import COLUMNS, export, export_run, labels_path, table
+from tfkd.export.write import MEASUREMENTS, export, export_run, labels_path, table
 
 __all__ = [
     "CALIBRATION_IMAGES",
-    "COLUMNS",
     "FORMATS",
     "Format",
+    "MEASUREMENTS",
     "QUANTIZATIONS",
     "TOLERANCE",
     "check_format",

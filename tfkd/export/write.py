@@ -17,8 +17,8 @@ from tfkd.stderr import without_lines
 #: What TensorFlow Lite's converter and interpreter tell, whatever their level of logs.
 _CHATTER = (b"fully_quantize: ", b"INFO: Created TensorFlow Lite ")
 
-#: Columns of tables of original and exported models, `{title: function of the measurements}`.
-COLUMNS = {
+#: What tables of original and exported models show, `{title: function of the measurements}`.
+MEASUREMENTS = {
     "size on disk": lambda row: "" if row["bytes"] is None else f"{row['bytes'] / 1024:,.0f} kB",
     "test accuracy %": lambda row: f"{100 * row['test_accuracy']:.2f}",
     "equal predictions %": lambda row: (
@@ -163,10 +163,11 @@ def table(rows):
     """Returns the measurements of `export` as a Markdown table.
 
     Args:
-        rows: `{name: dictionary}`, of originals and exported models alike.
+        rows: `{name: dictionary}`, of originals and exported models alike. Each is a column, so
+            that three models fit into 80 characters.
     """
-    lines = [[name, *(show(row) for show in COLUMNS.values())] for name, row in rows.items()]
-    return tables.markdown([["", *COLUMNS], *lines])
+    lines = [[title, *map(show, rows.values())] for title, show in MEASUREMENTS.items()]
+    return tables.markdown([["", *rows], *lines])
 
 
 def _check_path(path, format):

@@ -376,6 +376,8 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
 
 def _check_spots(loss, spots):
     """Returns the spots as a word or a list of pairs of tap names."""
+    if isinstance(spots, tuple) and len(spots) == 1 and isinstance(spots[0], str):
+        (spots,) = spots  # A word as a flag of a config gives it.
     if isinstance(spots, str) and all(word in SPOTS for word in spots.split("+")):
         return spots
     pairs = spots if isinstance(spots, (list, tuple)) and spots else [None]

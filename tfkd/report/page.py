@@ -229,9 +229,8 @@ def _export(run):
             for model, formats in exported.items()
             for name, found in formats.items()
         }
-        return export.COLUMNS, {
-            name: [show(found) for show in export.COLUMNS.values()] for name, found in rows.items()
-        }
+        shown = export.MEASUREMENTS
+        return shown, {name: [show(one) for show in shown.values()] for name, one in rows.items()}
     except (AttributeError, KeyError, TypeError, ValueError):
         return [f"{path} is damaged"], {}
 
@@ -292,6 +291,8 @@ def _confusions(section, predictions):
             one["changes"] = confusion.changes(before, after, labels, data.num_classes)
             one["class_names"] = data.class_names
             one["images"] = _examples(one["changes"], data)
+            # Their pixels stay squares; photographs are smooth.
+            one["small"] = max(data.input_shape[:2]) < _LARGEST
         except UsageError as error:
             one["reason"] = f"Predictions were not compared: {error}"
     return found

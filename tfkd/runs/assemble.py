@@ -185,12 +185,7 @@ def compile_distiller(distiller, config, data, epochs, learning_rate, label_smoo
 
     Labels of students are smoothed alone: smooth ones make a teacher that teaches less.
     """
-    steps = epochs * data.steps_per_epoch * distiller.student_steps
-    rate = optimizers.schedule(
-        learning_rate=learning_rate,
-        steps=max(1, steps // config.accumulation_steps),
-        **config.schedule.to_dict(),
-    )
+    rate = schedule(config, data, distiller, epochs, learning_rate)
     values = {**config.optimizer.to_dict(), "learning_rate": rate}
     settings = {name: values[name] for name in optimizers.OF_STUDENTS[values["name"]]}
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -206,6 +201,20 @@ def compile_distiller(distiller, config, data, epochs, learning_rate, label_smoo
         accumulation_steps=config.accumulation_steps,
         **own,
     )
+
+
+def schedule(config, data, distiller, epochs, learning_rate):
+    """Returns the learning rate of a run, a number or a schedule of `optimizer_steps` steps."""
+    steps = optimizer_steps(config, data, distiller, epochs)
+    return optimizers.schedule(
+        learning_rate=learning_rate, steps=steps, **config.schedule.to_dict()
+    )
+
+
+def optimizer_steps(config, data, distiller, epochs):
+    """Returns how many steps the student's optimizer takes in some epochs."""
+    steps = epochs * data.steps_per_epoch * distiller.student_steps
+    return max(1, steps // config.accumulation_steps)
 
 
 def make_distiller(config, data, student, teacher=None, others=()):

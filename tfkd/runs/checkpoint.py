@@ -149,6 +149,24 @@ def restore(path, distiller, run=""):
     return None
 
 
+def change_run(path, before, after):
+    """Lets a checkpoint belong to another run, which goes on with what this one has done.
+
+    Args:
+        path: Path of the file; one that is damaged stays as it is, for `restore` to tell.
+        before: String in what `save` was given as `run`.
+        after: String to take its place.
+    """
+    try:
+        arrays = files.read_arrays(path)
+        header = json.loads(arrays["header"].tobytes())
+        header["run"] = header["run"].replace(before, after)
+        arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        return
+    files.write(path, lambda temporary: np.savez(temporary, **arrays))
+
+
 def _difference(names, stored, variables):
     """Describes how stored arrays differ from the variables; None where they match.
 

@@ -14,7 +14,7 @@ from tfkd.distillers import KnowledgeDistiller
 from tfkd.errors import UsageError
 from tfkd.inspection import diagnostics
 from tfkd.methods import ALONE, needs_teacher
-from tfkd.runs import console, measure, work_directory
+from tfkd.runs import console, longer, measure, work_directory
 from tfkd.runs.assemble import (
     build,
     cache_teacher,
@@ -31,7 +31,8 @@ def run(config, workdir, command=None):
     """Trains a teacher where none is given, distils a student and writes the artifacts.
 
     The same call again resumes where it was interrupted, and returns at once when the run is
-    complete.
+    complete. With more epochs it goes on, where that gives what as many epochs from the start
+    would have given.
 
     Args:
         config: `ConfigDict`, as the files in `configs/` make it.
@@ -43,23 +44,28 @@ def run(config, workdir, command=None):
 
     Raises:
         UsageError: If something in the config is wrong, or the work directory belongs to a run
-            of another config.
+            of another config, or of fewer epochs with a schedule that is over.
     """
     workdir = pathlib.Path(workdir)
     check(config)
     check_writable(workdir)
-    check_same_config(config, workdir)
+    before = longer.shorter(config, workdir)
+    if before is None:
+        check_same_config(config, workdir)
     check_same_files(workdir)
     finished = workdir / "summary.json"
     if finished.exists():
         try:
             summary = files.read_json(finished)
-        except ValueError as error:
+            # A run that was made longer keeps the summary of the shorter one until it ends.
+            complete = summary["config"]["epochs"] == config.epochs
+        except (KeyError, TypeError, ValueError) as error:
             raise UsageError(
                 f"{finished} is damaged: remove it, and the same command writes it again."
             ) from error
-        say(f"{workdir} holds this run, complete.\n{console.result(summary, workdir)}")
-        return summary
+        if complete:
+            say(f"{workdir} holds this run, complete.\n{console.result(summary, workdir)}")
+            return summary
     files.remove_partial(workdir)
 
     runtime.set_seed(config.seed)
@@ -69,6 +75,8 @@ def run(config, workdir, command=None):
     teacher = get_teacher(config, data, workdir) if needs_teacher(config.method) else None
     distiller = build(config, data, teacher)
     student = distiller.student
+    if before is not None:
+        longer.go_on(before, config, data, distiller, workdir)
     say(console.begun(config, data, teacher, student))
     if not (workdir / "config.json").exists():
         files.write_text(workdir / "config.json", as_json(config))

@@ -46,6 +46,31 @@ def check_writable(workdir):
 
 def check_same_config(config, workdir):
     """Refuses a work directory that belongs to another config, by a `UsageError`."""
+    changed = [
+        f"{key} {there!r} there, {here!r} now"
+        for key, (there, here) in differences(config, workdir).items()
+    ]
+    if changed:
+        raise UsageError(
+            f"{workdir} holds a run of another config ({'; '.join(changed[:3])}"
+            f"{' ...' if len(changed) > 3 else ''}): choose another --workdir, or that config."
+        )
+
+
+def differences(config, workdir):
+    """Returns in what a config differs from that of the run in a work directory.
+
+    Args:
+        config: `ConfigDict` of a run.
+        workdir: Path.
+
+    Returns:
+        `{key: (value there, value here)}` of what changes something in training, in the order of
+        the keys; empty where there is no run.
+
+    Raises:
+        UsageError: If the directory holds files of something else, or its config is damaged.
+    """
     path = workdir / "config.json"
     if not path.exists():
         foreign = [name for name in _ARTEFACTS if (workdir / name).exists()]
@@ -54,7 +79,7 @@ def check_same_config(config, workdir):
                 f"{workdir} holds {', '.join(foreign)}, but of no run of tfkd: choose another "
                 "--workdir."
             )
-        return
+        return {}
     try:
         there = flatten(files.read_json(path))
     except (AttributeError, ValueError) as error:
@@ -66,16 +91,11 @@ def check_same_config(config, workdir):
     # A value that a run of an earlier version lacks had the effect of today's default.
     fresh = _defaults(config)
     there = {key: fresh[key] for key in here.keys() & fresh.keys()} | there
-    changed = [
-        f"{key} {there.get(key)!r} there, {here.get(key)!r} now"
+    return {
+        key: (there.get(key), here.get(key))
         for key in sorted(there.keys() | here.keys())
         if there.get(key) != here.get(key)
-    ]
-    if changed:
-        raise UsageError(
-            f"{workdir} holds a run of another config ({'; '.join(changed[:3])}"
-            f"{' ...' if len(changed) > 3 else ''}): choose another --workdir, or that config."
-        )
+    }
 
 
 def digest(config):
