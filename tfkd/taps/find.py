@@ -1,6 +1,8 @@
 """Finds taps: those of the zoo, those of a loss's spots, and those of any model."""
 
+import collections
 import dataclasses
+import math
 
 import keras
 from keras import tree
@@ -11,17 +13,21 @@ from tfkd.taps.graph import (
     _NO_FEATURES,
     LOGITS,
     TEACHERS,
+    _attentions,
     _graph,
     _has_kernel,
+    _is_attention,
     _listing,
     _output_path,
     _zoo_taps,
     operation_of,
 )
-from tfkd.taps.read import _sublayers, _tensor, check, of
+from tfkd.taps.read import _children, _sublayers, _tensor, check, extractor, of, shapes
 
 _NORMALIZATION = keras.layers.BatchNormalization
 _POOLING = (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalAveragePooling1D)
+#: What takes some of the tokens: the class token, or all others.
+_PARTS_OF_TOKENS = ("GetItem", "Cropping1D")
 #: Layers that leave features as they are in inference mode, but for their shape or dtype.
 _PASSIVE = ("Activation", "Dropout", "Flatten", "Identity", "Cast")
 
@@ -55,12 +61,18 @@ class Normalization:
 def suggest(model):
     """Proposes taps of a functional model, at the ends of its stages.
 
+    Of a transformer whose tokens are as many in all its blocks, these are the ends of the blocks;
+    that of the last one includes the normalisation behind it. Blocks may lie in layers of Python
+    code, as KerasHub's do. No proposal is a patch embedding: in front of the first attention maps
+    count that have another resolution than its tokens, and more than one layer with a kernel.
+
     Args:
         model: A functional `keras.Model`, nested models included.
 
     Returns:
-        `{tap: shape}`: for each resolution the last feature map through which every path from
-        input to output passes, then the pooled vector and the output, where they exist.
+        `{tap: shape}`: for each resolution, or number of tokens, the last features through which
+        every path from input to output passes, or for each block of a transformer; then the
+        pooled vector and the output, where they exist.
 
     Raises:
         UsageError: If the model is subclassed, so that its paths cannot be followed.
@@ -77,28 +89,80 @@ def suggest(model):
             f"Model {model.name!r} is subclassed, so its paths cannot be followed: name its taps "
             f"yourself; it has {_listing(_sublayers(model))}."
         )
-    maps, vectors = {}, []
+    maps, vectors, attended = {}, [], []
     order = {path: number for number, (path, _) in enumerate(graph.edges)}
     # The classifier: vectors that follow it (flattened, or cast to float32) are logits.
     classifier = max((order[p] for p in order if _has_kernel(graph.taps[p])), default=0)
+    attention = [p for p in order if _attentions(operation_of(graph.taps[p]))]
+    front = order[attention[0]] if attention else len(order)
     for path, tensor in _bottlenecks(graph):
         kind = type(operation_of(tensor)).__name__
         if tensor is graph.output or kind in _NO_FEATURES:
             continue
-        if len(tensor.shape) == 4 and tensor.shape[1:3] != (1, 1):
-            maps[tuple(tensor.shape[1:3])] = path
-        elif len(tensor.shape) == 2 and order[path] < classifier:
+        is_behind = order[path] >= front and kind not in _PARTS_OF_TOKENS
+        if len(tensor.shape) == 2 and order[path] < classifier:
             vectors.append(path)
+        elif len(tensor.shape) == 4 and _size(tensor) != (1, 1) or (
+            len(tensor.shape) == 3 and is_behind
+        ):
+            maps[_size(tensor)] = path
+            attended += [path] if is_behind else []
+    if attention:
+        maps = _without_embedding(graph, maps, order, front)
     found, smallest = [], None
     for size in reversed(maps):
         # A size that comes back after a smaller one belongs to no stage of its own.
-        if smallest is None or None in size or size[0] * size[1] > smallest:
+        if smallest is None or None in size or math.prod(size) > smallest:
             found.insert(0, maps[size])
-            smallest = None if None in size else size[0] * size[1]
-    names = found + vectors[-1:]
-    suggestion = {path: tuple(graph.taps[path].shape) for path in names}
+            smallest = None if None in size else math.prod(size)
+    suggestion = {path: tuple(graph.taps[path].shape) for path in found}
+    if attended and len(found) == 1:
+        suggestion = _blocks(model, graph, attended)
+    suggestion |= {path: tuple(graph.taps[path].shape) for path in vectors[-1:]}
     suggestion[_output_path(graph)] = tuple(graph.output.shape)
     return suggestion
+
+
+def _size(tensor):
+    """The height and width of a map, or the number of tokens."""
+    return tuple(tensor.shape[1:-1])
+
+
+def _without_embedding(graph, maps, order, front):
+    """Leaves out the maps that tokens are made of, of which the first attention is at `front`."""
+    ahead = [graph.taps[path] for path in order if order[path] < front]
+    kernels = collections.Counter(_size(x) for x in ahead if len(x.shape) == 4 and _has_kernel(x))
+    last = [_size(x) for x in ahead if len(x.shape) == 4][-1:]
+    return {
+        size: path
+        for size, path in maps.items()
+        if order[path] >= front or (kernels[size] > 1 and size not in last)
+    }
+
+
+def _blocks(model, graph, features):
+    """Returns `{tap: shape}` of the last of some features before each attention but the first."""
+    ends, begun = {}, 0
+    for path, _ in graph.edges:
+        operation = operation_of(graph.taps[path])
+        if path in features:
+            ends |= {begun + i: part for i, part in enumerate(_inner_blocks(operation, path), 1)}
+        begun += _attentions(operation)
+        if path in features:
+            ends[begun] = path
+    inside = [path for path in ends.values() if path not in graph.taps]
+    read = shapes(extractor(model, inside), model.input_shape) if inside else {}
+    return {path: read.get(path) or tuple(graph.taps[path].shape) for path in ends.values()}
+
+
+def _inner_blocks(layer, path):
+    """Yields the paths of the layers inside of a layer of several attentions that hold one."""
+    if _attentions(layer) < 2:
+        return
+    for name, part in _children(layer).items():
+        if _attentions(part) == 1 and not _is_attention(part):
+            yield f"{path}/{name}"
+        yield from _inner_blocks(part, f"{path}/{name}")
 
 
 def _bottlenecks(graph):
