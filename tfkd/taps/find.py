@@ -102,8 +102,10 @@ def suggest(model):
         is_behind = order[path] >= front and kind not in _PARTS_OF_TOKENS
         if len(tensor.shape) == 2 and order[path] < classifier:
             vectors.append(path)
-        elif len(tensor.shape) == 4 and _size(tensor) != (1, 1) or (
-            len(tensor.shape) == 3 and is_behind
+        elif (
+            len(tensor.shape) == 4
+            and _size(tensor) != (1, 1)
+            or (len(tensor.shape) == 3 and is_behind)
         ):
             maps[_size(tensor)] = path
             attended += [path] if is_behind else []
@@ -189,8 +191,9 @@ def suggest_pairs(student, teacher):
     """Proposes spots for models with different numbers of stages.
 
     The stages are paired from the last one up, and the first stages of the model that has more
-    are left out: the distance of a feature from the classifier counts. Sizes may differ, since
-    losses resize maps where needed.
+    are left out: the distance of a feature from the classifier counts. Of a transformer whose
+    blocks all have as many tokens, blocks at equal distances are taken, the last one among them.
+    Sizes may differ, since losses resize maps where needed.
 
     Args:
         student: A functional `keras.Model`.
@@ -208,8 +211,20 @@ def suggest_pairs(student, teacher):
     loss = tfkd.losses.get("at", spots=tfkd.taps.suggest_pairs(student, teacher))
     ```
     """
-    stages = at_spots(student, "stages"), at_spots(teacher, "stages")
-    return list(zip(*map(reversed, stages)))[::-1]
+    stages = []
+    for model in (student, teacher):
+        stages.append(_stages(_proposed(model)))
+        if not stages[-1]:
+            raise _no_place(model, "stages")
+    number = min(map(len, stages))
+    return list(zip(*(_spread(of_one, number) for of_one in stages)))
+
+
+def _spread(stages, number):
+    """Chooses a number of stages: the last ones, or of one resolution those at equal distances."""
+    if _have_one_size(stages):
+        return [list(stages)[(i + 1) * len(stages) // number - 1] for i in range(number)]
+    return list(stages)[-number:]
 
 
 def at_spots(model, spots):
@@ -217,9 +232,9 @@ def at_spots(model, spots):
 
     | word | places |
     | --- | --- |
-    | `"stages"` | every stage, neither stem nor pooled vector |
+    | `"stages"` | every stage, neither stem nor pooled vector; see `suggest` for transformers |
     | `"before_relu"`, `"after_relu"` | what the last ReLU of every stage takes, or returns: see `around_relu` |
-    | `"hint"` | the second stage |
+    | `"hint"` | the second stage; in a transformer, whose blocks are alike, the middle one |
     | `"last_map"`, `"last_two_maps"` | the last stage, or two |
     | `"before_pooling"` | the map that global average pooling makes the pooled vector of |
     | `"pooled"` | the pooled vector |
@@ -250,24 +265,46 @@ def at_spots(model, spots):
         return [place[spots == "after_relu"] for place in places]
     if spots == "before_pooling":
         return [_pooling(model)[0]]
-    graph = _graph(model)
-    names = _zoo_taps(graph) if graph is not None else []
-    proposed = {path: graph.taps[path].shape for path in names} if names else suggest(model)
-    maps = [path for path, shape in proposed.items() if len(shape) == 4 and path != "stem"]
+    proposed = _proposed(model)
+    stages = _stages(proposed)
+    maps = list(stages)
+    second = (len(maps) - 1) // 2 if _have_one_size(stages) else 1
     pooled = [path for path, shape in proposed.items() if len(shape) == 2][:-1]
     found = {
         "stages": maps,
-        "hint": maps[1:2],
+        "hint": maps[second : second + 1],
         "last_map": maps[-1:],
         "last_two_maps": maps[-2:] if len(maps) > 1 else [],
         "pooled": pooled[-1:],
     }[spots]
     if not found:
-        raise UsageError(
-            f"Model {model.name!r} has no place that would serve as {spots!r}: pass pairs "
-            f"[('student tap', 'teacher tap')] instead; it has {_listing(of(model))}."
-        )
+        raise _no_place(model, spots)
     return found
+
+
+def _no_place(model, spots):
+    return UsageError(
+        f"Model {model.name!r} has no place that would serve as {spots!r}: pass pairs "
+        f"[('student tap', 'teacher tap')] instead; it has {_listing(of(model))}."
+    )
+
+
+def _proposed(model):
+    """Returns `{tap: shape}` by the zoo's names, or else as `suggest` proposes them."""
+    graph = _graph(model)
+    names = _zoo_taps(graph) if graph is not None else []
+    return {path: graph.taps[path].shape for path in names} if names else suggest(model)
+
+
+def _stages(proposed):
+    """Returns those of some proposed taps `{tap: shape}` that end stages."""
+    shapes = proposed.items()
+    return {path: shape for path, shape in shapes if len(shape) > 2 and path != "stem"}
+
+
+def _have_one_size(stages):
+    """Whether several stages `{tap: shape}` have all one resolution, or number of tokens."""
+    return len(stages) > 1 and len({tuple(shape[1:-1]) for shape in stages.values()}) == 1
 
 
 def _teachers(model):
@@ -308,7 +345,8 @@ def around_relu(model, tap):
     ```
     """
     graph = _graph(model)
-    if graph is None:
+    check(model, [tap])
+    if graph is None or _is_inside(graph, tap):
         return tap, tap
     tensor = _tensor(model, graph, tap)
     paths = {id(graph.taps[path]): path for path, _ in graph.edges}
@@ -341,7 +379,8 @@ def normalization_at(model, tap):
         channels, or the model is subclassed.
     """
     graph = _graph(model)
-    if graph is None:
+    check(model, [tap])
+    if graph is None or _is_inside(graph, tap):
         return None
     tensor = _tensor(model, graph, tap)
     channels = tensor.shape[-1]
@@ -356,6 +395,11 @@ def normalization_at(model, tap):
         tensor = max(sources[id(tensor)], key=lambda source: length.get(id(source), 0))
     layer = operation_of(tensor)
     return Normalization(layer.gamma, layer.beta) if tensor.shape[-1] == channels else None
+
+
+def _is_inside(graph, tap):
+    """Whether an existing tap lies in a layer whose parts are connected by Python code."""
+    return tap not in graph.taps and tap != LOGITS
 
 
 def classifier(model):
