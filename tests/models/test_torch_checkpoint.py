@@ -154,7 +154,7 @@ def test_other_models_are_refused():
     lookalike = keras.Model(image, keras.layers.PReLU(name="logits")(flat), name="lookalike")
     empty = keras.Model(image, flat, name="empty")
     for model in (foreign, lookalike, empty):
-        with pytest.raises(UsageError, match=f"'{model.name}' is not of tfkd.models"):
+        with pytest.raises(UsageError, match=f"'{model.name}' is none of tfkd.models"):
             models.load_torch_weights(model, {})
     with pytest.raises(UsageError, match="model must be a keras.Model"):
         models.load_torch_weights("resnet8", {})
