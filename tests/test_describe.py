@@ -63,7 +63,10 @@ def test_a_loss_is_told_by_its_docstring(name):
 
 def test_a_loss_is_told_with_defaults_and_needs():
     text = describe("ft")
-    assert "  distils at  last_map\n  takes taps  maps (batch, height, width, channels), or tok" in text
+    assert (
+        "  distils at  last_map\n  takes taps  maps (batch, height, width, channels), or tok"
+        in text
+    )
     assert "\n  needs       a stage before training\n" in text
     assert rows(text)["arguments"].startswith("rate=0.5, weight=200.0, spots=None, name=None")
     assert rows(describe("dkd"))["needs"] == "labels"
