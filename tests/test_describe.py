@@ -63,12 +63,20 @@ def test_a_loss_is_told_by_its_docstring(name):
 
 def test_a_loss_is_told_with_defaults_and_needs():
     text = describe("ft")
-    assert "  distils at  last_map\n  needs       a stage before training\n" in text
+    assert (
+        "  distils at  last_map\n  takes taps  maps (batch, height, width, channels), or tok"
+        in text
+    )
+    assert "\n  needs       a stage before training\n" in text
     assert rows(text)["arguments"].startswith("rate=0.5, weight=200.0, spots=None, name=None")
     assert rows(describe("dkd"))["needs"] == "labels"
     assert rows(describe("sp"))["needs"] == "the batch of all replicas"
     assert "positions of the samples" in rows(describe("crd"))["needs"]
     assert "needs" not in rows(describe("kd"))
+    takes = {name: rows(describe(name))["takes"] for name in ("kd", "sp", "fitnet")}
+    assert takes["kd"] == "taps  logits (batch, classes)"
+    assert takes["sp"] == "taps  of any shape (batch, ...)"
+    assert takes["fitnet"].startswith("taps  vectors (batch, features), or maps (batch, height")
 
 
 def test_a_distiller_is_told_by_its_docstring():

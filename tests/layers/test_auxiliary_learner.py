@@ -65,3 +65,5 @@ def test_config_round_trip_and_wrong_use():
         AuxiliaryLearner([(4, 4, 6)], 5, design="dense")
     with pytest.raises(UsageError, match="needs the stages that follow"):
         AuxiliaryLearner([], 5)
+    with pytest.raises(UsageError, match="needs a stage that is a map .* networks of tokens have"):
+        learner.build((None, 65, 16))

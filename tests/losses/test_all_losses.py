@@ -146,6 +146,35 @@ def test_half_precision_taps_are_compared_in_float32(name, policy):
         np.testing.assert_allclose(value, expected, rtol=0.05)
 
 
+OF_MAPS = [name for name in IDS if any(len(tap.shape) == 4 for tap in Sample(name, False).student)]
+
+
+@pytest.mark.parametrize("name", OF_MAPS)
+def test_tokens_of_a_square_are_compared_as_the_map(name):
+    """With a class token too, which only losses that do not need maps see."""
+    sample = Sample(name)
+    needs_maps = sample.loss.tap_rank in (4, (2, 4))
+    for number in (0, 1) if needs_maps else (0,):
+        sides = [
+            [as_tokens(tap, number) if len(tap.shape) == 4 else tap for tap in side]
+            for side in (sample.student, sample.teacher)
+        ]
+        np.testing.assert_allclose(sample.value(*sides), sample.value(), rtol=1e-6)
+        # Built from the shapes of tokens it has the same weights.
+        built = Sample(name, False).loss
+        built.set_classifiers(sample.loss.student_classifier, sample.loss.teacher_classifier)
+        built.build(*([tap.shape for tap in side] for side in sides))
+        of_maps = [tuple(weight.shape) for weight in sample.loss.weights]
+        assert [tuple(weight.shape) for weight in built.weights] == of_maps
+
+
+def as_tokens(features, class_tokens):
+    """Returns a map as tokens row by row, behind class tokens that are far from all."""
+    batch, height, width, channels = features.shape
+    tokens = tf.reshape(features, (batch, height * width, channels))
+    return tf.concat([tf.fill((batch, class_tokens, channels), 100.0), tokens], 1)
+
+
 @pytest.mark.parametrize("name", IDS)
 def test_teacher_gets_no_gradient(name):
     sample = Sample(name)
@@ -206,8 +235,11 @@ def shapes(*shapes):
             "the same classes",
         ),
         ("srrl", shapes((4, 4, 2)), shapes((4, 4, 4)), "which takes 3 features"),
-        ("srrl", shapes((4, 4, 4, 3)), shapes((4, 4, 3)), "needs maps, tokens or vectors"),
-        ("reviewkd", shapes((4, 3)), shapes((4, 4, 3)), "needs maps .* or vectors"),
+        ("srrl", shapes((4, 4, 4, 3)), shapes((4, 4, 3)), "vectors .*, or tokens .*, or maps"),
+        *(
+            (name, shapes((6, 3)), shapes((4, 4, 3)), "of a square number.* student tap 0 has .*6")
+            for name in ("fitnet", "at", "reviewkd")
+        ),
         ("cat_kd", shapes((4, 4, 4)), shapes((4, 4, 3)), "the student's tap .* which takes 3"),
         ("cat_kd", shapes((1, 4, 3)), shapes((4, 4, 3)), "take a smaller resolution"),
         ("crd", shapes((3,), (3,)), shapes((3,), (3,)), "one spot"),

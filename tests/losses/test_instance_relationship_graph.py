@@ -2,7 +2,6 @@ import numpy as np
 import tensorflow as tf
 from loss_samples import Sample
 
-from tfkd import losses
 from tfkd.losses.instance_relationship_graph import edges, transformations
 
 
@@ -27,17 +26,6 @@ def test_transformations_by_hand():
     np.testing.assert_allclose(
         transformations(first, 2.0 * second, tf.ones((2,))), [1.0, 1.0 / 9.0], rtol=1e-6
     )
-
-
-def test_tokens_are_compared_like_maps():
-    sample = Sample("irg", build=False)
-    maps = [tf.random.normal((6, 2, 2, width)) for width in (4, 6)]
-    tokens = [tf.reshape(x, (6, 4, x.shape[-1])) for x in maps]
-    values = [
-        losses.get("irg")([*both, *sample.student[2:]], [*both[::-1], *sample.teacher[2:]])
-        for both in (maps, tokens)
-    ]
-    np.testing.assert_allclose(*values, rtol=1e-5)
 
 
 def test_spots_with_their_own_masks():

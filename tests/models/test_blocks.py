@@ -121,6 +121,13 @@ def test_normal_kernels(identifier, layer, deviation):
     assert np.abs(kernel).max() > 2.5 * deviation
 
 
+@pytest.mark.parametrize("layer", ["stage2_unit1_expand", "logits"])
+@pytest.mark.parametrize("identifier", ["vit_mini", "convnext_mini"])
+def test_narrow_kernels(identifier, layer):
+    kernel = np.array(zoo.model(identifier).get_layer(layer).kernel)
+    assert kernel.std() == pytest.approx(0.02, rel=0.1) and np.abs(kernel).max() > 0.05
+
+
 @pytest.mark.parametrize("identifier, layer, limit", UNIFORM)
 def test_uniform_kernels(identifier, layer, limit):
     kernel = np.array(zoo.model(identifier).get_layer(layer).kernel)

@@ -119,5 +119,5 @@ def test_without_a_seed_the_global_state_decides():
 
 def test_available_lists_each_id_once():
     ids = models.available()
-    assert len(ids) == len(set(ids)) == 26
+    assert len(ids) == len(set(ids)) == 29
     assert set(zoo.FAMILY_IDS) <= set(ids)

@@ -29,6 +29,14 @@ def test_one_layer(layer, expected):
     assert multiply_adds(keras.Sequential([keras.Input((8, 6, 4)), layer])) == expected
 
 
+def test_attention():
+    query, value = keras.Input((6, 8)), keras.Input((5, 12))
+    attended = layers.MultiHeadAttention(2, 3, value_dim=4)(query, value)
+    model = keras.Model([query, value], attended)
+    projections = 6 * 8 * (2 * 3) + 5 * 12 * (2 * 3) + 5 * 12 * (2 * 4) + 6 * (2 * 4) * 8
+    assert multiply_adds(model) == projections + 2 * 6 * 5 * (3 + 4)
+
+
 def test_nested_models_count():
     inner = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 1)])
     image = keras.Input((8, 8, 3))

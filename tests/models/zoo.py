@@ -28,7 +28,12 @@ FAMILY_IDS = (
     "mobilenet_v2",
     "shufflenet_v1",
     "shufflenet_v2",
+    "vit_mini",
+    "convnext_mini",
 )
+
+#: Those of which there is no PyTorch network that is equal to the last parameter.
+WITHOUT_PYTORCH = ("vit_mini", "vit_tiny", "convnext_mini")
 
 FORWARD_FILES = files("forward_*.npz")
 

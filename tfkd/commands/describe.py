@@ -128,6 +128,7 @@ def _describe_loss(cls):
         "id": cls.id,
         "class": f"tfkd.losses.{cls.__name__}",
         "distils at": cls.spots + (f", teacher {cls.teacher_spots}" if cls.teacher_spots else ""),
+        "takes taps": cls.tap_forms(),
         "needs": ", ".join(need for need, needed in needs.items() if needed),
         "arguments": _arguments(cls, losses.DistillationLoss),
     }

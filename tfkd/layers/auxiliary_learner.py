@@ -34,7 +34,8 @@ class AuxiliaryLearner(layers.Layer):
     Output: the tuple `(map, logits)` of shapes `(batch, *stages[-1])` and `(batch, classes)`.
 
     Raises:
-        UsageError: If there is no such design, or no stage.
+        UsageError: If there is no such design, or no stage; when it is built, if its stage is no
+            map, as those of a transformer are none.
 
     Example:
     ```python
@@ -60,6 +61,12 @@ class AuxiliaryLearner(layers.Layer):
 
     def build(self, input_shape):
         """Chooses the layers for maps of this shape and creates their weights."""
+        if len(input_shape) != 4:
+            raise UsageError(
+                f"Auxiliary learner {self.name!r} needs a stage that is a map (batch, height, "
+                f"width, channels), and received one of shape {tuple(input_shape)}: networks of "
+                "tokens have none."
+            )
         self.body = []
         parts = self._separable if self.design == "separable" else self._bottleneck
         shape = tuple(input_shape)

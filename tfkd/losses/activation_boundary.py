@@ -70,6 +70,7 @@ class ActivationBoundary(DistillationLoss):
 
     id = "ab"
     spots = "stages"
+    tap_rank = (2, 4)
     preparation = {"epochs": 30, "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4}
     prepares_student = True
 

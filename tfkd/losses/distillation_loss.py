@@ -7,13 +7,21 @@ from tfkd import schedules, taps
 from tfkd.errors import UsageError
 from tfkd.losses.keras_interface import KerasInterface
 from tfkd.losses.label_losses import BINARY, REGRESSION, kind_of, title_of
-from tfkd.losses.numerics import keep_selected, selection
+from tfkd.losses.numerics import keep_selected, selection, tokens_as_map
 
 #: Where a loss can ask to distil, in the words of the design: see `tfkd.taps.at_spots`.
 SPOTS = (
     *("stages", "before_relu", "after_relu", "hint", "last_map", "last_two_maps"),
     *("before_pooling", "pooled", "logits", "teachers"),
 )
+
+
+#: What a tap of each rank is.
+FORMS = {
+    2: "vectors (batch, features)",
+    3: "tokens (batch, tokens, features)",
+    4: "maps (batch, height, width, channels)",
+}
 
 
 class DistillationLoss(keras.layers.Layer, KerasInterface):
@@ -61,7 +69,9 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         needs_indices: Whether `call()` takes and needs `indices`, the positions of the samples
             in the training set.
         needs_classifiers: The models, of `"student"` and `"teacher"`, whose classifiers it needs.
-        tap_rank: Integer, the rank that taps must have: 2 for vectors, 4 for maps; None for any.
+        tap_rank: Integer, the rank that taps must have: 2 for vectors, 3 for tokens, 4 for maps;
+            a tuple of several, or None for any. A loss of maps that is none of tokens gets tokens
+            as square maps, without their class token; see `taken`.
         compares_classes: Whether both taps are logits `(batch, classes)` of the same classes.
         relational: Whether samples are compared with each other, so that the value depends on
             which samples share a batch. Distillers then pass the global batch of all replicas.
@@ -198,8 +208,8 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
                     f"Loss {self.name!r} does not know the {side}'s classifier: without a "
                     f"distiller call set_classifiers({side}=tfkd.taps.classifier({side})) first."
                 )
-        for spot, shapes in enumerate(zip(student_taps_shape, teacher_taps_shape)):
-            student_shape, teacher_shape = map(tuple, shapes)
+        shapes_taken = (self.shapes_taken(one) for one in (student_taps_shape, teacher_taps_shape))
+        for spot, (student_shape, teacher_shape) in enumerate(zip(*shapes_taken)):
             for side, shape in (("student", student_shape), ("teacher", teacher_shape)):
                 self._check_shape(f"{side} tap {spot}", shape)
             if self.compares_classes or self.spots == "logits":
@@ -224,19 +234,58 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
                 "as 'fitnet'."
             )
 
+    @classmethod
+    def tap_ranks(cls):
+        """Returns the ranks that taps may have when they are compared, a tuple; empty for any."""
+        ranks = cls.tap_rank
+        return ranks if isinstance(ranks, tuple) else () if ranks is None else (ranks,)
+
+    @classmethod
+    def tap_forms(cls):
+        """Returns which taps the loss takes, in words."""
+        if cls.compares_classes:
+            return "logits (batch, classes)"
+        forms = [FORMS[rank] for rank in cls.tap_ranks()]
+        if cls._makes_maps():
+            forms.append(f"{FORMS[3]} of a square number, a class token apart")
+        return ", or ".join(forms) or "of any shape (batch, ...)"
+
+    @classmethod
+    def _makes_maps(cls):
+        """Whether the loss compares maps and no tokens, so that these become maps."""
+        return 4 in cls.tap_ranks() and 3 not in cls.tap_ranks()
+
+    def taken(self, taps):
+        """Returns taps in the form in which the loss compares them.
+
+        All that gets taps uses it: `__call__`, and what overrides `preparation_loss`.
+
+        Args:
+            taps: List of tensors.
+
+        Returns:
+            A list of tensors: of a loss of maps that takes no tokens, square maps in place of
+            tokens `(batch, tokens, features)`, see `numerics.tokens_as_map`; else the taps.
+        """
+        if not self._makes_maps():
+            return list(taps)
+        return [tokens_as_map(tap) if len(tap.shape) == 3 else tap for tap in taps]
+
+    def shapes_taken(self, shapes):
+        """Returns the shapes, a list of tuples, of what `taken` makes of taps of some shapes."""
+        return [tuple(tap.shape) for tap in self.taken(map(keras.KerasTensor, shapes))]
+
     def _check_shape(self, what, shape):
-        form = {None: "(batch, ...)", 2: "(batch, features)"}.get(
-            self.tap_rank, "(batch, height, width, channels)"
-        )
         if self.compares_classes and len(shape) != 2:
             raise UsageError(
-                f"Loss {self.name!r} needs taps that are logits (batch, classes); {what} has "
-                f"shape {shape}: leave spots out, or take a loss of features, such as 'fitnet'."
+                f"Loss {self.name!r} needs taps that are {self.tap_forms()}; {what} has shape "
+                f"{shape}: leave spots out, or take a loss of features, such as 'fitnet'."
             )
-        if len(shape) < 2 or len(shape) != (self.tap_rank or len(shape)) or None in shape[1:]:
+        ranks = self.tap_ranks()
+        if len(shape) < 2 or (ranks and len(shape) not in ranks) or None in shape[1:]:
             raise UsageError(
-                f"Loss {self.name!r} needs taps {form}, of which all but the batch is known; "
-                f"{what} has shape {shape}."
+                f"Loss {self.name!r} needs taps that are {self.tap_forms()}, of which all but the "
+                f"batch is known; {what} has shape {shape}."
             )
 
     def match_labels(self, label_loss):
@@ -267,6 +316,10 @@ class DistillationLoss(keras.layers.Layer, KerasInterface):
         Raises:
             UsageError: If the loss cannot compare taps of these shapes.
         """
+
+    def __call__(self, student_taps, teacher_taps, *args, **kwargs):
+        """Computes the unweighted loss of taps as `call` gets them, and builds it before."""
+        return super().__call__(self.taken(student_taps), self.taken(teacher_taps), *args, **kwargs)
 
     def call(self, student_taps, teacher_taps, labels=None, sample_mask=None, training=None):
         """Computes the unweighted loss.

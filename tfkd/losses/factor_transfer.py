@@ -148,7 +148,8 @@ class FactorTransfer(DistillationLoss):
         if not self.built:
             self.build([tap.shape for tap in student_taps], [tap.shape for tap in teacher_taps])
         total = 0.0
-        for tap, paraphraser, decoder in zip(teacher_taps, self.paraphrasers, self.decoders):
+        pairs = zip(self.paraphrasers, self.decoders)
+        for tap, (paraphraser, decoder) in zip(self.taken(teacher_taps), pairs):
             tap = ops.stop_gradient(ops.cast(tap, "float32"))
             total += ops.mean(ops.square(decoder(paraphraser(tap)) - tap))
         return total

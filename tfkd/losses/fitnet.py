@@ -52,6 +52,7 @@ class FitNet(DistillationLoss):
 
     id = "fitnet"
     spots = "hint"
+    tap_rank = (2, 4)
 
     def __init__(self, weight=1.0, **kwargs):
         super().__init__(weight=weight, **kwargs)

@@ -60,8 +60,7 @@ def transformations(first, second, selected):
     """Squared distance of each sample's features at two stages, divided by the largest.
 
     Args:
-        first: Float32 map `(batch, height, width, channels)`, or tokens `(batch, tokens,
-            features)`.
+        first: Float32 map `(batch, height, width, channels)`.
         second: The same of a later stage. The larger map is pooled to the size of the smaller,
             and the channels of the wider one are averaged in neighbouring groups.
         selected: Float32 tensor `(batch,)` of zeros and ones; 0 for the other samples.
@@ -69,8 +68,7 @@ def transformations(first, second, selected):
     Returns:
         A tensor `(batch,)`.
     """
-    if len(first.shape) == 4:
-        first, second = match_sizes(first, second)
+    first, second = match_sizes(first, second)
     channels = min(first.shape[-1], second.shape[-1])
     difference = average_channels(first, channels) - average_channels(second, channels)
     distances = ops.sum(ops.square(keep_selected(flatten(difference), selected)), axis=-1)
@@ -112,9 +110,8 @@ class InstanceRelationshipGraph(DistillationLoss):
       by the largest of the batch. There the larger map is average-pooled to the size of the
       smaller, and the channels of the wider one are averaged in neighbouring groups.
 
-    Four spots, in this order: two maps `(batch, height, width, channels)` or token sequences
-    `(batch, tokens, features)` of equal length, a vector, and the logits. Student and teacher
-    may differ in all shapes but that of the logits.
+    Four spots, in this order: two maps `(batch, height, width, channels)`, a vector, and the
+    logits. Student and teacher may differ in all shapes but that of the logits.
 
     Args:
         vertex_weight: Number. Defaults to 0.1, as in the Knowledge-Distillation-Zoo.
@@ -152,6 +149,7 @@ class InstanceRelationshipGraph(DistillationLoss):
 
     id = "irg"
     spots = "last_two_maps+pooled+logits"
+    tap_rank = (2, 4)
     relational = True
 
     def __init__(
@@ -166,13 +164,10 @@ class InstanceRelationshipGraph(DistillationLoss):
         """Checks the ranks and sizes of the four spots."""
         super().build(student_taps_shape, teacher_taps_shape)
         for side, shapes in (("student", student_taps_shape), ("teacher", teacher_taps_shape)):
-            ranks = [len(shape) for shape in shapes]
-            tokens = ranks[0] == 3 and shapes[0][1] == shapes[1][1]
-            if ranks[2:] != [2, 2] or not (ranks[:2] == [4, 4] or (ranks[1] == 3 and tokens)):
+            if [len(shape) for shape in self.shapes_taken(shapes)] != [4, 4, 2, 2]:
                 raise UsageError(
-                    f"Loss {self.name!r} needs four spots, two maps or token sequences of equal "
-                    f"length, a vector and the logits; the {side}'s have shapes "
-                    f"{[tuple(shape) for shape in shapes]}."
+                    f"Loss {self.name!r} needs four spots, two maps, a vector and the logits; the "
+                    f"{side}'s have shapes {[tuple(shape) for shape in shapes]}."
                 )
         self.check_classes(tuple(student_taps_shape[3]), tuple(teacher_taps_shape[3]))
 

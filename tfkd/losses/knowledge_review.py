@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from tfkd import schedules
-from tfkd.errors import UsageError, check_nonnegative
+from tfkd.errors import check_nonnegative
 from tfkd.layers.review_fusion import ReviewFusion
 from tfkd.losses.distillation_loss import DistillationLoss
 from tfkd.losses.hierarchical_context import hierarchical_context_loss
@@ -64,6 +64,7 @@ class KnowledgeReview(DistillationLoss):
     id = "reviewkd"
     spots = "after_relu+pooled"
     teacher_spots = "before_relu+pooled"
+    tap_rank = (2, 4)
 
     def __init__(self, weight=1.0, warm_up_epochs=20, **kwargs):
         check_nonnegative("warm_up_epochs", warm_up_epochs)
@@ -80,7 +81,7 @@ class KnowledgeReview(DistillationLoss):
         deeper = []
         for spot in reversed(range(len(student_taps_shape))):
             student, teacher = (
-                as_map(keras.KerasTensor(shapes[spot])).shape
+                as_map(keras.KerasTensor(self.shapes_taken(shapes)[spot])).shape
                 for shapes in (student_taps_shape, teacher_taps_shape)
             )
             name = f"{self.name}_fusion_{spot}"
@@ -88,15 +89,6 @@ class KnowledgeReview(DistillationLoss):
             fusion.build([student, *deeper])
             deeper = [fusion.compute_output_shape([student])[1]]
             self.fusions.append(fusion)
-
-    def build_spot(self, spot, student_shape, teacher_shape):
-        """Checks that a spot is of maps or vectors."""
-        for side, shape in (("student", student_shape), ("teacher", teacher_shape)):
-            if len(shape) not in (2, 4):
-                raise UsageError(
-                    f"Loss {self.name!r} needs maps (batch, height, width, channels) or vectors; "
-                    f"{side} tap {spot} has shape {shape}."
-                )
 
     def call(self, student_taps, teacher_taps, labels=None, sample_mask=None, training=None):
         """Fuses from the last spot to the first; see the class and `DistillationLoss.call()`."""

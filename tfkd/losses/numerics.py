@@ -65,6 +65,23 @@ def as_map(features):
     return features
 
 
+def tokens_as_map(tokens):
+    """Returns tokens of a square grid, row by row, as a map.
+
+    Args:
+        tokens: Tensor `(batch, tokens, features)`. Where the number of tokens is a square plus
+            one, the first is the class token, which belongs to no place and is left out.
+
+    Returns:
+        A tensor `(batch, side, side, features)`; the tokens themselves where they are no square.
+    """
+    number, features = tokens.shape[1:]
+    side = math.isqrt(number or 0)
+    if number is None or number - side**2 > 1:
+        return tokens
+    return ops.reshape(tokens[:, number - side**2 :], (-1, side, side, features))
+
+
 def positions_first(features):
     """Returns a map `(batch, height, width, channels)` as `(batch, positions, channels)`."""
     batch, (height, width, channels) = ops.shape(features)[0], features.shape[1:]

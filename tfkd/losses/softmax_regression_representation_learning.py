@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from tfkd.errors import UsageError, check_nonnegative
+from tfkd.errors import check_nonnegative
 from tfkd.layers.normalized_convolution import NormalizedConvolution
 from tfkd.losses.distillation_loss import DistillationLoss, masked_mean
 from tfkd.losses.numerics import as_map, keep_selected, selection
@@ -71,6 +71,7 @@ class SoftmaxRegressionRepresentationLearning(DistillationLoss):
 
     id = "srrl"
     spots = "before_pooling"
+    tap_rank = (2, 3, 4)
     needs_classifiers = ("teacher",)
 
     def __init__(self, regression_weight=1.0, weight=1.0, **kwargs):
@@ -81,12 +82,6 @@ class SoftmaxRegressionRepresentationLearning(DistillationLoss):
 
     def build_spot(self, spot, student_shape, teacher_shape):
         """Makes the connector of one spot."""
-        for side, shape in (("student", student_shape), ("teacher", teacher_shape)):
-            if len(shape) > 4:
-                raise UsageError(
-                    f"Loss {self.name!r} needs maps, tokens or vectors; {side} tap {spot} has "
-                    f"shape {shape}."
-                )
         self.check_classifier("teacher", teacher_shape)
         self.connectors.append(connector(self, spot, student_shape[-1], teacher_shape[-1]))
 

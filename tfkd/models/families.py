@@ -1,6 +1,7 @@
 """The families of the zoo: each declares its ids, its builder and its PyTorch names."""
 
 from tfkd.models import (
+    convnext,
     mobilenet_v1,
     mobilenet_v2,
     resnet,
@@ -9,6 +10,7 @@ from tfkd.models import (
     shufflenet_v1,
     shufflenet_v2,
     vgg,
+    vit,
     wide_resnet,
 )
 
@@ -23,4 +25,6 @@ FAMILIES = (
     mobilenet_v2,
     shufflenet_v1,
     shufflenet_v2,
+    vit,
+    convnext,
 )

@@ -22,7 +22,7 @@ _AT_INPUT = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTransp
 
 
 def multiply_adds(model):
-    """Counts the multiply-adds of convolutions and dense layers for one image.
+    """Counts the multiply-adds of convolutions, dense layers and attention for one image.
 
     One multiplication with one addition counts as one. Normalisation, activations, pooling and
     biases are left out, as is usual. Every layer counts once, however often it is called; what
@@ -54,7 +54,27 @@ def multiply_adds(model):
             total += _kernel_size(layer) * math.prod(_shape(model, layer, "input")[1:-1])
         elif isinstance(layer, layers.EinsumDense):
             total += _kernel_size(layer) * _einsum_positions(model, layer)
+        elif isinstance(layer, layers.MultiHeadAttention):
+            total += _attention(layer)
     return total
+
+
+def _attention(layer):
+    """Counts the projections of an attention, and the products of queries, keys and values."""
+    query, value, *others = (tensor.shape for tensor in keras.tree.flatten(layer.input))
+    key = others[0] if others else value
+    total = sum(
+        _kernel_size(dense) * math.prod(shape[1:-1])
+        for dense, shape in (
+            (layer.query_dense, query),
+            (layer.key_dense, key),
+            (layer.value_dense, value),
+            (layer.output_dense, query),
+        )
+    )
+    attended = math.prod(key[axis] for axis in layer.attention_axes)
+    sizes = layer.key_dim + layer.value_dim
+    return total + layer.num_heads * sizes * math.prod(query[1:-1]) * attended
 
 
 def _kernel_size(layer):

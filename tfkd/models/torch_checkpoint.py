@@ -154,8 +154,8 @@ def _wanted(model):
     modules = torch_names(model)
     if modules is None:
         raise UsageError(
-            f"Model {model.name!r} is not of tfkd.models, so its layers cannot be matched with a "
-            "published PyTorch network: make it with tfkd.models.create()."
+            f"Model {model.name!r} is none of tfkd.models that equals a published PyTorch network, "
+            "as all but its transformers and ConvNeXts do: make it with tfkd.models.create()."
         )
     wanted = {}
     for layer_name, module in modules.items():

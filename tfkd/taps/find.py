@@ -1,6 +1,8 @@
 """Finds taps: those of the zoo, those of a loss's spots, and those of any model."""
 
+import collections
 import dataclasses
+import math
 
 import keras
 from keras import tree
@@ -11,17 +13,21 @@ from tfkd.taps.graph import (
     _NO_FEATURES,
     LOGITS,
     TEACHERS,
+    _attentions,
     _graph,
     _has_kernel,
+    _is_attention,
     _listing,
     _output_path,
     _zoo_taps,
     operation_of,
 )
-from tfkd.taps.read import _sublayers, _tensor, check, of
+from tfkd.taps.read import _children, _sublayers, _tensor, check, extractor, of, shapes
 
 _NORMALIZATION = keras.layers.BatchNormalization
 _POOLING = (keras.layers.GlobalAveragePooling2D, keras.layers.GlobalAveragePooling1D)
+#: What takes some of the tokens: the class token, or all others.
+_PARTS_OF_TOKENS = ("GetItem", "Cropping1D")
 #: Layers that leave features as they are in inference mode, but for their shape or dtype.
 _PASSIVE = ("Activation", "Dropout", "Flatten", "Identity", "Cast")
 
@@ -55,12 +61,18 @@ class Normalization:
 def suggest(model):
     """Proposes taps of a functional model, at the ends of its stages.
 
+    Of a transformer whose tokens are as many in all its blocks, these are the ends of the blocks;
+    that of the last one includes the normalisation behind it. Blocks may lie in layers of Python
+    code, as KerasHub's do. No proposal is a patch embedding: in front of the first attention maps
+    count that have another resolution than its tokens, and more than one layer with a kernel.
+
     Args:
         model: A functional `keras.Model`, nested models included.
 
     Returns:
-        `{tap: shape}`: for each resolution the last feature map through which every path from
-        input to output passes, then the pooled vector and the output, where they exist.
+        `{tap: shape}`: for each resolution, or number of tokens, the last features through which
+        every path from input to output passes, or for each block of a transformer; then the
+        pooled vector and the output, where they exist.
 
     Raises:
         UsageError: If the model is subclassed, so that its paths cannot be followed.
@@ -77,28 +89,82 @@ def suggest(model):
             f"Model {model.name!r} is subclassed, so its paths cannot be followed: name its taps "
             f"yourself; it has {_listing(_sublayers(model))}."
         )
-    maps, vectors = {}, []
+    maps, vectors, attended = {}, [], []
     order = {path: number for number, (path, _) in enumerate(graph.edges)}
     # The classifier: vectors that follow it (flattened, or cast to float32) are logits.
     classifier = max((order[p] for p in order if _has_kernel(graph.taps[p])), default=0)
+    attention = [p for p in order if _attentions(operation_of(graph.taps[p]))]
+    front = order[attention[0]] if attention else len(order)
     for path, tensor in _bottlenecks(graph):
         kind = type(operation_of(tensor)).__name__
         if tensor is graph.output or kind in _NO_FEATURES:
             continue
-        if len(tensor.shape) == 4 and tensor.shape[1:3] != (1, 1):
-            maps[tuple(tensor.shape[1:3])] = path
-        elif len(tensor.shape) == 2 and order[path] < classifier:
+        is_behind = order[path] >= front and kind not in _PARTS_OF_TOKENS
+        if len(tensor.shape) == 2 and order[path] < classifier:
             vectors.append(path)
+        elif (
+            len(tensor.shape) == 4
+            and _size(tensor) != (1, 1)
+            or (len(tensor.shape) == 3 and is_behind)
+        ):
+            maps[_size(tensor)] = path
+            attended += [path] if is_behind else []
+    if attention:
+        maps = _without_embedding(graph, maps, order, front)
     found, smallest = [], None
     for size in reversed(maps):
         # A size that comes back after a smaller one belongs to no stage of its own.
-        if smallest is None or None in size or size[0] * size[1] > smallest:
+        if smallest is None or None in size or math.prod(size) > smallest:
             found.insert(0, maps[size])
-            smallest = None if None in size else size[0] * size[1]
-    names = found + vectors[-1:]
-    suggestion = {path: tuple(graph.taps[path].shape) for path in names}
+            smallest = None if None in size else math.prod(size)
+    suggestion = {path: tuple(graph.taps[path].shape) for path in found}
+    if attended and len(found) == 1:
+        suggestion = _blocks(model, graph, attended)
+    suggestion |= {path: tuple(graph.taps[path].shape) for path in vectors[-1:]}
     suggestion[_output_path(graph)] = tuple(graph.output.shape)
     return suggestion
+
+
+def _size(tensor):
+    """The height and width of a map, or the number of tokens."""
+    return tuple(tensor.shape[1:-1])
+
+
+def _without_embedding(graph, maps, order, front):
+    """Leaves out the maps that tokens are made of, of which the first attention is at `front`."""
+    ahead = [graph.taps[path] for path in order if order[path] < front]
+    kernels = collections.Counter(_size(x) for x in ahead if len(x.shape) == 4 and _has_kernel(x))
+    last = [_size(x) for x in ahead if len(x.shape) == 4][-1:]
+    return {
+        size: path
+        for size, path in maps.items()
+        if order[path] >= front or (kernels[size] > 1 and size not in last)
+    }
+
+
+def _blocks(model, graph, features):
+    """Returns `{tap: shape}` of the last of some features before each attention but the first."""
+    ends, begun = {}, 0
+    for path, _ in graph.edges:
+        operation = operation_of(graph.taps[path])
+        if path in features:
+            ends |= {begun + i: part for i, part in enumerate(_inner_blocks(operation, path), 1)}
+        begun += _attentions(operation)
+        if path in features:
+            ends[begun] = path
+    inside = [path for path in ends.values() if path not in graph.taps]
+    read = shapes(extractor(model, inside), model.input_shape) if inside else {}
+    return {path: read.get(path) or tuple(graph.taps[path].shape) for path in ends.values()}
+
+
+def _inner_blocks(layer, path):
+    """Yields the paths of the layers inside of a layer of several attentions that hold one."""
+    if _attentions(layer) < 2:
+        return
+    for name, part in _children(layer).items():
+        if _attentions(part) == 1 and not _is_attention(part):
+            yield f"{path}/{name}"
+        yield from _inner_blocks(part, f"{path}/{name}")
 
 
 def _bottlenecks(graph):
@@ -125,8 +191,9 @@ def suggest_pairs(student, teacher):
     """Proposes spots for models with different numbers of stages.
 
     The stages are paired from the last one up, and the first stages of the model that has more
-    are left out: the distance of a feature from the classifier counts. Sizes may differ, since
-    losses resize maps where needed.
+    are left out: the distance of a feature from the classifier counts. Of a transformer whose
+    blocks all have as many tokens, blocks at equal distances are taken, the last one among them.
+    Sizes may differ, since losses resize maps where needed.
 
     Args:
         student: A functional `keras.Model`.
@@ -144,8 +211,20 @@ def suggest_pairs(student, teacher):
     loss = tfkd.losses.get("at", spots=tfkd.taps.suggest_pairs(student, teacher))
     ```
     """
-    stages = at_spots(student, "stages"), at_spots(teacher, "stages")
-    return list(zip(*map(reversed, stages)))[::-1]
+    stages = []
+    for model in (student, teacher):
+        stages.append(_stages(_proposed(model)))
+        if not stages[-1]:
+            raise _no_place(model, "stages")
+    number = min(map(len, stages))
+    return list(zip(*(_spread(of_one, number) for of_one in stages)))
+
+
+def _spread(stages, number):
+    """Chooses a number of stages: the last ones, or of one resolution those at equal distances."""
+    if _have_one_size(stages):
+        return [list(stages)[(i + 1) * len(stages) // number - 1] for i in range(number)]
+    return list(stages)[-number:]
 
 
 def at_spots(model, spots):
@@ -153,9 +232,9 @@ def at_spots(model, spots):
 
     | word | places |
     | --- | --- |
-    | `"stages"` | every stage, neither stem nor pooled vector |
+    | `"stages"` | every stage, neither stem nor pooled vector; see `suggest` for transformers |
     | `"before_relu"`, `"after_relu"` | what the last ReLU of every stage takes, or returns: see `around_relu` |
-    | `"hint"` | the second stage |
+    | `"hint"` | the second stage; in a transformer, whose blocks are alike, the middle one |
     | `"last_map"`, `"last_two_maps"` | the last stage, or two |
     | `"before_pooling"` | the map that global average pooling makes the pooled vector of |
     | `"pooled"` | the pooled vector |
@@ -186,14 +265,14 @@ def at_spots(model, spots):
         return [place[spots == "after_relu"] for place in places]
     if spots == "before_pooling":
         return [_pooling(model)[0]]
-    graph = _graph(model)
-    names = _zoo_taps(graph) if graph is not None else []
-    proposed = {path: graph.taps[path].shape for path in names} if names else suggest(model)
-    maps = [path for path, shape in proposed.items() if len(shape) == 4 and path != "stem"]
+    proposed = _proposed(model)
+    stages = _stages(proposed)
+    maps = list(stages)
+    second = (len(maps) - 1) // 2 if _have_one_size(stages) else 1
     pooled = [path for path, shape in proposed.items() if len(shape) == 2][:-1]
     found = {
         "stages": maps,
-        "hint": maps[1:2],
+        "hint": maps[second : second + 1],
         "last_map": maps[-1:],
         "last_two_maps": maps[-2:] if len(maps) > 1 else [],
         "pooled": pooled[-1:],
@@ -205,11 +284,33 @@ def at_spots(model, spots):
             f"{spots!r}: pass pairs [('student tap', 'teacher1/{first}'), ...]."
         )
     if not found:
-        raise UsageError(
-            f"Model {model.name!r} has no place that would serve as {spots!r}: pass pairs "
-            f"[('student tap', 'teacher tap')] instead; it has {_listing(of(model))}."
-        )
+        raise _no_place(model, spots)
     return found
+
+
+def _no_place(model, spots):
+    return UsageError(
+        f"Model {model.name!r} has no place that would serve as {spots!r}: pass pairs "
+        f"[('student tap', 'teacher tap')] instead; it has {_listing(of(model))}."
+    )
+
+
+def _proposed(model):
+    """Returns `{tap: shape}` by the zoo's names, or else as `suggest` proposes them."""
+    graph = _graph(model)
+    names = _zoo_taps(graph) if graph is not None else []
+    return {path: graph.taps[path].shape for path in names} if names else suggest(model)
+
+
+def _stages(proposed):
+    """Returns those of some proposed taps `{tap: shape}` that end stages."""
+    shapes = proposed.items()
+    return {path: shape for path, shape in shapes if len(shape) > 2 and path != "stem"}
+
+
+def _have_one_size(stages):
+    """Whether several stages `{tap: shape}` have all one resolution, or number of tokens."""
+    return len(stages) > 1 and len({tuple(shape[1:-1]) for shape in stages.values()}) == 1
 
 
 def _teachers(model):
@@ -250,7 +351,8 @@ def around_relu(model, tap):
     ```
     """
     graph = _graph(model)
-    if graph is None:
+    check(model, [tap])
+    if graph is None or _is_inside(graph, tap):
         return tap, tap
     tensor = _tensor(model, graph, tap)
     paths = {id(graph.taps[path]): path for path, _ in graph.edges}
@@ -283,7 +385,8 @@ def normalization_at(model, tap):
         channels, or the model is subclassed.
     """
     graph = _graph(model)
-    if graph is None:
+    check(model, [tap])
+    if graph is None or _is_inside(graph, tap):
         return None
     tensor = _tensor(model, graph, tap)
     channels = tensor.shape[-1]
@@ -298,6 +401,11 @@ def normalization_at(model, tap):
         tensor = max(sources[id(tensor)], key=lambda source: length.get(id(source), 0))
     layer = operation_of(tensor)
     return Normalization(layer.gamma, layer.beta) if tensor.shape[-1] == channels else None
+
+
+def _is_inside(graph, tap):
+    """Whether an existing tap lies in a layer whose parts are connected by Python code."""
+    return tap not in graph.taps and tap != LOGITS
 
 
 def classifier(model):

@@ -166,6 +166,26 @@ def _has_kernel(tensor):
     return any(len(weight.shape) >= 2 for weight in weights)
 
 
+def _is_of_keras(layer):
+    """Whether a layer is one of `keras.layers`, inside of which nothing is a tap."""
+    return type(layer).__module__.startswith("keras.src.layers.")
+
+
+def _is_attention(operation):
+    """Whether a layer or operation is an attention, by its class's name.
+
+    Every library has classes of its own, and all call them so.
+    """
+    return "Attention" in type(operation).__name__
+
+
+def _attentions(operation):
+    """Counts the attentions in a layer or operation, those inside of another left out."""
+    if _is_attention(operation):
+        return 1
+    return sum(map(_attentions, getattr(operation, "_layers", ())))
+
+
 def _listing(names, limit=12):
     names = list(names)
     text = ", ".join(names[:limit])

@@ -6,7 +6,15 @@ import keras
 import tensorflow as tf
 
 from tfkd.errors import UsageError
-from tfkd.taps.graph import LOGITS, _graph, _has_kernel, _listing, _zoo_taps, operation_of
+from tfkd.taps.graph import (
+    LOGITS,
+    _graph,
+    _has_kernel,
+    _is_of_keras,
+    _listing,
+    _zoo_taps,
+    operation_of,
+)
 
 
 def of(model):
@@ -18,8 +26,9 @@ def of(model):
     Returns:
         `{tap: shape}` in order of computation, shapes with `None` for the batch: the named taps
         of a zoo model (`stem`, `stage1`, ..., `pooled`, `logits`), the path of every layer of
-        another functional model, and of a subclassed model every layer path (its shape is None
-        until the model has run).
+        another functional model, and of a subclassed model every layer path. Of a layer whose
+        parts are connected by Python code, as the encoders of KerasHub's transformers are, the
+        parts follow it; their shapes, as those in a subclassed model, are None until they run.
 
     Example:
     ```python
@@ -33,7 +42,20 @@ def of(model):
     named = {path: tuple(graph.taps[path].shape) for path in _zoo_taps(graph)}
     if named:
         return named
-    return {path: tuple(tensor.shape) for path, tensor in graph.taps.items()}
+    found = {}
+    for path, tensor in graph.taps.items():
+        found[path] = tuple(tensor.shape)
+        found |= dict.fromkeys(_parts(model, path, tensor))
+    return found
+
+
+def _parts(model, path, tensor):
+    """Returns the paths `{path: layer}` in the layer that computes the tensor of a tap."""
+    layer = _reach(model, path)
+    # Of a nested model or a second call the path is not that of the layer.
+    if layer is None or layer is not operation_of(tensor):
+        return {}
+    return {f"{path}/{name}": part for name, part in _sublayers(layer).items()}
 
 
 def of_kind(model, kind):
@@ -116,6 +138,11 @@ def _tensor(model, graph, tap):
         return graph.taps[tap]
     if tap == LOGITS:
         return graph.output
+    if _reach(model, tap) is not None:
+        raise UsageError(
+            f"Tap {tap!r} of model {model.name!r} lies in a layer whose parts are connected by "
+            "Python code: it can be read, but not cut or followed."
+        )
     raise _no_such_tap(model, tap)
 
 
@@ -162,10 +189,12 @@ def extractor(model, taps=()):
     taps = [tap for tap in dict.fromkeys(taps) if tap != LOGITS]
     check(model, taps)
     graph = _graph(model)
-    if graph is None or any(tap not in graph.taps for tap in taps) or _shares_names(graph):
-        return functools.partial(_listen, model, taps)
-    outputs = {tap: graph.taps[tap] for tap in taps}
-    return keras.Model(graph.inputs, {**outputs, LOGITS: graph.output})
+    if graph is None or _shares_names(graph):
+        return functools.partial(_listen, model, model, taps)
+    outputs = {tap: graph.taps[tap] for tap in taps if tap in graph.taps}
+    run = keras.Model(graph.inputs, {**outputs, LOGITS: graph.output})
+    inside = [tap for tap in taps if tap not in outputs]
+    return functools.partial(_listen, model, run, inside) if inside else run
 
 
 def _shares_names(graph):
@@ -194,8 +223,8 @@ def shapes(observe, input_shape, prepare=None):
     return {tap: tuple(tensor.shape) for tap, tensor in outputs.items()}
 
 
-def _listen(model, taps, inputs, training=False):
-    """Runs `model` once and collects what the layers at `taps` return."""
+def _listen(model, run, taps, inputs, training=False):
+    """Runs `run`, of the layers of `model`, once and collects what those at `taps` return."""
     heard = {}
     listeners = []
     for tap in taps:
@@ -211,7 +240,7 @@ def _listen(model, taps, inputs, training=False):
         object.__setattr__(layer, "call", listening)
         listeners.append(layer)
     try:
-        heard[LOGITS] = model(inputs, training=training)
+        outputs = run(inputs, training=training)
     finally:
         for layer in listeners:
             object.__delattr__(layer, "call")
@@ -221,7 +250,7 @@ def _listen(model, taps, inputs, training=False):
             f"Model {model.name!r} did not run {', '.join(silent)} in its forward pass, so there "
             "is nothing to read there."
         )
-    return heard
+    return heard | (outputs if isinstance(outputs, dict) else {LOGITS: outputs})
 
 
 def _sublayers(model):
@@ -229,6 +258,8 @@ def _sublayers(model):
     found = {}
 
     def walk(layer, prefix, seen):
+        if _is_of_keras(layer):
+            return
         for name, child in _children(layer).items():
             if id(child) not in seen:
                 found[prefix + name] = child
