@@ -277,18 +277,19 @@ def at_spots(model, spots):
         "last_two_maps": maps[-2:] if len(maps) > 1 else [],
         "pooled": pooled[-1:],
     }[spots]
-    if not found and graph is not None and "teacher1" in graph.taps:
-        first = at_spots(model.get_layer("teacher1"), spots)[0]
-        raise UsageError(
-            f"Model {model.name!r} is several teachers, and each has a place that would serve as "
-            f"{spots!r}: pass pairs [('student tap', 'teacher1/{first}'), ...]."
-        )
     if not found:
         raise _no_place(model, spots)
     return found
 
 
 def _no_place(model, spots):
+    graph = _graph(model)
+    if graph is not None and "teacher1" in graph.taps:
+        first = at_spots(model.get_layer("teacher1"), spots)[0]
+        return UsageError(
+            f"Model {model.name!r} is several teachers, and each has a place that would serve as "
+            f"{spots!r}: pass pairs [('student tap', 'teacher1/{first}'), ...]."
+        )
     return UsageError(
         f"Model {model.name!r} has no place that would serve as {spots!r}: pass pairs "
         f"[('student tap', 'teacher tap')] instead; it has {_listing(of(model))}."
