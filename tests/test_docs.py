@@ -230,6 +230,13 @@ def test_a_page_of_a_method_has_the_form_of_all(name):
 
 
 @pytest.mark.parametrize("name", PAGES)
+def test_a_table_has_every_row_once(name):
+    for table in re.findall(r"(?:^\|.*\n)+", TEXTS[name], flags=re.MULTILINE):
+        rows = table.splitlines()
+        assert len(rows) == len(set(rows)), f"{name}: {table}"
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_lists_follow_an_empty_line(name):
     """The site would show another as a part of the paragraph before it."""
     item = re.compile(r"(- |\d+\. )")
