@@ -55,7 +55,7 @@ def build(image, num_classes, seed, width, heads, units, patch_size=4, class_tok
     check_positive_integer("patch_size", patch_size)
     if not isinstance(class_token, bool):
         raise UsageError(f"class_token must be True or False; received {class_token!r}.")
-    builder = Builder(seed, kernels="narrow")
+    builder = Builder(seed, kernels="glorot")
     x = builder.embedding(image, width, patch_size, class_token, name="stem")
     for stage, number in enumerate(units, start=1):
         for prefix, output in unit_names(stage, number):
@@ -64,7 +64,7 @@ def build(image, num_classes, seed, width, heads, units, patch_size=4, class_tok
     if class_token:
         x = layers.Cropping1D((0, x.shape[1] - 1), name="class_token")(x)
         x = layers.Flatten(name="pooled")(x)
-    return builder.classifier(x, num_classes, kernel="narrow", bias="zeros")
+    return builder.classifier(x, num_classes, bias="zeros")
 
 
 def _unit(builder, x, heads, prefix, output):
