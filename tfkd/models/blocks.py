@@ -165,7 +165,8 @@ class Builder:
         """Adds the tokens of a vision transformer: its patches, each with its position.
 
         One layer holds all of it: a dense layer of the pixels of a patch with a bias for each
-        token, which is the position. The class token is the bias of a patch of zeros.
+        token, which is the position. The class token is the bias of a patch of zeros. Positions
+        start about as large as patches of normalised pixels, `N(0, 0.5)`.
 
         Args:
             image: Tensor `(batch, height, width, channels)`. Sides that are no multiples of
@@ -197,7 +198,7 @@ class Builder:
                 -limit, limit, seed=self._seed_of(name)
             ),
             bias_initializer=keras.initializers.RandomNormal(
-                stddev=0.02, seed=self._seed_of(f"{name}/bias")
+                stddev=0.5, seed=self._seed_of(f"{name}/bias")
             ),
             name=name,
         )(x)
