@@ -92,7 +92,8 @@ def test_projections_of_an_attention_start_apart_and_by_the_seed():
         for part in ("query", "key", "value", "output")
     ]
     assert len({kernel.tobytes() for kernel in kernels}) == 8
-    np.testing.assert_allclose([kernel.std() for kernel in kernels], 0.02, rtol=0.1)
+    deviation = math.sqrt(2 / (64 + 64))
+    np.testing.assert_allclose([kernel.std() for kernel in kernels], deviation, rtol=0.1)
     for one, same in zip(first.get_weights(), second.get_weights()):
         np.testing.assert_array_equal(one, same)
 

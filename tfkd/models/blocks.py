@@ -16,8 +16,9 @@ class Builder:
         kernels: How convolutions start: `"normal"`, He-normal on the fan-out
             `N(0, sqrt(2 / (size² · filters)))`, as the published ResNets, WRNs, VGGs and
             MobileNetV2; `"uniform"`, PyTorch's default `U(±1 / sqrt(fan_in))`, as the
-            published ShuffleNets and MobileNetV1; or `"narrow"`, `N(0, 0.02)`, as the published
-            vision transformers and ConvNeXts. So do dense layers inside of a network.
+            published ShuffleNets and MobileNetV1; or `"glorot"`,
+            `U(±sqrt(6 / (fan_in + fan_out)))`, as the vision transformers of their first paper. So
+            do dense layers inside of a network.
     """
 
     def __init__(self, seed, kernels="normal"):
@@ -165,7 +166,8 @@ class Builder:
         """Adds the tokens of a vision transformer: its patches, each with its position.
 
         One layer holds all of it: a dense layer of the pixels of a patch with a bias for each
-        token, which is the position. The class token is the bias of a patch of zeros.
+        token, which is the position. The class token is the bias of a patch of zeros. Positions
+        start about as large as patches of normalised pixels, `N(0, 0.5)`.
 
         Args:
             image: Tensor `(batch, height, width, channels)`. Sides that are no multiples of
@@ -197,7 +199,7 @@ class Builder:
                 -limit, limit, seed=self._seed_of(name)
             ),
             bias_initializer=keras.initializers.RandomNormal(
-                stddev=0.02, seed=self._seed_of(f"{name}/bias")
+                stddev=0.5, seed=self._seed_of(f"{name}/bias")
             ),
             name=name,
         )(x)
@@ -209,8 +211,8 @@ class Builder:
             x: Tensor `(batch, height, width, channels)` or `(batch, tokens, features)`, or the
                 pooled vector itself, `(batch, features)`.
             num_classes: Integer.
-            kernel: `"uniform"`, PyTorch's default `U(±1 / sqrt(channels))`, `"normal"`,
-                `N(0, 0.01)`, or `"narrow"`, `N(0, 0.02)`.
+            kernel: `"uniform"`, PyTorch's default `U(±1 / sqrt(channels))`, or `"normal"`,
+                `N(0, 0.01)`.
             bias: `"uniform"`, as the kernel's, or `"zeros"`.
 
         Returns:
@@ -224,7 +226,6 @@ class Builder:
         kernels = {
             "uniform": keras.initializers.RandomUniform(-limit, limit, seed=kernel_seed),
             "normal": keras.initializers.RandomNormal(stddev=0.01, seed=kernel_seed),
-            "narrow": keras.initializers.RandomNormal(stddev=0.02, seed=kernel_seed),
         }
         biases = {
             "uniform": keras.initializers.RandomUniform(-limit, limit, seed=bias_seed),
@@ -239,11 +240,10 @@ class Builder:
 
     def _kernel(self, name, fan_in, fan_out, seeded=True):
         seed = self._seed_of(name) if seeded else None
-        if self.kernels == "narrow":
-            return keras.initializers.RandomNormal(stddev=0.02, seed=seed)
         if self.kernels == "normal":
             return keras.initializers.RandomNormal(stddev=math.sqrt(2 / fan_out), seed=seed)
-        limit = 1 / math.sqrt(fan_in)
+        spread = 3 * fan_in if self.kernels == "uniform" else (fan_in + fan_out) / 2
+        limit = math.sqrt(3 / spread)
         return keras.initializers.RandomUniform(-limit, limit, seed=seed)
 
     def _seed_of(self, name):

@@ -37,7 +37,7 @@ def build(image, num_classes, seed, widths, units, patch_size=2):
         - [A ConvNet for the 2020s](https://arxiv.org/abs/2201.03545), section 2.
     """
     check_positive_integer("patch_size", patch_size)
-    builder = Builder(seed, kernels="narrow")
+    builder = Builder(seed, kernels="glorot")
     x = builder.patches(image, widths[0], patch_size, name="stem_conv")
     x = layer_normalization(x, name="stem")
     for stage, (width, number) in enumerate(zip(widths, units), start=1):
@@ -47,7 +47,7 @@ def build(image, num_classes, seed, widths, units, patch_size=2):
         for prefix, output in unit_names(stage, number):
             x = _unit(builder, x, prefix, output)
     x = layer_normalization(x, name="final_norm")
-    return builder.classifier(x, num_classes, kernel="narrow", bias="zeros")
+    return builder.classifier(x, num_classes, bias="zeros")
 
 
 def _unit(builder, x, prefix, output):

@@ -45,7 +45,9 @@ def build(image, num_classes, seed, width, heads, units, patch_size=4, class_tok
 
     `vit_tiny` at a patch size of 16 is ViT-Ti (DeiT-Ti) but for 384 parameters that change
     nothing: the bias of the patches and that of the class token are in the positions. Dropout and
-    stochastic depth, which belong to its training, are left out.
+    stochastic depth, which belong to its training, are left out. Positions start as `N(0, 0.5)`,
+    published are `N(0, 0.02)`: with these, one run of 225 steps on 500 digits knows 34 or 37 % of
+    the test images, at two learning rates, with those 80 %, at one between.
 
     References:
         - [An Image is Worth 16x16 Words](https://arxiv.org/abs/2010.11929), section 3.1.
@@ -55,7 +57,7 @@ def build(image, num_classes, seed, width, heads, units, patch_size=4, class_tok
     check_positive_integer("patch_size", patch_size)
     if not isinstance(class_token, bool):
         raise UsageError(f"class_token must be True or False; received {class_token!r}.")
-    builder = Builder(seed, kernels="narrow")
+    builder = Builder(seed, kernels="glorot")
     x = builder.embedding(image, width, patch_size, class_token, name="stem")
     for stage, number in enumerate(units, start=1):
         for prefix, output in unit_names(stage, number):
@@ -64,7 +66,7 @@ def build(image, num_classes, seed, width, heads, units, patch_size=4, class_tok
     if class_token:
         x = layers.Cropping1D((0, x.shape[1] - 1), name="class_token")(x)
         x = layers.Flatten(name="pooled")(x)
-    return builder.classifier(x, num_classes, kernel="narrow", bias="zeros")
+    return builder.classifier(x, num_classes, bias="zeros")
 
 
 def _unit(builder, x, heads, prefix, output):
