@@ -5,7 +5,7 @@ import functools
 import keras
 import tensorflow as tf
 from mutual_learning import images, students
-from tiny import values
+from tiny import EAGER, values
 
 import tfkd
 
@@ -18,7 +18,6 @@ SMALL = {
 }
 #: Of classifiers, generator and discriminator, so that one step changes each.
 RATES = (0.05, 0.2, 0.1)
-EAGER = {"run_eagerly": True}
 
 
 def make(models=None, rates=(0.0, 0.0, 0.0), epoch=0, compile_arguments=EAGER, **arguments):

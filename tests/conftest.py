@@ -42,4 +42,23 @@ def same_start():
     import keras
 
     keras.utils.set_random_seed(0)
+    yield
+    # Afterwards: what a fixture of a module makes precedes the next test.
     keras.config.set_dtype_policy("float32")
+
+
+def optimize_graphs(enabled):
+    """Lets TensorFlow optimize each graph before its first step, or not."""
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not enabled})
+
+
+# It takes a third of the time of tracing and two steps, and tests take few.
+optimize_graphs(False)
+
+
+@pytest.fixture
+def optimized_graphs():
+    """Graphs as users run them; so do the commands that tests start in processes of their own."""
+    optimize_graphs(True)
+    yield
+    optimize_graphs(False)

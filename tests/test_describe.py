@@ -130,20 +130,14 @@ def test_an_unknown_name(name, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments, code, message",
     [
         (["at"], 0, None),
         (["kdd"], errors.MISTAKE, "error: Unknown name 'kdd'; did you mean kd"),
-        pytest.param(
-            ["kd", "at"], errors.MISTAKE, "error: One name at a time", marks=pytest.mark.slow
-        ),
-        pytest.param(
-            ["--nmae=at"],
-            errors.MISTAKE,
-            "error: Unknown command line flag 'nmae'",
-            marks=pytest.mark.slow,
-        ),
+        (["kd", "at"], errors.MISTAKE, "error: One name at a time"),
+        (["--nmae=at"], errors.MISTAKE, "error: Unknown command line flag 'nmae'"),
     ],
 )
 def test_the_command(arguments, code, message):

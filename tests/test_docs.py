@@ -2,12 +2,10 @@
 
 import importlib
 import inspect
-import os
 import pathlib
 import re
 import shlex
 import subprocess
-import sys
 
 import keras
 import pytest
@@ -16,7 +14,7 @@ from commands import ROOT, call
 
 import tfkd
 import tfkd_cli
-from tfkd import compare, config, methods, train
+from tfkd import chain, check, compare, config, methods, train
 from tfkd.runs import chains
 
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -75,8 +73,13 @@ def commands():
 
 
 COMMANDS = list(commands())
-#: Commands that take a config and train.
-TRAINS = ("tfkd.train", "tfkd.compare", "tfkd.chain", "tfkd.check")
+#: Commands that take a config and train, and what they run.
+TRAINS = {
+    "tfkd.train": train.train,
+    "tfkd.compare": compare.main,
+    "tfkd.chain": chain.main,
+    "tfkd.check": check.check,
+}
 
 
 def module_and_flags(words):
@@ -327,14 +330,7 @@ def test_commands_train(words, elsewhere):
     if "--protocol=rco" in arguments:
         more += ["--anchors=1"]
     (elsewhere / "configs").symlink_to(ROOT / "configs")
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments, *more],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TFDS_DATA_DIR": str(elsewhere / "tfds")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    call(TRAINS[module], *arguments, *more, needs_workdir=module != "tfkd.check")
 
 
 def test_links_lead_somewhere():

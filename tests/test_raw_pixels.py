@@ -1,5 +1,6 @@
 """Runs on pixels of 0 to 255, for models that bring their own preprocessing."""
 
+import functools
 import json
 
 import keras
@@ -43,16 +44,25 @@ def trained(batches, validation, *first):
 
 @pytest.fixture(scope="module")
 def teacher(data, tmp_path_factory):
-    """The path of one with its preprocessing inside, and of one that takes values in [-1, 1]."""
+    """The path of one with its preprocessing inside, or of one that takes values in [-1, 1]."""
     folder = tmp_path_factory.mktemp("teachers")
     rescaling = keras.layers.Rescaling(1 / 127.5, -1)
-    trained(data.train, data.test, rescaling).save(folder / "inside.keras")
-    batches, test = (
-        split.map(lambda images, labels: (rescaling(images), labels))
-        for split in (data.train, data.test)
-    )
-    trained(batches, test).save(folder / "outside.keras")
-    return {name: folder / f"{name}.keras" for name in ("inside", "outside")}
+
+    @functools.cache
+    def path(name):
+        if name == "inside":
+            model = trained(data.train, data.test, rescaling)
+        else:
+            model = trained(
+                *(
+                    split.map(lambda images, labels: (rescaling(images), labels))
+                    for split in (data.train, data.test)
+                )
+            )
+        model.save(folder / f"{name}.keras")
+        return folder / f"{name}.keras"
+
+    return path
 
 
 OWN = {
@@ -63,17 +73,23 @@ OWN = {
 
 @pytest.fixture(scope="module")
 def finished(teacher, data_dir, tmp_path_factory):
+    """The work directory of a run with one of these teachers."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, own in OWN.items():
-        given = SMALL[0].replace("teacher=resnet14", f"teacher={teacher[name]}")
-        call(train.train, given, *RAW, *own, f"--data_dir={data_dir}", f"--workdir={folder / name}")
-    return folder
+
+    @functools.cache
+    def run(name):
+        given = SMALL[0].replace("teacher=resnet14", f"teacher={teacher(name)}")
+        flags = [*RAW, *OWN[name], f"--data_dir={data_dir}", f"--workdir={folder / name}"]
+        call(train.train, given, *flags)
+        return folder / name
+
+    return run
 
 
 @pytest.mark.parametrize("name", ["inside", pytest.param("outside", marks=pytest.mark.slow)])
 def test_a_teacher_sees_the_images_that_it_was_trained_on(name, finished, teacher, data):
-    summary = json.loads((finished / name / "summary.json").read_text())
-    model = keras.models.load_model(teacher[name])
+    summary = json.loads((finished(name) / "summary.json").read_text())
+    model = keras.models.load_model(teacher(name))
     hits = []
     for images, labels in data.pixels("test").as_numpy_iterator():
         images = images.astype("float32")
@@ -85,8 +101,8 @@ def test_a_teacher_sees_the_images_that_it_was_trained_on(name, finished, teache
 
 
 def test_evaluate_uses_what_the_run_used(finished, data_dir):
-    summary = json.loads((finished / "inside/summary.json").read_text())
-    scores, _ = evaluate.evaluate(finished / "inside", data_dir=data_dir)
+    summary = json.loads((finished("inside") / "summary.json").read_text())
+    scores, _ = evaluate.evaluate(finished("inside"), data_dir=data_dir)
     for name in ("student", "teacher"):
         expected = summary[name]["test_accuracy"]
         assert scores[name]["accuracy"] == pytest.approx(expected, abs=0.003)
@@ -97,12 +113,12 @@ def test_evaluate_uses_what_the_run_used(finished, data_dir):
 def test_an_exported_model_takes_the_pixels(name, model, finished, data, data_dir, tmp_path):
     path = tmp_path / "exported.keras"
     _, exported = export.export_run(
-        finished / name, "keras", model=model, output=path, data_dir=data_dir
+        finished(name), "keras", model=model, output=path, data_dir=data_dir
     )
     assert exported["equal_predictions"] == 1.0
     images, _ = next(data.pixels("test").as_numpy_iterator())
     outputs = keras.models.load_model(path, compile=False).predict(images, verbose=0)
-    run = work_directory.WorkDirectory(finished / name)
+    run = work_directory.WorkDirectory(finished(name))
     values = images.astype("float32")
     values = values if model == "student" else values / 127.5 - 1
     expected = run.model(model).predict(values, verbose=0)
@@ -111,13 +127,13 @@ def test_an_exported_model_takes_the_pixels(name, model, finished, data, data_di
 
 def test_int8_takes_them_too(finished, data_dir, tmp_path):
     _, exported = export.export_run(
-        finished / "inside", "tflite", "int8", "teacher", tmp_path / "t.tflite", data_dir=data_dir
+        finished("inside"), "tflite", "int8", "teacher", tmp_path / "t.tflite", data_dir=data_dir
     )
     assert exported["test_accuracy"] > 0.8
 
 
 def test_check_sees_pixels(teacher, data_dir, capsys):
-    given = SMALL[0].replace("teacher=resnet14", f"teacher={teacher['inside']}")
+    given = SMALL[0].replace("teacher=resnet14", f"teacher={teacher('inside')}")
     call(check.check, given, *RAW, f"--data_dir={data_dir}", needs_workdir=False)
     printed = capsys.readouterr().out
     assert "near chance" not in printed

@@ -181,12 +181,12 @@ def test_a_loss_with_schedules_round_trips(loss, weight):
         np.testing.assert_array_equal(value, made([STUDENT], [TEACHER], labels=LABELS))
 
 
-def make(weight=1.0, temperature=4.0, student_loss_weight=1.0):
+def make(weight=1.0, temperature=4.0, student_loss_weight=1.0, run_eagerly=True):
     loss = tfkd.losses.KnowledgeDistillation(weight=weight, temperature=temperature)
     distiller = tfkd.KnowledgeDistiller(
         tiny.model(seed=1), tiny.model(width=8, seed=2), [loss], student_loss_weight
     )
-    distiller.compile(keras.optimizers.SGD(0.1))
+    distiller.compile(keras.optimizers.SGD(0.1), run_eagerly=run_eagerly)
     return distiller
 
 
@@ -236,7 +236,7 @@ def weights_by_epoch(history):
 
 
 def test_one_trace_serves_all_epochs():
-    distiller = make(LinearWarmUp(0.5, 2, epochs=3), Cosine(2, 6, epochs=3))
+    distiller = make(LinearWarmUp(0.5, 2, epochs=3), Cosine(2, 6, epochs=3), run_eagerly=False)
     loss, traces, by_epoch = distiller.distillation_losses[0], [], []
     compare = loss.compare
     loss.compare = lambda *args: traces.append(1) or compare(*args)
@@ -251,7 +251,8 @@ def test_one_trace_serves_all_epochs():
 @pytest.mark.slow
 def test_replicas_share_the_epoch():
     with tfkd.runtime.strategy("mirrored", 2).scope():
-        history = fit(make(LinearWarmUp(0.5, 1.5, epochs=2)), initial_epoch=1, epochs=3)
+        distiller = make(LinearWarmUp(0.5, 1.5, epochs=2), run_eagerly=False)
+        history = fit(distiller, initial_epoch=1, epochs=3)
     assert weights_by_epoch(history) == pytest.approx([1, 1.5], rel=1e-5)
 
 
@@ -296,7 +297,7 @@ def test_a_callback_list_stays_as_the_user_made_it():
 
 def test_a_run_restored_by_keras_goes_on_in_its_epoch(tmp_path):
     def run(epochs):
-        distiller = make(Epoch())
+        distiller = make(Epoch(), run_eagerly=False)
         backup = keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
         return weights_by_epoch(fit(distiller, epochs=epochs, callbacks=[backup]))
 
@@ -332,7 +333,7 @@ def test_a_curriculum_temperature_is_trained_and_round_trips(tmp_path):
     def make():
         losses = [tfkd.losses.get("kd", temperature=CurriculumTemperature(initial=-1.0, epochs=1))]
         distiller = tfkd.KnowledgeDistiller(tiny.model(), tiny.model(seed=1), losses=losses)
-        distiller.compile("sgd")
+        distiller.compile("sgd", **tiny.EAGER)
         return distiller
 
     distiller = make()

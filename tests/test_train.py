@@ -167,17 +167,8 @@ def test_the_same_command_again_changes_nothing(finished, data_dir, capsys):
     assert before == {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize(
-    "stage, epoch",
-    [
-        pytest.param("teacher", 1, marks=pytest.mark.slow),
-        pytest.param("student", 0, marks=pytest.mark.slow),
-        ("student", 1),
-    ],
-)
-def test_an_interrupted_run_resumes_to_the_same_bits(
-    stage, epoch, finished, small, tmp_path, data_dir, monkeypatch, capsys
-):
+def interrupted(capsys, arguments, stage, epoch):
+    """Runs a command until Ctrl-C comes, after the first batch of an epoch of a stage."""
     batch_end = fitting.Progress.on_train_batch_end
 
     def interrupt(self, batch, logs=None):
@@ -186,16 +177,24 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
         if here == stage and len(self.history) == epoch:
             raise KeyboardInterrupt
 
-    workdir = tmp_path / "run"
-    flags_ = SMALL if stage == "teacher" else small
-    arguments = [*flags_, data_dir, f"--workdir={workdir}"]
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(fitting.Progress, "on_train_batch_end", interrupt)
         call(train.train, *arguments)
     assert stop.value.code == command_line.INTERRUPTED
     assert "the same command resumes" in capsys.readouterr().err
     # What a resumed process draws before must not matter.
     keras.utils.set_random_seed(99)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, epoch", [("teacher", 1), ("student", 0)])
+def test_an_interrupted_run_resumes_to_the_same_bits(
+    stage, epoch, finished, small, tmp_path, data_dir, capsys
+):
+    workdir = tmp_path / "run"
+    flags_ = SMALL if stage == "teacher" else small
+    arguments = [*flags_, data_dir, f"--workdir={workdir}"]
+    interrupted(capsys, arguments, stage, epoch)
     call(train.train, *arguments)
     assert ("resuming after epoch 1 of 2" in capsys.readouterr().out) == (epoch == 1)
     assert_same_run(finished, workdir)
@@ -835,27 +834,29 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     assert_same_run(finished, workdir)
 
 
-def test_divergence_tells_part_step_and_the_last_good_checkpoint(
-    small, tmp_path, data_dir, monkeypatch, capsys
+def test_a_run_that_was_interrupted_and_diverged_resumes_to_the_same_bits(
+    finished, small, tmp_path, data_dir, monkeypatch, capsys
 ):
-    """Nothing of what diverged is saved."""
+    """Divergence tells part, step and the last good checkpoint; nothing of it is saved."""
+    workdir = tmp_path / "run"
+    arguments = [*small, data_dir, f"--workdir={workdir}"]
+    interrupted(capsys, arguments, "student", 1)
     epoch_begin = fitting.Progress.on_epoch_begin
 
     def poison(self, epoch, logs=None):
         epoch_begin(self, epoch, logs)
-        if epoch == 1:
-            weights = self.model.student.trainable_variables[0]
-            weights.assign(np.full(weights.shape, np.nan))
+        bias = self.model.student.trainable_variables[-1]
+        bias.assign(np.full(bias.shape, np.nan))
 
-    arguments = [*small, data_dir, "--config.epochs=3", f"--workdir={tmp_path / 'run'}"]
     with monkeypatch.context() as patch:
         patch.setattr(fitting.Progress, "on_epoch_begin", poison)
         line = refused(capsys, train.train, *arguments)
-    path = tmp_path / "run" / "checkpoint.npz"
-    assert "weights of the student became NaN or infinite in epoch 2, step 1 of 2" in line
+    assert "student_loss and kd_loss became NaN or infinite in epoch 2, step 1 of 2" in line
+    path = workdir / "checkpoint.npz"
     assert line.endswith(f"The last good checkpoint is {path}, of epoch 1.")
     call(train.train, *arguments)
-    assert "resuming after epoch 1 of 3" in capsys.readouterr().out
+    assert "resuming after epoch 1 of 2" in capsys.readouterr().out
+    assert_same_run(finished, workdir)
 
 
 @pytest.mark.slow

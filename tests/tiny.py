@@ -1,5 +1,7 @@
 """Tiny models and data, so that tests spend their time on what they test."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import layers, ops
@@ -8,6 +10,8 @@ from tfkd.losses import DistillationLoss
 
 CLASSES = 5
 SHAPE = (8, 8, 3)
+#: Arguments of `compile` for tests that take few steps, which tracing takes longer than.
+EAGER = {"run_eagerly": True}
 
 
 def model(
@@ -41,6 +45,12 @@ def model(
     initializer = keras.initializers.HeNormal(next(seeds))
     outputs = layers.Dense(classes, kernel_initializer=initializer, name="logits")(x)
     return keras.Model(inputs, outputs, name=name)
+
+
+@functools.cache
+def shared(width=4, name="tiny", seed=0):
+    """A model that is made once, for tests that neither train nor change it."""
+    return model(width, name, seed=seed)
 
 
 def data(examples=32, classes=CLASSES, seed=0):

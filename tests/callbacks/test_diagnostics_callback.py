@@ -185,7 +185,7 @@ def test_gradients_are_those_of_a_plain_tape(regularized):
 def test_two_replicas_measure_what_one_does_and_train_alike(losses):
     def trained(replicas, looks):
         keras.utils.set_random_seed(0)
-        with tfkd.runtime.strategy("mirrored", replicas).scope():
+        with tfkd.runtime.strategy("auto", replicas).scope():
             distiller = make(tiny.model(seed=1), list(losses), student_loss_weight=0.5)
         further = [tfkd.callbacks.Diagnostics([tiny.data(30, seed=1)], gradient_examples=15)]
         history = fit(distiller, further if looks else (), epochs=1)

@@ -30,7 +30,7 @@ def networks():
 
 def train(make, batch_size, replicas=1, models=networks, epochs=1, examples=24, **arguments):
     """Trains for an epoch; returns what was trained, and the distiller."""
-    with tfkd.runtime.strategy("mirrored", replicas).scope():
+    with tfkd.runtime.strategy("auto", replicas).scope():
         keras.utils.set_random_seed(0)
         distiller = make(*models())
         rate = keras.optimizers.schedules.ExponentialDecay(0.02, 1, 0.5)
@@ -87,7 +87,7 @@ def test_replicas_accumulate_what_one_device_does(precision):
         return tfkd.KnowledgeDistiller(student, teacher)
 
     def run(replicas):
-        with tfkd.runtime.strategy("mirrored", replicas).scope():
+        with tfkd.runtime.strategy("auto", replicas).scope():
             keras.utils.set_random_seed(0)
             distiller = make(*models())
             optimizer = keras.optimizers.Adam(0.01, global_clipnorm=0.1)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from tiny import values
+from tiny import EAGER, values
 
 import tfkd
 from tfkd.errors import UsageError
@@ -19,7 +19,7 @@ OPTIONS = {
 }
 
 
-def make(rate=0.1, discriminator_rate=0.01, seed=1, student=None, compile_arguments=None, **kw):
+def make(rate=0.1, discriminator_rate=0.01, seed=1, student=None, compile_arguments=EAGER, **kw):
     student = student or tiny.model(seed=seed)
     # With a ramp the adversary would have no say in the first epoch.
     kw = {"adversarial_ramp": 0, **kw}
@@ -28,7 +28,7 @@ def make(rate=0.1, discriminator_rate=0.01, seed=1, student=None, compile_argume
         keras.optimizers.SGD(rate),
         metrics=["accuracy"],
         discriminator_optimizer=keras.optimizers.Adam(discriminator_rate),
-        **(compile_arguments or {}),
+        **compile_arguments,
     )
     return distiller
 
@@ -158,7 +158,7 @@ def test_without_auxiliary_learners_it_is_kd_step_for_step(weight):
     plain = tfkd.KnowledgeDistiller(
         tiny.model(seed=1), tiny.model(8, seed=2), losses=[loss], student_loss_weight=1.0
     )
-    plain.compile(keras.optimizers.SGD(0.1), metrics=["accuracy"])
+    plain.compile(keras.optimizers.SGD(0.1), metrics=["accuracy"], **EAGER)
     distiller = make(auxiliary_learners=0, kd_weight=weight)
     for _ in range(3):
         expected = plain.train_on_batch(x, y, sample_weight, return_dict=True)

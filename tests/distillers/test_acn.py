@@ -8,7 +8,6 @@ import pytest
 import tensorflow as tf
 import tiny
 from acn_game import (
-    EAGER,
     RATES,
     SMALL,
     divided,
@@ -20,7 +19,7 @@ from acn_game import (
 )
 from keras import layers
 from mutual_learning import assert_close, images, step, students, unchanged, weights
-from tiny import assert_equal, values
+from tiny import EAGER, assert_equal, values
 
 import tfkd
 from tfkd import plots

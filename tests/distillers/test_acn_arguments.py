@@ -77,7 +77,8 @@ WRONG = [
 
 @pytest.mark.parametrize("arguments, message", WRONG)
 def test_wrong_arguments_are_one_line(arguments, message):
-    arguments = {"students": students, **arguments}
+    pair = [tiny.shared(name=f"tiny{seed}", seed=seed) for seed in (1, 2)]
+    arguments = {"students": lambda: pair, **arguments}
     with pytest.raises(UsageError, match=message) as error:
         tfkd.ACN(arguments.pop("students")(), **{**SMALL, **arguments}).compile()
     assert "\n" not in str(error.value)

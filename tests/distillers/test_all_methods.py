@@ -13,13 +13,11 @@ import tensorflow as tf
 import tiny
 from keras import layers, ops
 from methods import DATA_FREE, LOSSES, METHODS, OF_STUDENTS, PLAIN, make
-from tiny import assert_equal, values
+from tiny import EAGER, assert_equal, values
 
 import tfkd
 from tfkd.errors import UsageError
 from tfkd.runs import checkpoint
-
-EAGER = {"run_eagerly": True}
 
 
 def chosen(names, *fast):
@@ -35,7 +33,7 @@ MOST = chosen(PLAIN, *FAST)
 
 def train(method, replicas=1, **compile_arguments):
     """Trains for an epoch; returns the distiller, and its logs."""
-    with tfkd.runtime.strategy("mirrored", replicas).scope():
+    with tfkd.runtime.strategy("auto", replicas).scope():
         keras.utils.set_random_seed(0)
         distiller = make(method, **compile_arguments)
         logs = distiller.fit(methods.data(weighted=True), verbose=0).history
@@ -49,10 +47,9 @@ def trained():
 
 
 def on_replicas():
-    fast = ["ackd", "losses of logits"]
     for method in [*METHODS, *LOSSES]:
         for replicas in (2, 4):
-            marks = () if replicas == 2 and method in fast else pytest.mark.slow
+            marks = () if replicas == 2 and method == "ackd" else pytest.mark.slow
             yield pytest.param(method, replicas, marks=marks, id=f"{method}-{replicas}")
 
 
@@ -76,7 +73,8 @@ def test_every_loss_is_in_the_table():
     available = tfkd.losses.available()
     # Not those that other tests define.
     ours = {name for name, cls in available.items() if cls.__module__.startswith("tfkd.")}
-    made = [make(method).distillation_losses for method in LOSSES]
+    pair = methods.models("losses of logits")
+    made = [build(*pair).distillation_losses for build in LOSSES.values()]
     assert {loss.id for losses in made for loss in losses} == ours
 
 
@@ -86,7 +84,8 @@ def test_every_method_is_in_the_table():
         for name, cls in tfkd.distillers.available().items()
         if cls.__module__.startswith("tfkd.")
     }
-    assert {make(method).id for method in METHODS} - {None} == ours
+    pair = methods.models("kd+at")
+    assert {METHODS[method](*pair).id for method in PLAIN} - {None} == ours
 
 
 def with_fixed_draws(distiller):
@@ -108,6 +107,7 @@ def with_fixed_draws(distiller):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimized_graphs")
 @pytest.mark.parametrize("method", [*METHODS, *LOSSES])
 def test_compiled_with_xla_it_is_the_same_step(method):
     found = []
@@ -234,12 +234,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(method, tmp_path):
         return make(method, student, second if students else teacher, **EAGER)
 
     whole, resumed = start(3), start(5)
-    whole.fit(methods.data(), verbose=0)
+    # After one step an optimizer has all of its state.
+    data = methods.data(methods.BATCH)
+    whole.fit(data, verbose=0)
     checkpoint.save(tmp_path / "checkpoint.npz", whole, {})
     checkpoint.restore(tmp_path / "checkpoint.npz", resumed)
     histories = []
     for distiller in (whole, resumed):
-        logs = distiller.fit(methods.data(), epochs=2, initial_epoch=1, verbose=0).history
+        logs = distiller.fit(data, epochs=2, initial_epoch=1, verbose=0).history
         logs.pop("reestimation_seconds", None)
         histories.append(logs)
     assert histories[0] == histories[1]
@@ -251,10 +253,13 @@ def test_samples_of_weight_0_train_nothing(method):
     """Batch normalization apart, whose statistics are those of all images."""
     x, y = tiny.data(16)
     weights = np.tile([0.0, 2.0], 8)
-    found = []
+    distiller = make(method, *methods.models(method, normalized=False), **EAGER)
+    distiller.build_optimizers()
+    state = checkpoint.variables_of(distiller)
+    start, found = values(state), []
     for labels in (y, np.where(weights > 0, y, (y + 1) % tiny.CLASSES)):
-        keras.utils.set_random_seed(0)
-        distiller = make(method, *methods.models(method, normalized=False), **EAGER)
+        for variable, value in zip(state, start, strict=True):
+            variable.assign(value)
         distiller.train_on_batch(x, labels, sample_weight=weights)
         found.append(values(distiller.trainable_variables))
     for a, b in zip(*found, strict=True):
@@ -317,9 +322,9 @@ def test_one_forward_pass_of_each_model(method):
 
 
 @pytest.mark.parametrize("method", [name for name in FAST if name not in DATA_FREE])
-def test_training_needs_labels(method):
+def test_training_needs_labels(method, trained):
     with pytest.raises(UsageError, match="Training and evaluation need labels"):
-        make(method).fit(tiny.data()[0], verbose=0)
+        trained(method)[0].fit(tiny.data()[0], verbose=0)
 
 
 class OwnMethod(tfkd.Distiller):
@@ -363,7 +368,7 @@ def with_activity(value, seed, name):
 
 
 def loss_with_activity(method, value, replicas):
-    with tfkd.runtime.strategy("mirrored", replicas).scope():
+    with tfkd.runtime.strategy("auto", replicas).scope():
         keras.utils.set_random_seed(0)
         models = [with_activity(value, seed, f"model{seed}") for seed in (1, 2)]
         distiller = make(method, *models, rate=0.0, metrics=None, run_eagerly=replicas == 1)
@@ -425,7 +430,7 @@ def test_replicas_without_a_sample_take_part_in_evaluation(method):
     """17 samples in batches of 16: two replicas share the last one."""
 
     def evaluated(replicas):
-        with tfkd.runtime.strategy("mirrored", replicas).scope():
+        with tfkd.runtime.strategy("auto", replicas).scope():
             keras.utils.set_random_seed(0)
             distiller = make(method)
             data = tf.data.Dataset.from_tensor_slices(tiny.data(17)).batch(16)
@@ -456,7 +461,7 @@ def test_samples_that_replicas_cannot_share_are_left_out(replicas, examples, tra
     """Of the last 6 samples on four replicas 4 remain; of one on two, none of arrays."""
     results = []
     for devices, count in ((1, trained_on), (replicas, examples)):
-        with tfkd.runtime.strategy("mirrored", devices).scope():
+        with tfkd.runtime.strategy("auto", devices).scope():
             keras.utils.set_random_seed(0)
             distiller = make("alone")
             x, y = (part[:count] for part in tiny.data(22))

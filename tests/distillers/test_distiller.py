@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 import tiny
 from keras import ops
-from tiny import Hint, Relational, assert_equal
+from tiny import EAGER, Hint, Relational, assert_equal
 
 import tfkd
 from tfkd.errors import UsageError
@@ -40,7 +40,7 @@ def test_weights_of_keras_checkpoints_go_back_by_the_distiller(tmp_path):
     """A student by itself refuses them, and a distiller what a student has saved by itself."""
     x, y = tiny.data()
     path = tmp_path / "last.weights.h5"
-    distiller = make(["kd", Hint()], tiny.model())
+    distiller = make(["kd", Hint()], tiny.model(), compile_arguments=EAGER)
     keep = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
     distiller.fit(x, y, verbose=0, callbacks=[keep])
     again = make(["kd", Hint()], tiny.model(seed=5))
@@ -60,7 +60,7 @@ def test_regularizers_take_part():
     """One step with L2 moves each kernel by an extra learning rate · 2 · factor · kernel."""
     factor, x_y = 0.3, tiny.data()
     plain, regularized = (
-        make(student=tiny.model(seed=1, regularizer=regularizer))
+        make(student=tiny.model(seed=1, regularizer=regularizer), compile_arguments=EAGER)
         for regularizer in (None, keras.regularizers.L2(factor))
     )
     start = plain.student.layers[1].kernel.numpy()
@@ -78,7 +78,8 @@ def test_sample_weights_weigh_every_loss():
     distiller = make(["kd"])
     logits = distiller.student(x, training=True)
     teacher = distiller.teacher(x)
-    logs = make(["kd"]).train_on_batch(x, y, sample_weight=weights, return_dict=True)
+    weighted = make(["kd"], compile_arguments=EAGER)
+    logs = weighted.train_on_batch(x, y, sample_weight=weights, return_dict=True)
     kd = tfkd.losses.get("kd")
     assert logs["kd_loss"] == pytest.approx(float(kd([logits[::2]], [teacher[::2]])) / 2, rel=1e-4)
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -88,7 +89,7 @@ def test_sample_weights_weigh_every_loss():
 def test_class_weights_are_sample_weights():
     x, y = tiny.data()
     class_weight = {label: 0.5 + label for label in range(tiny.CLASSES)}
-    by_class, by_sample = make(), make()
+    by_class, by_sample = make(compile_arguments=EAGER), make(compile_arguments=EAGER)
     by_class.fit(x, y, class_weight=class_weight, shuffle=False, verbose=0)
     by_sample.fit(x, y, sample_weight=0.5 + y, shuffle=False, verbose=0)
     for a, b in zip(values(by_class.student), values(by_sample.student)):
@@ -119,6 +120,23 @@ def test_logs_name_each_part_and_callbacks_work(tmp_path):
     assert best.count_params() == distiller.student.count_params()
 
 
+def test_validation_begins_no_pass_that_it_does_not_use():
+    passes = []
+
+    def batches():
+        passes.append(1)
+        yield tiny.data(8)
+
+    signature = (tf.TensorSpec((None, *tiny.SHAPE)), tf.TensorSpec((None,), tf.int64))
+    validation = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    # Of one replica too Keras looks at the first batch, unless all is built.
+    with tfkd.runtime.strategy("mirrored", 1).scope():
+        distiller = tfkd.KnowledgeDistiller(tiny.model())
+        distiller.compile("sgd", metrics=["accuracy"])
+    distiller.fit(*tiny.data(8), validation_data=validation, epochs=2, verbose=0)
+    assert len(passes) == 2
+
+
 def test_same_seed_same_result_with_dropout():
     def train(seed):
         keras.utils.set_random_seed(seed)
@@ -138,7 +156,7 @@ def test_xla_is_off_by_default_where_it_is_slower():
 
 def one_step(replicas, losses, data, batch_size, **kw):
     """Trains a fresh distiller for one epoch on some replicas; returns weights and logs."""
-    with tfkd.runtime.strategy("mirrored", replicas).scope():
+    with tfkd.runtime.strategy("auto", replicas).scope():
         keras.utils.set_random_seed(0)
         student = tiny.model(seed=1, regularizer=keras.regularizers.L2(0.01))
         distiller = make(losses(), student, tiny.model(width=8, seed=2), **kw)
@@ -422,7 +440,7 @@ def test_a_lambda_can_be_the_loss():
     loss = lambda y, p: keras.losses.sparse_categorical_crossentropy(  # noqa: E731
         y, p, from_logits=True
     )
-    one, other = make(compile_arguments={"loss": loss}), make()
+    one, other = (make(compile_arguments={**EAGER, "loss": given}) for given in (loss, None))
     x, y = tiny.data()
     logs = [d.train_on_batch(x, y, return_dict=True) for d in (one, other)]
     assert logs[0] == pytest.approx(logs[1])
@@ -430,7 +448,7 @@ def test_a_lambda_can_be_the_loss():
 
 def clipped_update(clip_norm, replicas=1, scaled=False):
     """The step of SGD(1.0) for the gradient (3, 4), half of it on each of two replicas."""
-    with tfkd.runtime.strategy("mirrored", replicas).scope():
+    with tfkd.runtime.strategy("auto", replicas).scope():
         distiller = make([])
         variables = [keras.Variable([0.0]), keras.Variable([0.0])]
         optimizer = keras.optimizers.SGD(1.0)

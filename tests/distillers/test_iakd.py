@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tiny
-from tiny import assert_equal, values
+from tiny import EAGER, assert_equal, values
 
 import tfkd
 from tfkd.data.augmentation import Augmentation
@@ -28,9 +28,6 @@ def make(width=4, student=None, compile_arguments=None, sgd=None, **arguments):
     return distiller
 
 
-EAGER = {"run_eagerly": True}
-
-
 def fixed(distiller, *kept):
     """Lets a distiller draw the same blocks in every step."""
     distiller.draw = lambda size: [tf.constant(keep) for keep in kept]
@@ -44,6 +41,7 @@ def fit(model, epochs=2, examples=3 * BATCH, **arguments):
     ).history
 
 
+@pytest.mark.usefixtures("optimized_graphs")
 def test_keeping_every_block_is_ordinary_training_bit_for_bit():
     """The condition is there, and its draw; and the optimizer moves what has a gradient."""
     tfkd.runtime.set_fused_batch_normalization(False)
@@ -91,7 +89,7 @@ def test_swapping_every_block_leaves_stem_and_classifier_to_the_student(statisti
     "replicas, eager", [(1, False), (1, True), pytest.param(2, False, marks=pytest.mark.slow)]
 )
 def test_a_swapped_block_learns_nothing_and_lets_gradients_through(replicas, eager):
-    with tfkd.runtime.strategy("mirrored", replicas).scope():
+    with tfkd.runtime.strategy("auto", replicas).scope():
         # The statistics that are measured anew would move too.
         distiller = make(
             8,
@@ -278,7 +276,7 @@ WRONG = {
 @pytest.mark.parametrize("mistake", list(WRONG))
 def test_wrong_arguments_are_one_line(mistake):
     arguments, message = WRONG[mistake]
-    arguments = {"student": tiny.model, "teacher": lambda: tiny.model(seed=2), **arguments}
+    arguments = {"student": tiny.shared, "teacher": lambda: tiny.shared(seed=2), **arguments}
     models = {role: arguments.pop(role) for role in ("student", "teacher")}
     with pytest.raises(UsageError, match=message):
         tfkd.IAKD(**{role: make and make() for role, make in models.items()}, **arguments)

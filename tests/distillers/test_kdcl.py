@@ -132,7 +132,7 @@ def test_classifiers_that_err_alike_weigh_alike():
 def test_general_weights_do_not_depend_on_the_number_of_replicas():
     found = []
     for replicas in (1, 2):
-        with tfkd.runtime.strategy("mirrored", replicas).scope():
+        with tfkd.runtime.strategy("auto", replicas).scope():
             keras.utils.set_random_seed(0)
             distiller = tfkd.KDCL(students(), targets="general")
             distiller.compile(tfkd.optimizers.SGD(0.02))

@@ -7,12 +7,10 @@ import tensorflow as tf
 import tiny
 from keras import layers
 from mutual_learning import assert_close, images, step, students, terms, unchanged, weights
-from tiny import assert_equal, values
+from tiny import EAGER, assert_equal, values
 
 import tfkd
 from tfkd.errors import UsageError
-
-EAGER = {"run_eagerly": True}
 
 
 def make(models=None, rate=0.1, compile_arguments=EAGER, peer_rates=None, **arguments):

@@ -29,7 +29,7 @@ def combinations():
 
 
 def train(method, policies):
-    """Takes two steps; returns the distiller, how its student's classifier moved, and its logs."""
+    """Takes a step; returns the distiller, how its student's classifier moved, and its logs."""
     keras.utils.set_random_seed(0)
     models = []
     for number, policy in enumerate(policies):
@@ -46,7 +46,7 @@ def train(method, policies):
             optimizer.dynamic_scale.assign(2.0**8)
     kernel = made.student.get_layer("logits").kernel
     before = kernel.numpy()
-    logs = made.fit(methods.data(), verbose=0).history
+    logs = made.fit(methods.data(methods.BATCH), verbose=0).history
     return made, kernel.numpy() - before, {name: value[0] for name, value in logs.items()}
 
 

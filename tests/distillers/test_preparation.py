@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import tiny
-from tiny import values
+from tiny import EAGER, values
 
 import tfkd
 from tfkd.errors import UsageError
@@ -12,7 +12,7 @@ def make(*losses, student=None):
     distiller = tfkd.KnowledgeDistiller(
         student or tiny.model(seed=1), tiny.model(8, seed=2), losses=list(losses)
     )
-    distiller.compile("sgd")
+    distiller.compile("sgd", **EAGER)
     return distiller
 
 
@@ -130,7 +130,7 @@ def test_preparation_does_not_see_the_validation_split(method):
     x, y = tiny.data(16)
     x[8:] *= 1e6
     distiller = tfkd.KnowledgeDistiller(tiny.model(seed=1), tiny.model(seed=2), losses=[loss])
-    distiller.compile("sgd", metrics=["accuracy"])
+    distiller.compile("sgd", metrics=["accuracy"], **EAGER)
     history = distiller.fit(x, y, validation_split=0.5, batch_size=8, verbose=0).history
     assert history["val_loss"][0] > 1e3
     weights = [np.array(variable) for variable in distiller.variables]

@@ -192,7 +192,7 @@ def test_batch_of_unknown_size(name):
         for taps in (sample.student, sample.teacher)
     ]
 
-    @tf.function(input_signature=[*specs, tf.TensorSpec((None,))])
+    @tf.function(input_signature=[*specs, tf.TensorSpec((None,))], autograph=False)
     def value(student, teacher, mask):
         return sample.value(student, teacher, mask)
 

@@ -27,7 +27,7 @@ def test_the_same_seed_draws_the_same():
 
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_replicas_draw_what_one_device_draws(replicas):
-    with tfkd.runtime.strategy("mirrored", replicas).scope() as strategy:
+    with tfkd.runtime.strategy("auto", replicas).scope() as strategy:
         strategy = tf.distribute.get_strategy()
         loss = losses.get("mgd", seed=7)
         parts = strategy.run(lambda: loss.draw_kept((tf.constant(2), 1, 1, 3)))

@@ -83,7 +83,7 @@ def test_without_a_normalization_margins_come_from_the_global_batch():
     images, labels = tiny.data(8)
     found = []
     for replicas in (1, 2):
-        with tfkd.runtime.strategy("mirrored", replicas).scope():
+        with tfkd.runtime.strategy("auto", replicas).scope():
             keras.utils.set_random_seed(1)
             distiller = tfkd.KnowledgeDistiller(model(3, "one"), model(4, "two"), losses=["ofd"])
             distiller.compile(tfkd.optimizers.SGD(0.1))

@@ -294,7 +294,9 @@ def _reader(model, names=()):
         found = [diagnostics.similarities(observed[name]) for name in names]
         return tf.cast(observed[taps.LOGITS], "float32"), found
 
-    return tf.function(read, jit_compile=runtime.jit_compile(), reduce_retracing=True)
+    return tf.function(
+        read, jit_compile=runtime.jit_compile(), reduce_retracing=True, autograph=False
+    )
 
 
 def _read(reader, batches):

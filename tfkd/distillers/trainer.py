@@ -368,6 +368,10 @@ class Trainer(keras.Model):
         checks.labels.check_labels(labels, self.label_loss)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        metrics = self._compile_metrics
+        if (metrics is None or metrics.built) and all(one.built for one in self._flatten_layers()):
+            # Keras would begin a pass over the data, in every validation, and build nothing.
+            return
         if iterator is not None and runtime.num_replicas() > 1:
             _, _, batches = next(iter(iterator))
             iterator, data_batch = None, runtime.of_one_replica(next(batches))

@@ -119,7 +119,7 @@ class _Seen:
         self.normalization = _FirstNormalization.of(distiller.teacher)
         models = {"student": distiller.student, "teacher": distiller.teacher}
         self.entrances = {role: _Entrance(model) for role, model in models.items() if model}
-        self.look = runtime.for_any_batch(self._look, autograph=False)
+        self.look = runtime.for_any_batch(self._look)
         self.labels, self.sizes = [], []
         self.inputs, self.outputs, self.values, self.moments = [], [], [], []
         self.spreads = []

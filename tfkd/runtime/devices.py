@@ -68,7 +68,9 @@ def strategy(name="auto", replicas=None):
     if name == "one_device":
         if (replicas or 1) > 1:
             raise UsageError(f"strategy 'one_device' has 1 replica, not {replicas}: use mirrored.")
-        return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
+        # On a CPU TensorFlow's default: OneDeviceStrategy would copy all batches to where they are,
+        # which takes longer than a pass over a small data set.
+        return tf.distribute.OneDeviceStrategy("GPU:0") if gpus else tf.distribute.get_strategy()
     if gpus:
         if (replicas or 1) > len(gpus):
             raise UsageError(f"replicas={replicas}, but this machine has {len(gpus)} GPU(s).")
@@ -293,7 +295,8 @@ def for_any_batch(function, **arguments):
     Returns:
         A function like it.
     """
-    compiled = tf.function(function, reduce_retracing=True, **arguments)
+    # Without AutoGraph, as Keras traces its steps: rewriting code takes longer than tracing it.
+    compiled = tf.function(function, reduce_retracing=True, autograph=False, **arguments)
     traced = []
 
     def run(batch):

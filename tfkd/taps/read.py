@@ -217,7 +217,9 @@ def shapes(observe, input_shape, prepare=None):
     outputs = getattr(observe, "output", None)
     if outputs is None or any(None in tensor.shape[1:] for tensor in outputs.values()):
         # The shapes of a subclassed model, or of one for any input size, are known when it runs.
-        step = tf.function(lambda x: observe(prepare(x) if prepare else x, training=False))
+        step = tf.function(
+            lambda x: observe(prepare(x) if prepare else x, training=False), autograph=False
+        )
         inputs = tf.TensorSpec(input_shape, keras.config.floatx())
         outputs = step.get_concrete_function(inputs).structured_outputs
     return {tap: tuple(tensor.shape) for tap, tensor in outputs.items()}

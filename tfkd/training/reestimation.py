@@ -101,6 +101,7 @@ def _measuring(student, layers, jit_compile):
         lambda inputs: strategy.run(measure, args=(inputs,)),
         jit_compile=jit_compile,
         reduce_retracing=True,
+        autograph=False,
     )
 
 

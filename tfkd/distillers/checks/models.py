@@ -155,7 +155,7 @@ def _check_inputs(student, teacher, teacher_preprocessing, inputs, teacher_input
     """Checks that the student's inputs, once preprocessed, have the shape of the teacher's."""
     prepared = inputs
     if teacher_preprocessing is not None and isinstance(inputs, tuple):
-        prepare = tf.function(lambda x: preprocessed(teacher_preprocessing, x))
+        prepare = tf.function(lambda x: preprocessed(teacher_preprocessing, x), autograph=False)
         outputs = prepare.get_concrete_function(tf.TensorSpec(inputs, keras.config.floatx()))
         prepared = tuple(outputs.structured_outputs.shape)
     if _agree(prepared, teacher_inputs):
