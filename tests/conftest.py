@@ -47,18 +47,22 @@ def same_start():
     keras.config.set_dtype_policy("float32")
 
 
+def pytest_configure(config):
+    """Leaves graphs as they are traced in the fast tests; slow ones optimize them, as users do.
+
+    TensorFlow's graph optimizer takes a third of the time of tracing and two steps.
+    """
+    optimize_graphs(config.option.markexpr == "slow")
+
+
 def optimize_graphs(enabled):
     """Lets TensorFlow optimize each graph before its first step, or not."""
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": not enabled})
 
 
-# It takes a third of the time of tracing and two steps, and tests take few.
-optimize_graphs(False)
-
-
 @pytest.fixture
-def optimized_graphs():
-    """Graphs as users run them; so do the commands that tests start in processes of their own."""
+def optimized_graphs(pytestconfig):
+    """Graphs as users run them, in a fast test too."""
     optimize_graphs(True)
     yield
-    optimize_graphs(False)
+    pytest_configure(pytestconfig)

@@ -107,7 +107,6 @@ def with_fixed_draws(distiller):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("optimized_graphs")
 @pytest.mark.parametrize("method", [*METHODS, *LOSSES])
 def test_compiled_with_xla_it_is_the_same_step(method):
     found = []
