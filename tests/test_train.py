@@ -23,7 +23,17 @@ import tfkd.config
 from tfkd import check, command_line, compare, evaluate, train
 from tfkd.errors import UsageError
 from tfkd.report import report
-from tfkd.runs import assemble, checkpoint, fitting, guard, longer, measure, studies, work_directory
+from tfkd.runs import (
+    assemble,
+    checkpoint,
+    evaluation,
+    fitting,
+    guard,
+    longer,
+    measure,
+    studies,
+    work_directory,
+)
 
 
 @pytest.fixture(scope="module")
@@ -934,11 +944,16 @@ def test_several_given_teachers(finished, data_dir, tmp_path, capsys):
     files = f"teacher={finished}/teacher.keras+{tmp_path}/large.keras"
     given = [SMALL[0].replace("teacher=resnet14", files) + ",method=aekd", *SMALL[1:]]
     given += [data_dir, "--config.teacher.cache=True", "--config.data.augment=()"]
+    given += ["--config.teacher.std=(0.5,)"]
     call(train.train, *given, f"--workdir={tmp_path / 'run'}")
     teacher = keras.models.load_model(tmp_path / "run" / "teacher.keras")
     assert tfkd.taps.at_spots(teacher, "teachers") == ["teacher1", "teacher2"]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["config"]["teacher"]["path"] == files.removeprefix("teacher=")
+    # Their deviation is inside of that model, and not applied again.
+    folder = data_dir.partition("=")[2]
+    found, _ = evaluation.evaluate(tmp_path / "run", model="teacher", data_dir=folder)
+    assert found["teacher"]["accuracy"] == summary["teacher"]["test_accuracy"]
     call(train.train, *given, f"--workdir={tmp_path / 'run'}")  # It is complete.
     wrong = [given[0].replace("large", "lost"), *given[1:]]
     line = refused(capsys, train.train, *wrong, f"--workdir={tmp_path / 'other'}")
