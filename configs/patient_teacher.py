@@ -15,17 +15,13 @@ Result: not run here.
 
 from tfkd import config as tfkd_config
 
-SETTINGS = {"kd": {"temperature": 1.0, "weight": 1.0}}
+SETTINGS = {"kd": {"temperature": 1.0, "weight": 1.0, "student_loss_weight": 0.0}}
 
 
 def get_config(arguments=""):
     """Returns the config; arguments: method, teacher, student, runlocal."""
     config, chosen = tfkd_config.from_arguments(
-        arguments,
-        SETTINGS,
-        method="kd:student_loss_weight=0.0",
-        teacher="wrn_40_2",
-        student="wrn_16_2",
+        arguments, SETTINGS, teacher="wrn_40_2", student="wrn_16_2"
     )
     config.data.name = "cifar100"
     config.data.mixup = 1.0

@@ -228,8 +228,8 @@ def test_a_run_goes_on_in_a_process_that_has_made_other_models(tmp_path):
     path = tmp_path / "checkpoint.npz"
     keras.backend.clear_session()
     checkpoint.save(path, distiller(), {"epoch": 1})
-    # Whatever comes between, also between the student and what is trained beside it; the last
-    # optimizer has a number of two digits.
+    # Other distillers are made before, or between the student and its teacher. The name of the last
+    # optimizer ends in a number of two digits.
     for before, student_first in ((0, True), (3, True), (5, False)):
         for _ in range(before):
             distiller()

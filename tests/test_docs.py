@@ -198,12 +198,12 @@ def test_the_page_of_losses_tells_where_each_distils():
 
 def test_the_page_of_losses_tells_what_becomes_of_tokens():
     rows = re.findall(r"^\| (.*?) \| (.*?) \|$", TEXTS["losses.md"].split("## Tokens")[1], re.M)
-    told = {name: becomes for names, becomes in rows for name in re.findall("`(.*?)`", names)}
+    documented = {name: becomes for names, becomes in rows for name in re.findall("`(.*?)`", names)}
     for name, loss in tfkd.losses.available().items():
         forms = loss.tap_forms()
         if loss.__module__.startswith("tfkd.") and "classes" not in forms:
-            assert ("square" in told[name]) == ("square" in forms), name
-            assert ("side by side" in told[name]) == ("any shape" in forms), name
+            assert ("square" in documented[name]) == ("square" in forms), name
+            assert ("side by side" in documented[name]) == ("any shape" in forms), name
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -55,9 +55,9 @@ def test_imagenets_config_and_a_teacher_that_sees_larger_images(tmp_path, capsys
         "--config.diagnostics=True",
         f"--workdir={second}",
     )
-    told = capsys.readouterr().out
-    assert "images of 64x64x3 cut from the original" in told
-    assert "32x32x3\n" in told and "64x64x3, its own" in told
+    printed = capsys.readouterr().out
+    assert "images of 64x64x3 cut from the original" in printed
+    assert "32x32x3\n" in printed and "64x64x3, its own" in printed
     # It sees what it was trained on, so that it says the same of every test image as before.
     scores = [
         evaluation.evaluate(folder, model=name)[0][name]

@@ -308,6 +308,28 @@ def unit_names(stage, units):
         yield prefix, f"stage{stage}" if unit == units else f"{prefix}_output"
 
 
+def stages(builder, x, unit, widths, units, first_stride=1):
+    """Adds stages of units, of which the first of each stage has a stride.
+
+    Args:
+        builder: A `Builder`.
+        x: Tensor `(batch, height, width, channels)`.
+        unit: Function `(builder, x, filters, stride, prefix, output)` that adds a unit.
+        widths: Sequence of integers, the `filters` of each stage.
+        units: Sequence of integers, the number of units of each stage.
+        first_stride: Integer, the stride of the first stage; that of all others is 2.
+
+    Returns:
+        The tensor behind the last stage.
+    """
+    for stage, (filters, number) in enumerate(zip(widths, units, strict=True), start=1):
+        stride = first_stride if stage == 1 else 2
+        for prefix, output in unit_names(stage, number):
+            x = unit(builder, x, filters, stride, prefix, output)
+            stride = 1
+    return x
+
+
 def _padded(x, size, stride, name):
     # Keras' "same" pads a strided convolution on one side only where the input is even;
     # PyTorch pads both sides alike.

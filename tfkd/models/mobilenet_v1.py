@@ -1,6 +1,6 @@
 """MobileNetV1 for photographs: depthwise and pointwise convolutions in turn."""
 
-from tfkd.models.blocks import Builder, normalization, relu, unit_names
+from tfkd.models.blocks import Builder, normalization, relu, stages, unit_names
 
 #: The ids of this family and what `build()` makes them of.
 MODELS = {"mobilenet_v1": {}}
@@ -59,11 +59,7 @@ def build(image, num_classes, seed):
     x = normalization(x, name="stem_norm")
     x = relu(x, name="stem_relu")
     x = _unit(builder, x, 64, 1, "stem_unit1", "stem")
-    for stage, units in enumerate(_UNITS, start=1):
-        stride = 2
-        for prefix, output in unit_names(stage, units):
-            x = _unit(builder, x, 64 * 2**stage, stride, prefix, output)
-            stride = 1
+    x = stages(builder, x, _unit, (128, 256, 512, 1024), _UNITS, first_stride=2)
     return builder.classifier(x, num_classes)
 
 

@@ -2,7 +2,7 @@
 
 from keras import layers
 
-from tfkd.models.blocks import Builder, normalization, relu, unit_names
+from tfkd.models.blocks import Builder, normalization, relu, stages
 
 #: The ids of this family and what `build()` makes them of.
 MODELS = {
@@ -49,12 +49,24 @@ def build(image, num_classes, seed, depth, filters):
     x = builder.convolution(image, filters[0], 3, name="stem_conv")
     x = normalization(x, name="stem_norm")
     x = relu(x, name="stem")
-    for stage, width in enumerate(filters[1:], start=1):
-        stride = 1 if stage == 1 else 2
-        for prefix, output in unit_names(stage, units=(depth - 2) // 6):
-            x = basic_unit(builder, x, width, stride, prefix, output)
-            stride = 1
+    x = stages(builder, x, basic_unit, filters[1:], [(depth - 2) // 6] * 3)
     return builder.classifier(x, num_classes)
+
+
+def fitted(builder, x, filters, stride, name):
+    """Returns what passes by the convolutions of a unit: `x`, or a projection of it that fits.
+
+    Args:
+        builder: A `Builder`.
+        x: Tensor `(batch, height, width, channels)`.
+        filters: Integer, the channels of the unit's result.
+        stride: Integer, that of the unit.
+        name: String that the names of the projection's layers begin with.
+    """
+    if stride == 1 and x.shape[-1] == filters:
+        return x
+    projection = builder.convolution(x, filters, 1, stride=stride, name=f"{name}_conv")
+    return normalization(projection, name=f"{name}_norm")
 
 
 def basic_unit(builder, x, filters, stride, prefix, output, shortcut="shortcut"):
@@ -72,12 +84,7 @@ def basic_unit(builder, x, filters, stride, prefix, output, shortcut="shortcut")
     Returns:
         A tensor `(batch, ceil(height / stride), ceil(width / stride), filters)`.
     """
-    passing = x
-    if stride != 1 or x.shape[-1] != filters:
-        passing = builder.convolution(
-            x, filters, 1, stride=stride, name=f"{prefix}_{shortcut}_conv"
-        )
-        passing = normalization(passing, name=f"{prefix}_{shortcut}_norm")
+    passing = fitted(builder, x, filters, stride, f"{prefix}_{shortcut}")
     x = builder.convolution(x, filters, 3, stride=stride, name=f"{prefix}_conv1")
     x = normalization(x, name=f"{prefix}_norm1")
     x = relu(x, name=f"{prefix}_relu1")

@@ -2,7 +2,8 @@
 
 from keras import layers
 
-from tfkd.models.blocks import Builder, normalization, relu, unit_names
+from tfkd.models.blocks import Builder, normalization, relu, stages
+from tfkd.models.resnet import fitted
 
 #: The ids of this family and what `build()` makes them of.
 MODELS = {"resnet50": {"units": (3, 4, 6, 3)}}
@@ -44,11 +45,7 @@ def build(image, num_classes, seed, units):
     x = builder.convolution(image, 64, 3, name="stem_conv")
     x = normalization(x, name="stem_norm")
     x = relu(x, name="stem")
-    for stage, filters in enumerate((64, 128, 256, 512), start=1):
-        stride = 1 if stage == 1 else 2
-        for prefix, output in unit_names(stage, units[stage - 1]):
-            x = bottleneck_unit(builder, x, filters, stride, prefix, output)
-            stride = 1
+    x = stages(builder, x, bottleneck_unit, (64, 128, 256, 512), units)
     return builder.classifier(x, num_classes)
 
 
@@ -67,12 +64,7 @@ def bottleneck_unit(builder, x, filters, stride, prefix, output, shortcut="proje
     Returns:
         A tensor `(batch, ceil(height / stride), ceil(width / stride), 4 * filters)`.
     """
-    passing = x
-    if stride != 1 or x.shape[-1] != 4 * filters:
-        passing = builder.convolution(
-            x, 4 * filters, 1, stride=stride, name=f"{prefix}_{shortcut}_conv"
-        )
-        passing = normalization(passing, name=f"{prefix}_{shortcut}_norm")
+    passing = fitted(builder, x, 4 * filters, stride, f"{prefix}_{shortcut}")
     x = builder.convolution(x, filters, 1, name=f"{prefix}_conv1")
     x = normalization(x, name=f"{prefix}_norm1")
     x = relu(x, name=f"{prefix}_relu1")

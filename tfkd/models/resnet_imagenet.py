@@ -1,8 +1,10 @@
 """ResNets for photographs, as torchvision has them: a 7x7 stem, a pooling, four stages."""
 
+import functools
+
 from keras import layers
 
-from tfkd.models.blocks import Builder, normalization, relu, unit_names
+from tfkd.models.blocks import Builder, normalization, relu, stages
 from tfkd.models.resnet import basic_unit
 from tfkd.models.resnet50 import bottleneck_unit
 
@@ -51,9 +53,6 @@ def build(image, num_classes, seed, unit, units):
     # Behind a ReLU a border of zeros never wins.
     x = layers.ZeroPadding2D(1, name="stem_pool_pad")(x)
     x = layers.MaxPooling2D(3, strides=2, name="stem_pool")(x)
-    for stage, filters in enumerate((64, 128, 256, 512), start=1):
-        stride = 1 if stage == 1 else 2
-        for prefix, output in unit_names(stage, units[stage - 1]):
-            x = unit(builder, x, filters, stride, prefix, output, shortcut="downsample")
-            stride = 1
+    unit = functools.partial(unit, shortcut="downsample")
+    x = stages(builder, x, unit, (64, 128, 256, 512), units)
     return builder.classifier(x, num_classes)

@@ -2,7 +2,7 @@
 
 from keras import layers
 
-from tfkd.models.blocks import Builder, normalization, relu, unit_names
+from tfkd.models.blocks import Builder, normalization, relu, stages
 
 #: The ids of this family and what `build()` makes them of.
 MODELS = {
@@ -43,11 +43,8 @@ def build(image, num_classes, seed, depth, width):
     """
     builder = Builder(seed)
     x = builder.convolution(image, 16, 3, name="stem")
-    for stage, filters in enumerate((16 * width, 32 * width, 64 * width), start=1):
-        stride = 1 if stage == 1 else 2
-        for prefix, output in unit_names(stage, units=(depth - 4) // 6):
-            x = _unit(builder, x, filters, stride, prefix, output)
-            stride = 1
+    widths = (16 * width, 32 * width, 64 * width)
+    x = stages(builder, x, _unit, widths, [(depth - 4) // 6] * 3)
     x = normalization(x, name="final_norm")
     x = relu(x, name="final_relu")
     return builder.classifier(x, num_classes, bias="zeros")

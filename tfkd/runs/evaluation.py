@@ -50,8 +50,7 @@ def evaluate(workdir, split="test", model=None, data_dir=None):
                 f"{data.num_classes}: it cannot be measured on them."
             )
         seen, prepare = run.seen_by(name, one, data)
-        dataset = seen.test if split == "test" else seen.validation
-        scores[name] = measure.scores(*measure.predictions(one, dataset, prepare))
+        scores[name] = measure.scores(*measure.predictions(one, getattr(seen, split), prepare))
     return scores, data.class_names
 
 
