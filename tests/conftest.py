@@ -37,7 +37,7 @@ tf.data.Dataset.__iter__ = without_tuner
 
 
 @pytest.fixture(autouse=True)
-def same_start():
+def same_start(request):
     """Every test starts from the same random state and policy."""
     import keras
 
@@ -45,6 +45,9 @@ def same_start():
     yield
     # Afterwards: what a fixture of a module makes precedes the next test.
     keras.config.set_dtype_policy("float32")
+    if request.node.get_closest_marker("slow"):
+        # TensorFlow keeps the kernels of every graph that ran: 100 MB and more a test.
+        keras.utils.clear_session()
 
 
 def pytest_configure(config):

@@ -95,6 +95,25 @@ def test_the_last_layer_is_trained_alone_first(tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+def test_a_teacher_is_trained_on_more_images_than_its_student(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, *tiny.SHAPE), "uint8")
+    arrays = tfkd.data.Arrays((images, np.arange(40) % 5))
+    tfkd.data.register("teacher_sees_more", lambda: arrays)
+    made = config.default_config("kd", "resnet8", "resnet8")
+    made.data.update({"name": "teacher_sees_more", "batch_size": 8, "validation": 8, "test": 8})
+    made.data.train_examples, made.teacher.train_examples, made.teacher.epochs = 8, 24, 1
+    data = assemble.load_data(made)
+    assert data.steps_per_epoch == 1
+    teacher = assemble.get_teacher(made, data, tmp_path)
+    execute.train_teacher(made, data, teacher, tmp_path)
+    with np.load(tmp_path / "teacher" / "checkpoint.npz") as found:
+        steps = [int(x) for x in found.values() if x.dtype == "int64" and x.shape == ()]
+    assert 3 in steps
+    assert config.of_teacher(made).data.train_examples == 24
+    made.teacher.train_examples = None
+    assert config.of_teacher(made).data.train_examples == 8
+
+
 def test_a_run_of_an_earlier_version_goes_on_where_its_defaults_held(tmp_path):
     made = config.default_config("kd", "resnet14", "resnet8")
     stored = json.loads(guard.as_json(made))

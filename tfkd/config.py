@@ -186,6 +186,8 @@ def default_config(method, teacher, student, settings=None):
                 "path": teacher if trained else "",
                 "epochs": 30,
                 "learning_rate": 0.05,
+                # How many images it is trained on; None for those of the student.
+                "train_examples": config_dict.placeholder(int),
                 # As the student's.
                 "head_epochs": 0,
                 # The policy it is built in; None for that of --precision.
@@ -291,6 +293,8 @@ def of_teacher(config):
     one.label_smoothing = 0.0
     one.epochs = config.teacher.epochs
     one.optimizer.learning_rate = config.teacher.learning_rate
+    if config.teacher.train_examples is not None:
+        one.data.train_examples = config.teacher.train_examples
     return one
 
 

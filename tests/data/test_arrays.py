@@ -55,6 +55,8 @@ def test_a_name_stands_for_arrays(monkeypatch):
     register("wrong", lambda: IMAGES)
     with pytest.raises(UsageError, match="'wrong': what was registered must return .*ndarray"):
         load("wrong")
+    with pytest.raises(UsageError, match="'wrong': give the function .*received ndarray"):
+        register("wrong", IMAGES)
     with pytest.raises(UsageError, match="Unknown data set 'mark': .*'marks'"):
         load("mark")
 

@@ -78,6 +78,9 @@ def register(name, make):
         make: Function without arguments that returns an `Arrays`; called when the data set is
             loaded.
 
+    Raises:
+        UsageError: If `make` is no function.
+
     Example:
     ```python
     def bars():
@@ -88,6 +91,11 @@ def register(name, make):
     data = tfkd.data.load("bars")
     ```
     """
+    if not callable(make):
+        raise UsageError(
+            f"Data set {name!r}: give the function that makes the images, such as lambda: arrays; "
+            f"received {type(make).__name__}."
+        )
     _REGISTERED[name] = make
 
 

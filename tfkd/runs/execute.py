@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkd import callbacks, files, plots, runtime, taps
-from tfkd.config import check
+from tfkd.config import check, of_teacher
 from tfkd.distillers import KnowledgeDistiller
 from tfkd.errors import UsageError
 from tfkd.inspection import diagnostics
@@ -254,6 +254,8 @@ def train_teacher(config, data, teacher, workdir):
         return
     if not config.teacher.path:
         say("training the teacher")
+        if config.teacher.train_examples is not None:
+            data = load_data(of_teacher(config))
         rate, own = config.teacher.learning_rate, workdir / "teacher"
         train_head(config, data, teacher, config.teacher.head_epochs, rate, own / "head")
         trainer = KnowledgeDistiller(teacher)
