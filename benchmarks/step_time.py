@@ -44,6 +44,9 @@ flags.DEFINE_boolean("memory", False, "Whether to measure the memory of each ste
 flags.DEFINE_string(
     "output", None, "JSON file for the results, such as docs/results/step-time.json."
 )
+flags.DEFINE_string(
+    "precision", "float32", "Policy of all models but that of the Keras step, which is float32."
+)
 flags.DEFINE_string("peak", None, "Prints the peak memory of this step alone; for --memory.")
 
 FLAGS = flags.FLAGS
@@ -311,8 +314,11 @@ def main(arguments):
         methods += tfkd.losses.available() if name == "all" else [name]
     shape = (32, 32, 3)
 
-    def create(name):
-        return tfkd.models.create(name, num_classes=FLAGS.classes, input_shape=shape)
+    def create(name, precision=FLAGS.precision):
+        keras.config.set_dtype_policy(precision)
+        model = tfkd.models.create(name, num_classes=FLAGS.classes, input_shape=shape)
+        keras.config.set_dtype_policy(FLAGS.precision)
+        return model
 
     random = np.random.default_rng(0)
     images = tf.constant(random.normal(size=(FLAGS.batch_size, *shape)), "float32")
@@ -330,7 +336,7 @@ def main(arguments):
         return tfkd.models.ensemble([teacher, create(FLAGS.teacher)])
 
     makers = {
-        "keras step": lambda: training_step(compiled(create(FLAGS.student)), data),
+        "keras step": lambda: training_step(compiled(create(FLAGS.student, "float32")), data),
         "student step": lambda: training_step(
             compiled(tfkd.KnowledgeDistiller(create(FLAGS.student))), data
         ),
@@ -403,7 +409,7 @@ def main(arguments):
         found = ratio(typical[method], alone, floors.get(method))
         print(f"{method}: {word} step over its parts measured alone {found:.3f}")
     print(
-        f"\n{FLAGS.teacher} -> {FLAGS.student}, batch {FLAGS.batch_size}, "
+        f"\n{FLAGS.teacher} -> {FLAGS.student}, batch {FLAGS.batch_size}, {FLAGS.precision}, "
         f"{FLAGS.rounds} rounds, milliseconds:"
     )
     rows = []
