@@ -9,8 +9,8 @@ tfkd plus the teacher's inference on the same batch. A method that computes some
 compared with the sum of its parts too, each measured by itself (`PARTS`). `--method` takes ids as
 configs do, several separated by commas, of which `all` is every loss; of ACN the step after the
 warm-up is `acn:warm_up=0`. Losses that weigh several teachers get two, and a floor of both. With
-`--memory` each step is taken in a process of its own too, whose peak memory is printed: that of the
-GPU, or else what is resident. `--output` keeps the results as data, from which `tfkd studies`
+`--memory` each step is taken in a process of its own instead, whose peak memory is printed: that of
+the GPU, or else what is resident. `--output` keeps the results as data, from which `tfkd studies`
 writes the page's table.
 """
 
@@ -40,7 +40,7 @@ flags.DEFINE_integer("batch_size", 64, "Images per step.", 1)
 flags.DEFINE_integer("rounds", 30, "How often each step is measured.", 3)
 flags.DEFINE_integer("classes", 100, "Number of classes.", 2)
 flags.DEFINE_boolean("keras", True, "Whether to measure keras.distillation.Distiller too.")
-flags.DEFINE_boolean("memory", False, "Whether to measure the memory of each step, too.")
+flags.DEFINE_boolean("memory", False, "Whether to measure the memory of each step, not its time.")
 flags.DEFINE_string(
     "output", None, "JSON file for the results, such as docs/results/step-time.json."
 )
@@ -59,7 +59,6 @@ COLUMNS = {
     "90 %": ".1f",
     "images/s": ".0f",
     "over its floor": ".3f",
-    "peak memory, MiB": ".0f",
 }
 
 
@@ -299,11 +298,24 @@ def measure(steps, rounds):
     return seconds
 
 
-def peak_memory(name):
-    """Returns the megabytes that a step of `main` takes in a process of its own."""
-    command = [sys.executable, *sys.argv, f"--peak={name}", "--nomemory"]
-    printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return float(printed.split()[-1]) / 2**20
+def measure_memory(names):
+    """Takes each of these steps in a process of its own, and prints its peak memory."""
+    rows = []
+    for name in names:
+        command = [sys.executable, *sys.argv, f"--peak={name}", "--nomemory"]
+        printed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        rows.append([name, float(printed.split()[-1]) / 2**20])
+        print(f"{name:20s} {rows[-1][1]:8.0f} MiB", flush=True)
+    if FLAGS.output:
+        columns = {"step": "", "peak memory, MiB": ".0f"}
+        title = f"{pair()} a step: peak memory of a process that takes it three times"
+        measurements.write(FLAGS.output, title, columns, rows)
+
+
+def pair():
+    """Returns what is measured, in words."""
+    size = f"{FLAGS.batch_size} images of 32x32"
+    return f"{FLAGS.teacher} teaches {FLAGS.student}, {FLAGS.precision}, {size}"
 
 
 def main(arguments):
@@ -350,7 +362,8 @@ def main(arguments):
             settings = settings.copy_and_resolve_references()
             settings.method.arguments.update(arguments)
             others = [create(name) for name in peers(settings)]
-            teachers = two_teachers() if weighs_teachers(settings) else teacher
+            taken = two_teachers() if weighs_teachers(settings) else teacher
+            teachers = taken if needs_teacher(settings.method) else None
             return assemble.make_distiller(
                 settings, source, create(FLAGS.student), teachers, others
             )
@@ -379,6 +392,9 @@ def main(arguments):
         for _ in range(3):
             step()
         print(measures.peak_memory())
+        return
+    if FLAGS.memory:
+        measure_memory(makers)
         return
 
     steps = {name: make_step() for name, make_step in makers.items()}
@@ -415,21 +431,15 @@ def main(arguments):
     rows = []
     for name, values in seconds.items():
         low, middle, high = np.percentile(values, [10, 50, 90]) * 1000
-        memory = peak_memory(name) if FLAGS.memory and name in makers else None
         line = f"{name:20s} median {middle:8.1f}   10..90 % {low:8.1f} .. {high:8.1f}"
         line += f"   {FLAGS.batch_size / medians[name]:8.0f} images/s"
-        if memory is not None:
-            line += f"   {memory:8.0f} MiB"
         print(line, flush=True)
         if name in makers:
             over = medians[name] / floors[name] if name in floors else None
-            numbers = [middle, low, high, FLAGS.batch_size / medians[name], over, memory]
+            numbers = [middle, low, high, FLAGS.batch_size / medians[name], over]
             rows.append([name, *(number and round(number, 4) for number in numbers)])
     if FLAGS.output:
-        title = (
-            f"{FLAGS.teacher} teaches {FLAGS.student}, {FLAGS.batch_size} images of 32x32 a step, "
-            f"{FLAGS.rounds} rounds: median, 10th and 90th percentile"
-        )
+        title = f"{pair()} a step, {FLAGS.rounds} rounds: median, 10th and 90th percentile"
         measurements.write(FLAGS.output, title, COLUMNS, rows)
 
 
