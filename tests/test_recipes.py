@@ -12,7 +12,7 @@ from commands import SMALL, call
 import tfkd
 from tfkd import config, optimizers, train
 from tfkd.errors import UsageError
-from tfkd.runs import assemble, execute, fitting, guard
+from tfkd.runs import assemble, execute, fitting, guard, work_directory
 
 
 def data_of(one_hot=False):
@@ -112,6 +112,16 @@ def test_a_teacher_is_trained_on_more_images_than_its_student(tmp_path):
     assert config.of_teacher(made).data.train_examples == 24
     made.teacher.train_examples = None
     assert config.of_teacher(made).data.train_examples == 8
+
+
+@pytest.mark.parametrize(
+    "method, count", [("kd", 1), ("mutual", 2), ("kdcl:peers=resnet8+resnet14", 3)]
+)
+def test_as_many_augmentations_as_there_are_students(method, count):
+    made = config.default_config(method, "resnet8", "resnet8")
+    assert work_directory.peer_views(made) == 1
+    made.data.peer_views = True
+    assert work_directory.peer_views(made) == count
 
 
 def test_a_run_of_an_earlier_version_goes_on_where_its_defaults_held(tmp_path):

@@ -171,6 +171,8 @@ def default_config(method, teacher, student, settings=None):
                 "cutmix": 0.0,
                 # Fixed augmentations of every image; None for another one in each epoch.
                 "views": config_dict.placeholder(int),
+                # Whether each of several students sees crops and flips of its own.
+                "peer_views": False,
                 "image_size": config_dict.placeholder(int),
                 # False: pixels of 0 to 255, for models that bring their own preprocessing.
                 "normalize": True,

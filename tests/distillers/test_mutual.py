@@ -72,6 +72,32 @@ def test_three_learn_from_the_mean_of_the_others_or_from_each(targets):
     assert_close(weights(by_hand), weights(distiller.students))
 
 
+@pytest.mark.parametrize("cls", [tfkd.MutualDistiller, tfkd.KDCL])
+def test_every_student_may_see_images_of_its_own(cls):
+    pair = students(2)
+    x, y = images()
+    other, _ = images(seed=1)
+    distiller = cls(pair)
+    distiller.compile(tfkd.optimizers.SGD(0.1), **EAGER)
+    data = x, {"label": y, "peer_images": (other,)}
+    expected = [model(seen, training=True) for model, seen in zip(pair, (x, other))]
+    found = distiller.observe_students(distiller.unpack(data))
+    for a, b in zip(found, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    before = values(distiller.trainable_variables)
+    distiller.fit(tf.data.Dataset.from_tensors(data), verbose=0)
+    after = values(distiller.trainable_variables)
+    assert not any(np.array_equal(a, b) for a, b in zip(before, after))
+    with pytest.raises(
+        UsageError, match="images for 3 students, and there are 2: set peer_views=2"
+    ):
+        distiller.unpack((x, {"label": y, "peer_images": (other, other)}))
+    alone = tfkd.KnowledgeDistiller(pair[0])
+    alone.compile(tfkd.optimizers.SGD(0.1), **EAGER)
+    with pytest.raises(UsageError, match="trains one student, and the data has images for 2"):
+        alone.unpack(data)
+
+
 @pytest.mark.parametrize("targets", ["mean", "pairwise"])
 def test_no_gradient_flows_into_what_is_taught(targets):
     """The closed form is that of constant targets: temperature · (own - mean of others) / n."""

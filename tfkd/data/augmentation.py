@@ -6,6 +6,8 @@ the batch that it falls into nor on what was done to any other, save for its par
 cutmix.
 """
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -32,18 +34,19 @@ STREAMS = (
 )
 
 
-def generator(seed, epoch, stream):
+def generator(seed, epoch, stream, peer=0):
     """Returns the generator of one stream of random numbers.
 
     Args:
         seed: Non-negative integer.
         epoch: Non-negative integer.
         stream: String, one of `STREAMS`.
+        peer: Integer, which of several students sees the images.
 
     Returns:
         A `numpy.random.Generator`.
     """
-    return np.random.default_rng([seed, epoch, STREAMS.index(stream)])
+    return np.random.default_rng([seed, epoch, STREAMS.index(stream), *([peer] if peer else [])])
 
 
 def crop_padding(size):
@@ -187,7 +190,7 @@ class Augmentation:
         self.mixup = mixup
         self.cutmix = cutmix
 
-    def draw(self, seed, epoch, count, image_shape):
+    def draw(self, seed, epoch, count, image_shape, peer=0):
         """Draws the random numbers of one epoch.
 
         Args:
@@ -195,20 +198,22 @@ class Augmentation:
             epoch: Non-negative integer.
             count: Integer, how many training examples there are.
             image_shape: Tuple `(height, width, channels)`.
+            peer: Integer, which of several students sees the images.
 
         Returns:
             A dict of arrays `(count,)`, or `(count, 2)` of `"box"`; empty if nothing is random.
         """
         height, width, _ = image_shape
+        of = functools.partial(generator, seed, epoch, peer=peer)
 
         def integers(stream, low, high):
-            return generator(seed, epoch, stream).integers(low, high, count, np.int32)
+            return of(stream).integers(low, high, count, np.int32)
 
         def half(stream):
-            return generator(seed, epoch, stream).random(count, np.float32) < 0.5
+            return of(stream).random(count, np.float32) < 0.5
 
         def beta(stream, alpha):
-            return generator(seed, epoch, stream).beta(alpha, alpha, count).astype(np.float32)
+            return of(stream).beta(alpha, alpha, count).astype(np.float32)
 
         draws = {}
         if "crop" in self.names:
@@ -218,8 +223,9 @@ class Augmentation:
         if "flip" in self.names:
             draws["mirrored"] = half("mirrored")
         if "resized_crop" in self.names:
-            seeds = generator(seed, epoch, "box")
-            draws["box"] = seeds.integers(np.iinfo(np.int32).max, size=(count, 2), dtype=np.int32)
+            draws["box"] = of("box").integers(
+                np.iinfo(np.int32).max, size=(count, 2), dtype=np.int32
+            )
         if self.mixup:
             draws["mixup"] = beta("mixup", self.mixup)
         if self.cutmix:

@@ -61,6 +61,7 @@ class Data:
         views,
         balanced=False,
         of_teacher=None,
+        peer_views=1,
     ):
         self.name = source.name
         self.input_shape = source.image_shape
@@ -75,6 +76,7 @@ class Data:
         self.steps_per_epoch = self.sizes["train"] // batch_size
         self.views = views
         self._of_teacher = of_teacher
+        self._peer_views = peer_views
         self._augmentation = augmentation
         self._indices = indices
         self._examples = splits
@@ -99,6 +101,7 @@ class Data:
             self.views,
             teacher_outputs,
             self._class_weights,
+            self._peer_views,
         )
 
     def _balancing(self):

@@ -43,6 +43,7 @@ def load(
     verbose=True,
     balanced=False,
     teacher_image_size=None,
+    peer_views=1,
 ):
     """Loads an image-classification data set, preparing it if that has not been done.
 
@@ -113,6 +114,10 @@ def load(
             another size than the student's. Both are cut from the original image by the same box
             and flip, and normalised alike. `Data.of_teacher` has validation and test in that size.
             Training images are then always read. `None` leaves the student's to both.
+        peer_views: Positive integer, of several students that are trained together: the labels of
+            training batches come as `{"label": labels, "peer_images": (images, ...)}`, and every
+            student sees crops and flips of its own, the first one those that are there without.
+            1 shows all students the same.
 
     Returns:
         A `Data`.
@@ -149,6 +154,12 @@ def load(
     _check_augment(augment)
     if views is not None:
         views = check_integer("views", views, 1)
+    peer_views = check_integer("peer_views", peer_views, 1)
+    if peer_views > 1 and (mixup or cutmix):
+        raise UsageError(
+            "peer_views show one image to several students, and mixup and cutmix mix the labels of "
+            "each differently: leave out mixup and cutmix."
+        )
     _check_share("validation", validation)
     _check_share("test", test)
     if test == 0:
@@ -162,6 +173,11 @@ def load(
     if augment is None:
         augment = KNOWN[source.name].augment if source.name in KNOWN else ()
     resized_crop = "resized_crop" in augment
+    if peer_views > 1 and (resized_crop or not augment):
+        raise UsageError(
+            "peer_views are made by 'crop' and 'flip': augment must have one of them, and no "
+            f"'resized_crop'; received {augment!r}."
+        )
     if resized_crop:
         source.box_of_evaluation = central_box
     if teacher_size == source.image_shape[:2]:
@@ -218,6 +234,7 @@ def load(
             views,
             balanced,
             of_teacher,
+            peer_views,
         )
 
     if teacher_size is None:

@@ -164,6 +164,7 @@ def training_pipeline(
     views=None,
     teacher_outputs=None,
     class_weights=None,
+    peer_views=1,
 ):
     """Builds the pipeline that `fit` reads, one epoch per pass.
 
@@ -184,6 +185,8 @@ def training_pipeline(
         teacher_outputs: The `TeacherOutputs` that come as `"teacher"` beside the labels; None for
             none.
         class_weights: Array of one number per class, or None.
+        peer_views: Integer, how many augmentations of every image there are at a time; those but
+            the first come as a tuple, `"peer_images"`, beside the labels.
 
     Returns:
         A finite `tf.data.Dataset` of `(images, labels)`, with class weights of `(images, labels,
@@ -194,6 +197,9 @@ def training_pipeline(
 
     def plan(epoch):
         draws = draws_of(augmentation, examples, seed, epoch, views)
+        for peer in range(1, peer_views):
+            theirs = draws_of(augmentation, examples, seed, epoch, views, peer)
+            draws |= {f"{name}/{peer}": values for name, values in theirs.items()}
         rng = generator(seed, epoch, "order")
         return {"epoch": np.int64(epoch), **examples.plan(rng, draws, batch_size)}
 
@@ -216,10 +222,10 @@ def training_pipeline(
     def make(epoch, batch):
         pixels, classes = examples.read(batch)
 
-        def seen(pixels):
+        def seen(pixels, draws=batch):
             """Returns images as a model gets them, and their labels."""
-            images, labels = encode(augmentation.move(pixels, batch), classes)
-            return augmentation.mix(images, labels, batch)
+            images, labels = encode(augmentation.move(pixels, draws), classes)
+            return augmentation.mix(images, labels, draws)
 
         images, labels = seen(pixels)
         weighted = ()
@@ -236,6 +242,10 @@ def training_pipeline(
             named["teacher"] = teacher_outputs.read(epoch % (views or 1), batch["index"])
         if "teacher_image" in batch:
             named["teacher_images"], _ = seen(batch["teacher_image"])
+        if peer_views > 1:
+            named["peer_images"] = tuple(
+                seen(pixels, of_peer(batch, peer))[0] for peer in range(1, peer_views)
+            )
         return epoch, (images, named if len(named) > 1 else labels, *weighted)
 
     def deliver(step, element):
@@ -251,14 +261,22 @@ def training_pipeline(
     return _with_options(delivered.apply(tf.data.experimental.assert_cardinality(steps)))
 
 
-def draws_of(augmentation, examples, seed, epoch, views):
-    """Returns the random numbers of an epoch's augmentation.
+def of_peer(draws, peer):
+    """Returns the random numbers of one of several students, by the names of the first one's."""
+    ending = f"/{peer}"
+    return {
+        name.removesuffix(ending): values for name, values in draws.items() if name.endswith(ending)
+    }
+
+
+def draws_of(augmentation, examples, seed, epoch, views, peer=0):
+    """Returns the random numbers of an epoch's augmentation, as one of the students sees it.
 
     Those of views do not depend on the seed, so that runs of all seeds share them.
     """
     if views is not None:
         seed, epoch = 0, epoch % views
-    return augmentation.draw(seed, epoch, examples.size, examples.image_shape)
+    return augmentation.draw(seed, epoch, examples.size, examples.image_shape, peer)
 
 
 def view_pipeline(examples, batch_size, augmentation, encode, views, view):

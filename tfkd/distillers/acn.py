@@ -369,7 +369,7 @@ class ACN(MutualDistiller):
         divergent = self.from_range(
             tf.stop_gradient(self.generate(self.to_range(batch.inputs), noise))
         )
-        generated = dataclasses.replace(batch, inputs=divergent)
+        generated = dataclasses.replace(batch, inputs=divergent, peer_images=None)
         logits = self.observe_students(batch)
         shared = self.generated_statistics == "shared"
         with restore_on_exit(statistics(self.students), keep=shared):

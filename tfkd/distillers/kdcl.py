@@ -119,7 +119,8 @@ class KDCL(MutualDistiller):
     their defaults are those of public notes, and of `"general"` the weights are recalled. That
     mixtures are of logits, one for each image, that `C` is one of probabilities, and the search
     of `"linear"` are ours. In the paper every classifier sees an augmentation of its own of every
-    image; here all see the same.
+    image; here that is a choice of the data, `tfkd.data.load(..., peer_views=2)`, and by default
+    all see the same.
 
     References:
         - [Online Knowledge Distillation via Collaborative

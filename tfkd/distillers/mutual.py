@@ -1,5 +1,7 @@
 """Mutual learning: classifiers that teach each other (Zhang et al., 2018)."""
 
+import dataclasses
+
 from keras import ops
 
 from tfkd import losses, models, pictures, schedules, taps
@@ -26,6 +28,9 @@ class MutualDistiller(Distiller):
     `distiller.student` is the first classifier, the others are `distiller.peers`. None of them is
     better than another by design: report their mean, or fix one of them beforehand, but do not
     pick the best by test data.
+
+    Where the data has images for each of them (`tfkd.data.load(..., peer_views=2)`), every
+    classifier is trained on augmentations of its own.
 
     Args:
         students: List of at least two different `keras.Model`s that output logits
@@ -166,13 +171,24 @@ class MutualDistiller(Distiller):
         self.track_accuracies(batch, logits)
         return logits[0], self.teach_each_other(batch, logits)
 
+    def check_peer_images(self, images):
+        """Refuses images for more or fewer classifiers than there are."""
+        if images is not None and len(images) != len(self.peers):
+            raise UsageError(
+                f"The data has images for {len(images) + 1} students, and there are "
+                f"{len(self.students)}: set peer_views={len(self.students)}."
+            )
+
     def observe_students(self, batch, training=True):
-        """Runs every classifier once.
+        """Runs every classifier once, on images of its own where the data has them.
 
         Returns:
             A list of float32 logits `(batch, classes)`.
         """
-        outputs = [self.run_student(batch, one, one, training) for one in self.students]
+        seen = [batch, *(dataclasses.replace(batch, inputs=x) for x in batch.peer_images or ())]
+        if len(seen) == 1:
+            seen *= len(self.students)
+        outputs = [self.run_student(*pair, pair[1], training) for pair in zip(seen, self.students)]
         return [ops.cast(logits, "float32") for logits in outputs]
 
     def teach_each_other(self, batch, logits):

@@ -427,8 +427,9 @@ class Trainer(keras.Model):
         """Returns the `Batch` of the data of `train_step`.
 
         Labels may come as `{"label": ..., "index": ..., "teacher": {tap: ...}, "teacher_images":
-        ...}`, with the positions of the samples in the training set, which some losses need,
-        outputs of the teacher, and images for it in place of the student's.
+        ..., "peer_images": (..., ...)}`, with the positions of the samples in the training set,
+        which some losses need, outputs of the teacher, and images for it, or for students after the
+        first, in place of the student's.
         """
         inputs, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if not self.built and hasattr(inputs, "shape"):
@@ -436,16 +437,35 @@ class Trainer(keras.Model):
             with tf.init_scope():
                 self.build((None, *inputs.shape[1:]))
                 self.build_optimizers()
-        indices = given = teacher_images = None
+        indices = given = teacher_images = peer_images = None
         if isinstance(labels, dict):
             indices, given = labels.get("index"), labels.get("teacher")
-            teacher_images = labels.get("teacher_images")
+            teacher_images, peer_images = labels.get("teacher_images"), labels.get("peer_images")
             labels = labels["label"]
         size = ops.shape(tf.nest.flatten(inputs)[0])[0]
         if not self._evaluating:
             runtime.check_samples(size)
         share = runtime.share_of_batch(size)
-        return Batch(inputs, labels, sample_weight, indices, size, share, given, teacher_images)
+        self.check_peer_images(peer_images)
+        return Batch(
+            inputs,
+            labels,
+            sample_weight,
+            indices,
+            size,
+            share,
+            given,
+            teacher_images,
+            peer_images,
+        )
+
+    def check_peer_images(self, images):
+        """Refuses images of peers, for a method that trains one student."""
+        if images is not None:
+            raise UsageError(
+                f"{type(self).__name__} trains one student, and the data has images for "
+                f"{len(images) + 1} (peer_views)."
+            )
 
     def update(self, tape, objective, optimizer, variables, unconnected="none", clip_norm=None):
         """Takes one step of one optimizer on its own variables.

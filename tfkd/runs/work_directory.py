@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from tfkd import data, files, models
 from tfkd.config import NOT_OF_THE_CONFIG
 from tfkd.errors import UsageError
-from tfkd.methods import ALONE, needs_indices
+from tfkd.methods import ALONE, needs_indices, peers
 from tfkd.runs.teacher_images import teacher_preprocessing
 
 #: Files that mark a directory of several runs, and the remedy for each.
@@ -144,8 +144,17 @@ def load_data(config, data_dir=None, verbose=True):
         indices=needs_indices(config),
         verbose=verbose,
         teacher_image_size=teacher_image_size(config),
-        **config.data.to_dict(),
+        **{**config.data.to_dict(), "peer_views": peer_views(config)},
     )
+
+
+def peer_views(config):
+    """Returns how many augmentations of every image a batch has: one for each student, or 1.
+
+    Args:
+        config: `ConfigDict` of a run. One of before has no such value.
+    """
+    return 1 + len(peers(config)) if config.data.get("peer_views") else 1
 
 
 def teacher_image_size(config):

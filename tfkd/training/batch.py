@@ -24,6 +24,8 @@ class Batch:
         given: `{tap: tensor}`, the teacher's outputs that came with the data, or None.
         teacher_images: Images for the teacher that came with the data, where they are others than
             the student's; or None.
+        peer_images: Tuple of images for the students after the first, where they are others than
+            its own; or None.
         teacher: `{tap: tensor}` of the teacher, once it has run; see
             `Distiller.observe_teacher`.
         values: `{name: scalar}`, the logs of the step; see `Distiller.track`.
@@ -41,6 +43,7 @@ class Batch:
     share: object
     given: dict = None
     teacher_images: object = None
+    peer_images: tuple = None
     teacher: dict = None
     values: dict = dataclasses.field(default_factory=dict)
     parts: dict = dataclasses.field(default_factory=dict)

@@ -98,7 +98,8 @@ class HyperModel(keras_tuner.HyperModel):
         Args:
             config: `ConfigDict`, as from `config()`.
         """
-        key = (config.seed, config.data.to_json(), needs_indices(config))
+        views = work_directory.peer_views(config)
+        key = (config.seed, config.data.to_json(), needs_indices(config), views)
         if key not in self._data:
             while len(self._data) >= _DATA_SETS:
                 del self._data[next(iter(self._data))]
