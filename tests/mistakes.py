@@ -108,6 +108,7 @@ MISTAKES = {
         [CONFIG, "--config.accumulation_steps=0"],
         "accumulation_steps must be at least 1; received 0",
     ),
+    "no epochs": ([CONFIG, "--config.epochs=None"], "--config.epochs needs a value; received None"),
     "no replicas": ([CONFIG, "--replicas=0"], "replicas=0"),
     "replicas as a word": ([CONFIG, "--replicas=two"], "replicas=two"),
     "two replicas of one device": (

@@ -23,6 +23,19 @@ def test_determinism_can_be_switched_off(given, expected, monkeypatch):
     assert len(enabled) == expected
 
 
+def test_none_takes_a_value_of_the_config_away():
+    found = []
+    call(
+        found.append,
+        *SMALL,
+        "--config.data.train_examples=None",
+        "--config.teacher.scale=None",
+        needs_workdir=False,
+    )
+    assert found[0].data.train_examples is None and found[0].teacher.scale is None
+    assert found[0].data.batch_size == 32
+
+
 def test_the_devices_come_first(capsys):
     more = ["--strategy=mirrored", "--replicas=2", "--precision=mixed_bfloat16"]
     call(lambda config: print("the run"), *SMALL, *more, needs_workdir=False)

@@ -39,6 +39,23 @@ class _ConfigParser(ConfigFileFlagParser):
         return from_json(file).lock()
 
 
+class _ParserOrNone(flags.ArgumentParser):
+    """Parses a value, or `None`: the config's own value is taken away, as by a Python file."""
+
+    def __init__(self, parser):
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument):
+        return None if argument == "None" else self._parser.parse(argument)
+
+    def flag_type(self):
+        return self._parser.flag_type()
+
+
+for kind, parser in ((int, flags.IntegerParser()), (float, flags.FloatParser())):
+    config_flags.register_flag_parser_for_type(kind, _ParserOrNone(parser))
+
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
     None,

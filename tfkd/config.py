@@ -402,12 +402,17 @@ def check(config):
     Raises:
         UsageError: If one is outside its range.
     """
-    missing = [key for key in default_config(ALONE, "", "") if key not in config]
+    complete = default_config(ALONE, "", "")
+    missing = [key for key in complete if key not in config]
     if missing:
         raise UsageError(
             f"The config has no {', '.join(missing)}: start it with "
             "tfkd.config.from_arguments(...), as those in configs/ do."
         )
+    values = flatten(config.to_dict())
+    for key, value in flatten(complete.to_dict()).items():
+        if value is not None and values.get(key, value) is None:
+            raise UsageError(f"--config.{key} needs a value; received None.")
     _check_method(config)
     preparation = config.method.preparation_epochs
     finite = math.isfinite
