@@ -146,7 +146,7 @@ def test_copies_differ_from_the_model_and_each_other_and_leave_it_as_it_is(seed)
     np.testing.assert_allclose(spreads, spreads[0], rtol=0.1)
     for one, other in zip(found, again):
         assert one.count_params() == rest.count_params()
-        # Without a seed of its own a layer draws anew.
+        # Without a seed of its own a layer draws other numbers.
         equal = np.array_equal(one.get_weights()[0], other.get_weights()[0])
         assert equal == (seed is not None)
     # A copy with the model's weights computes what it does.

@@ -759,7 +759,7 @@ def test_the_checkpoint_before_stands_in_for_a_damaged_one(finished, unfinished,
     assert_same_run(finished, unfinished)
 
 
-def test_damaged_checkpoints_are_named_and_nothing_starts_anew(unfinished, data_dir, capsys):
+def test_damaged_checkpoints_are_named_and_nothing_starts_again(unfinished, data_dir, capsys):
     names = ("checkpoint.npz", "checkpoint.previous.npz")
     for name in names:
         damage(unfinished / name)

@@ -320,7 +320,7 @@ def test_the_gradient_of_the_generator_is_clipped():
     np.testing.assert_allclose(updates[1] * norms[0] / norms[1], updates[0], rtol=1e-2, atol=1e-4)
 
 
-def test_noise_is_drawn_anew_and_from_the_seed():
+def test_noise_is_drawn_in_every_step_and_from_the_seed():
     x, y = images()
     found = []
     for seed in (0, 0, 1):

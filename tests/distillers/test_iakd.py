@@ -90,7 +90,7 @@ def test_swapping_every_block_leaves_stem_and_classifier_to_the_student(statisti
 )
 def test_a_swapped_block_learns_nothing_and_lets_gradients_through(replicas, eager):
     with tfkd.runtime.strategy("auto", replicas).scope():
-        # The statistics that are measured anew would move too.
+        # The statistics that are recomputed would move too.
         distiller = make(
             8,
             sgd=keras.optimizers.SGD(0.1),
@@ -165,7 +165,7 @@ def probabilities(distiller, epochs, steps, at):
 
 
 @pytest.mark.parametrize("source", ["run", "keras", "given", "scaled"])
-def test_review_begins_anew_when_the_learning_rate_drops(source):
+def test_review_begins_again_when_the_learning_rate_drops(source):
     milestones = (150 / 240, 180 / 240, 210 / 240)
     steps, arguments = 10, {}
     rate = tfkd.optimizers.schedule("steps", 0.05, 240 * steps, milestones=milestones)
@@ -317,7 +317,7 @@ def pipeline(epoch=0):
     return training_pipeline(examples, BATCH, 0, flips, encode, counter), counter
 
 
-def test_statistics_are_measured_anew_and_nothing_else_changes():
+def test_statistics_are_recomputed_and_nothing_else_changes():
     """The data, dropout's draws, the weights and the swaps are those of a run without it."""
     distillers, histories = [], []
     for reestimation in ("always", "never"):
@@ -379,6 +379,6 @@ def test_statistics_are_averages_over_batches_of_any_size():
         (["review", "uniform"], True),
     ],
 )
-def test_statistics_are_measured_anew_where_swaps_do_not_end(schedule, again):
+def test_statistics_are_recomputed_where_swaps_do_not_end(schedule, again):
     logs = fit(make(schedule=schedule, compile_arguments=EAGER), 2, BATCH)
     assert ("reestimation_seconds" in logs) == again

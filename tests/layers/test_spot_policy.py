@@ -42,7 +42,7 @@ def test_where_it_starts(bias, least, most):
     assert np.all(np.abs(biases - np.tile([bias, 0.0], 3)) <= 0.25)
 
 
-def test_it_draws_anew_and_again_from_the_same_seed():
+def test_it_draws_others_and_the_same_from_the_same_seed():
     inputs = keras.random.normal((100, 4))
     policies = [SpotPolicy(2, seed=1), SpotPolicy(2, seed=1)]
     for policy in policies:

@@ -88,7 +88,7 @@ def test_one_mask_for_all_equals_the_same_mask_for_each_spot(name):
     mask = tf.constant([1, 0, 1, 1, 0, 1])
     keras.utils.set_random_seed(1)
     once = sample.value(mask=mask)
-    if name != "crd":  # draws anew
+    if name != "crd":  # draws in every call
         each = sample.value(mask=[mask] * len(sample.student))
         np.testing.assert_array_equal(once, each)
     with pytest.raises(UsageError, match="one mask per spot"):

@@ -168,7 +168,7 @@ def training_pipeline(
 ):
     """Builds the pipeline that `fit` reads, one epoch per pass.
 
-    TensorFlow optimizes what is inside of `flat_map` anew in every pass, which a small data set
+    TensorFlow optimizes what is inside of `flat_map` in every pass again, which a small data set
     feels. Hence NumPy makes the random numbers, and the work is done outside.
 
     Args:

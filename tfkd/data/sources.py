@@ -488,7 +488,7 @@ def _unreadable(directory, error):
     """Returns a `UsageError` that says why a prepared data set cannot be read."""
     return UsageError(
         f"The data set in {directory} cannot be read: {_describe(error)} If its files are "
-        "damaged, delete that directory to have it prepared anew."
+        "damaged, delete that directory to have it prepared again."
     )
 
 
@@ -518,7 +518,7 @@ def _check_features(folder):
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(
                 f"{file} is damaged: delete {str(file.parent)!r}, and the data set is prepared "
-                "anew, or restore the file."
+                "again, or restore the file."
             ) from error
         for name in classes:
             module = name.rpartition(".")[0]

@@ -13,7 +13,7 @@ class ONE(Branched):
 
     with softened predictions of the branches' logits `z_i` and of the ensemble's,
     `z_e = Σ_i g_i · z_i`. The gate `g = softmax(relu(normalize(dense(pooled trunk))))` weighs the
-    branches anew for each image. No gradient flows into the ensemble as a target; it learns from
+    branches for each image. No gradient flows into the ensemble as a target; it learns from
     the labels.
 
     `distiller.student` is the plain student, trunk and first branch; `ensemble()` is all of them

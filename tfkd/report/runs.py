@@ -77,7 +77,7 @@ class Run(WorkDirectory):
                 logs = _history(folder)
             except (UsageError, KeyError):
                 continue
-            # A file of that name may have been trained anew, or be another's.
+            # A file of that name may have been trained again, or be another's.
             same = ("parameters", "test_accuracy")
             if all(trained[key] == self.summary["teacher"][key] for key in same):
                 return folder, logs

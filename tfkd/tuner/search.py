@@ -66,7 +66,7 @@ def create(
     ) as error:
         raise UsageError(
             f"{folder} holds a search that cannot be resumed ({' '.join(str(error).split())}): "
-            "restore its .json files, or remove it to search anew."
+            "restore its .json files, or remove it to search again."
         ) from error
 
 
@@ -160,7 +160,7 @@ class Tuner(keras_tuner.Tuner):
         path = pathlib.Path(self.get_trial_dir(trial.trial_id)) / STUDENT
         if not path.exists():
             raise UsageError(f"Trial {trial.trial_id} has left no student: it diverged or failed.")
-        return models.load(path, "search anew, in another folder")
+        return models.load(path, "search again, in another folder")
 
     def on_search_begin(self):
         """Saves the search, so that it can be resumed even if its first trial does not end."""

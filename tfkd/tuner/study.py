@@ -116,7 +116,7 @@ def tune(
             "rates and weights."
         )
     if confirm:
-        # With a new best, after more trials, it is confirmed anew.
+        # With a new best, after more trials, it is confirmed again.
         found = _confirm(searching, best, searched, confirm, workdir)
         artefacts.write(searching, searched, workdir, data, command, found)
     return searching
