@@ -347,6 +347,25 @@ def test_statistics_are_recomputed_and_nothing_else_changes():
     )
 
 
+def test_inherited_ends_make_the_teachers_blocks_the_teacher():
+    distiller = make(schedule="uniform", start=0.0, inherit=True, reestimation="never")
+    x, _ = tiny.data(BATCH)
+    features = distiller.parts.stem(x, training=False)
+    for block in distiller.parts.blocks:
+        assert not block.transitions
+        features, _ = block.run(False, features)
+    np.testing.assert_allclose(
+        distiller.parts.classifier(features, training=False),
+        distiller.teacher(x, training=False),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    with pytest.raises(
+        UsageError, match="teacher's stem, which differs .*kernel .* 4.*kernel .* 8"
+    ):
+        make(8, inherit=True)
+
+
 def test_statistics_are_averages_over_batches_of_any_size():
     x, y = tiny.data(2 * BATCH + 8)
     distiller = make(schedule="uniform", compile_arguments=EAGER)

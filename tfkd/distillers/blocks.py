@@ -198,6 +198,39 @@ def cut(student, teacher, cuts, dtype, by_batch=False):
     return Parts(stem, blocks, taps.segment(student, cuts[-1][0]))
 
 
+def inherit_ends(parts, teacher, cuts):
+    """Copies the weights of the teacher's stem and classifier into the student's.
+
+    Args:
+        parts: The `Parts`.
+        teacher: A functional `keras.Model`.
+        cuts: As from `cut_points`.
+
+    Raises:
+        UsageError: If the layers of the two differ.
+    """
+    ends = {
+        "stem": (parts.stem, taps.segment(teacher, None, cuts[0][1])),
+        "classifier": (parts.classifier, taps.segment(teacher, cuts[-1][1])),
+    }
+    kinds = {
+        name: [[(v.name, tuple(v.shape)) for v in part.weights] for part in pair]
+        for name, pair in ends.items()
+    }
+    for name, (ours, theirs) in kinds.items():
+        if ours != theirs:
+            raise UsageError(
+                f"inherit=True copies the teacher's {name}, which differs from the student's: the "
+                f"student has {_listed(ours)}, the teacher {_listed(theirs)}."
+            )
+    for student_part, teacher_part in ends.values():
+        student_part.set_weights(teacher_part.get_weights())
+
+
+def _listed(variables):
+    return ", ".join(f"{name} {shape}" for name, shape in variables) or "no weights"
+
+
 def _adapter(source, target, place, dtype):
     """Returns a built adapter without bias and activation; None where shapes are equal."""
     source, target = tuple(source.shape[1:]), tuple(target.shape[1:])

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfkd import losses, optimizers, pictures, runtime, schedules
-from tfkd.distillers.blocks import cut, cut_points
+from tfkd.distillers.blocks import cut, cut_points, inherit_ends
 from tfkd.distillers.distiller import Distiller
 from tfkd.errors import (
     UsageError,
@@ -60,6 +60,9 @@ class IAKD(Distiller):
             `"moving"`, their moving statistics, which are those of the teacher's own features; or
             `"batch"`, the statistics of the batch, which follow the student's. Neither changes
             the teacher.
+        inherit: Whether the student's stem and classifier start with the teacher's weights, so
+            that the network of the teacher's blocks alone is the teacher. Their layers must have
+            equal shapes, and both models see the same images.
         kd_weight: Number or schedule, the weight of the KL divergence between the predictions of
             the mixed network and of the teacher, which then runs in full too. 0 leaves it out.
         temperature: Positive number or schedule, for that divergence.
@@ -118,6 +121,7 @@ class IAKD(Distiller):
         milestones=None,
         sampling="batch",
         teacher_statistics="moving",
+        inherit=False,
         kd_weight=0.0,
         temperature=4.0,
         reestimation="auto",
@@ -143,6 +147,8 @@ class IAKD(Distiller):
         cuts = cut_points(student, teacher, granularity, blocks)
         self.teacher_statistics = teacher_statistics
         self.parts = cut(student, teacher, cuts, self.dtype_policy, teacher_statistics == "batch")
+        if inherit:
+            inherit_ends(self.parts, teacher, cuts)
         self.transitions = [layer for block in self.parts.blocks for layer in block.transitions]
         self.schedules = self._per_block(schedule)
         self._by_epoch = [self._by_name(kind, None, None) for kind in self.schedules]
