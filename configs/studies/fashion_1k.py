@@ -6,7 +6,7 @@ teacher runs once. A run takes a few minutes on one CPU core.
 Command:
     python -m tfkd.train --config=configs/studies/fashion_1k.py:teacher_of_the_study --workdir=runs/fashion-1k/teacher
     python -m tfkd.compare --config=configs/studies/fashion_1k.py --methods=alone,kd,ackd --seeds=3 --workdir=runs/fashion-1k/resnet8
-Result: docs/studies.md.
+Result: not run yet; docs/studies.md will have it.
 """  # noqa: E501
 
 from tfkd import config as tfkd_config
