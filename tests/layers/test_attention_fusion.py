@@ -24,7 +24,7 @@ def test_attention_adds_up_to_one_in_every_channel():
 def test_one_learner_is_what_it_was():
     (only,) = inputs = maps(1)
     fused, attention = AttentionFusion()(inputs)
-    np.testing.assert_array_equal(attention, np.ones((4, 1, 6)))
+    np.testing.assert_allclose(attention, np.ones((4, 1, 6)), rtol=1e-6)
     np.testing.assert_allclose(fused, only, rtol=1e-6)
 
 
