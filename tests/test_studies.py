@@ -1,9 +1,11 @@
 """Studies: results as data, and the tables of the pages made of them."""
 
 import pathlib
+import types
 
 import pytest
 
+from tfkd.commands import studies as command
 from tfkd.errors import UsageError
 from tfkd.runs import measurements, studies
 
@@ -122,3 +124,26 @@ def test_a_study_is_drawn(study, tmp_path):
     path = tmp_path / "study.png"
     studies.picture(path, study, "resnet8")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_writes_pictures_and_pages_and_names_what_is_wrong(
+    study, tmp_path, monkeypatch, capsys
+):
+    def run(*rest, workdir=None):
+        values = {"workdir": workdir, "pages": [str(tmp_path)], "commit": "abc", "speeds": True}
+        monkeypatch.setattr(command.flags, "FLAGS", types.SimpleNamespace(**values))
+        command.main(list(map(str, rest)))
+
+    path, page = tmp_path / "small.json", tmp_path / "page.md"
+    studies.write(path, study)
+    page.write_text("<!-- study small -->\n<!-- end of study small -->\n")
+    run(path)
+    assert studies.mark(page.read_text(), study) == page.read_text() != ""
+    assert (tmp_path / "small_resnet8.png").exists()
+    assert studies.render(study) in capsys.readouterr().out
+    with pytest.raises(UsageError, match="Name a study"):
+        run()
+    with pytest.raises(UsageError, match="one study"):
+        run(path, path, workdir=tmp_path)
+    with pytest.raises(UsageError, match="no finished run"):
+        run(path, workdir=tmp_path)
