@@ -43,6 +43,12 @@ SMALL_ADVERSARY = {
 }
 
 
+#: Weights of two losses for images of 8x8; the published ones are for 32x32. Both average over the
+#: positions of a normalised map, so that on maps with a 16th of the positions a difference counts
+#: 16 times in its square (at), or 4 times (ft).
+SMALL_MAPS = {"at": {"weight": 1000 / 16}, "ft": {"weight": 200 / 4}}
+
+
 def branches_ramp(epochs):
     """Returns settings of the methods of branches for runs shorter than the published ones.
 
@@ -298,6 +304,19 @@ def of_teacher(config):
     if config.teacher.train_examples is not None:
         one.data.train_examples = config.teacher.train_examples
     return one
+
+
+def become_teacher_of_study(config, model):
+    """Turns a study's config into that of its teacher: a model trained alone, on all images.
+
+    Args:
+        config: `ConfigDict` of the students; changed. Its images have new crops in every epoch.
+        model: String, the name of the teacher, as `tfkd.models.named` takes it.
+    """
+    config.method = method_config(ALONE)
+    config.student.model = model
+    config.data.train_examples = config.data.views = None
+    config.teacher.cache = False
 
 
 def from_json(path):

@@ -31,11 +31,7 @@ def get_config(arguments=""):
     if chosen["student"].startswith(("mobilenet", "shufflenet")):
         config.optimizer.learning_rate = 0.01
     if chosen["teacher_of_the_study"]:
-        # A student alone, of the teacher's kind, on all images, with new crops in every epoch.
-        config.method = tfkd_config.method_config(tfkd_config.ALONE)
-        config.student.model = "resnet20"
-        config.data.train_examples = config.data.views = None
-        config.teacher.cache = False
+        tfkd_config.become_teacher_of_study(config, "resnet20")
     if chosen["runlocal"]:
         config.data.train_examples = 256
         config.epochs = config.teacher.epochs = 1

@@ -37,12 +37,8 @@ def get_config(arguments=""):
     config.epochs = 40
     config.teacher.cache = True
     if chosen["teacher_of_the_study"]:
-        # A student alone, of the teacher's kind, on all images, with new crops in every epoch.
-        config.method = tfkd_config.method_config(tfkd_config.ALONE)
-        config.student.model = "resnet20"
-        config.data.train_examples = config.data.views = None
+        tfkd_config.become_teacher_of_study(config, "resnet20")
         config.data.batch_size = 64
-        config.teacher.cache = False
         config.epochs = 6
     if chosen["runlocal"]:
         config.data.train_examples = 256

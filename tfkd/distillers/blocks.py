@@ -213,22 +213,19 @@ def inherit_ends(parts, teacher, cuts):
         "stem": (parts.stem, taps.segment(teacher, None, cuts[0][1])),
         "classifier": (parts.classifier, taps.segment(teacher, cuts[-1][1])),
     }
-    kinds = {
-        name: [[(v.name, tuple(v.shape)) for v in part.weights] for part in pair]
-        for name, pair in ends.items()
-    }
-    for name, (ours, theirs) in kinds.items():
-        if ours != theirs:
+    for name, (ours, theirs) in ends.items():
+        if _listed(ours) != _listed(theirs):
             raise UsageError(
                 f"inherit=True copies the teacher's {name}, which differs from the student's: the "
                 f"student has {_listed(ours)}, the teacher {_listed(theirs)}."
             )
-    for student_part, teacher_part in ends.values():
-        student_part.set_weights(teacher_part.get_weights())
+    for ours, theirs in ends.values():
+        ours.set_weights(theirs.get_weights())
 
 
-def _listed(variables):
-    return ", ".join(f"{name} {shape}" for name, shape in variables) or "no weights"
+def _listed(part):
+    """Returns names and shapes of a part's weights, as text."""
+    return ", ".join(f"{v.name} {tuple(v.shape)}" for v in part.weights) or "no weights"
 
 
 def _adapter(source, target, place, dtype):
